@@ -1,0 +1,98 @@
+// What a task's statechart remembers and hears. JSON only: it is persisted with every transition.
+import type { ErrorReport } from '../src/model/errors.ts';
+import type { Finding } from '../src/model/finding.ts';
+import type { StreamEvent } from '../src/model/stream.ts';
+import type { Certificate, TaskSpec, TaskState } from '../src/model/task.ts';
+
+/** Where a paused or retrying task goes on. Never under the fence: un-fencing comes first. */
+export type ResumePoint = Extract<
+  TaskState,
+  'init' | 'creatingTables' | 'migratingData' | 'syncingWal' | 'finalizing'
+>;
+
+export interface TaskContext {
+  readonly taskId: string;
+  readonly auto: boolean;
+  readonly cutoverTimeoutMs: number;
+  readonly validationTimeoutMs: number;
+  readonly findings: readonly Finding[];
+  /** The last error; stays visible until a later step succeeds. */
+  readonly error: ErrorReport | null;
+  readonly resumesAt: ResumePoint;
+  /** Failed attempts since the last progress. */
+  readonly attempt: number;
+  /** ISO 8601; the deadline actor of `retrying` waits for it. */
+  readonly retryAt: string | null;
+  readonly startedAt: string | null;
+  readonly endedAt: string | null;
+  /** Gates of the cutover. */
+  readonly caughtUp: boolean;
+  readonly fenceInstalled: boolean;
+  readonly cutoverRequested: boolean;
+  /** Failed cutovers since the last request; spaces the tries of `cutover: auto`. */
+  readonly cutoverFailures: number;
+  /** End of the wait that is running: write stop, validation or the pause between automatic cutovers. ISO 8601. */
+  readonly deadlineAt: string | null;
+  readonly afterUnfencing: 'syncingWal' | 'paused' | 'retrying' | 'failing';
+  /** From here on only forward: the fence stays and PAUSE and CANCEL are refused. */
+  readonly pastPointOfNoReturn: boolean;
+  readonly dropTarget: boolean;
+  readonly cleanupPending: boolean;
+  readonly certificate: Certificate | null;
+}
+
+export interface TaskInput {
+  readonly taskId: string;
+  readonly spec: TaskSpec;
+}
+
+/** What people ask for. */
+export type TaskCommand =
+  | { readonly type: 'START' }
+  | { readonly type: 'PAUSE' }
+  | { readonly type: 'RESUME' }
+  | { readonly type: 'CUTOVER' }
+  | { readonly type: 'CANCEL'; readonly dropTarget?: boolean }
+  | { readonly type: 'ABANDON'; readonly dropTarget?: boolean };
+
+export type TaskMachineEvent =
+  | TaskCommand
+  /** Capacity is there: the manager lets a queued task in. */
+  | { readonly type: 'ADMIT' }
+  /** First event after a restart of the service. */
+  | { readonly type: 'RESTORED' }
+  | StreamEvent
+  /** A part was finished after an error: the retry budget starts afresh. */
+  | { readonly type: 'PART_DONE' }
+  /** Between the regions: flow asks, copy and verify answer. */
+  | { readonly type: 'COPY_DONE' }
+  | { readonly type: 'VERIFY_REQUESTED' }
+  | { readonly type: 'VERIFY_ENDED' }
+  | { readonly type: 'VERIFIED'; readonly equal: boolean; readonly tables: readonly string[] }
+  | { readonly type: 'VERIFY_FAILED'; readonly error: ErrorReport };
+
+export function initialContext({ taskId, spec }: TaskInput): TaskContext {
+  return {
+    taskId,
+    auto: spec.options.cutover === 'auto',
+    cutoverTimeoutMs: spec.options.cutoverTimeoutMs,
+    validationTimeoutMs: spec.options.validationTimeoutMs,
+    findings: [],
+    error: null,
+    resumesAt: 'init',
+    attempt: 0,
+    retryAt: null,
+    startedAt: null,
+    endedAt: null,
+    caughtUp: false,
+    fenceInstalled: false,
+    cutoverRequested: false,
+    cutoverFailures: 0,
+    deadlineAt: null,
+    afterUnfencing: 'syncingWal',
+    pastPointOfNoReturn: false,
+    dropTarget: false,
+    cleanupPending: false,
+    certificate: null,
+  };
+}

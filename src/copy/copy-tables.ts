@@ -1,0 +1,110 @@
+// The activity of migratingData: copies every part that has no marker, builds keys and indexes behind it, and tells the
+// stream that the copy is complete. Called after SLOT_READY and again after any crash, pause or error; it starts by
+// asking the target what is done. When it returns or throws, every connection that it opened is closed.
+import { setMaxListeners } from 'node:events';
+import { asMigrationError, MigrationError } from '../model/errors.ts';
+import { relationKey } from '../model/relation.ts';
+import type { TableProgress } from '../model/task.ts';
+import type { Side } from '../postgres/connections.ts';
+import { markCopyComplete } from '../postgres/copy-state.ts';
+import { slotOf } from '../postgres/slot.ts';
+import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import { copyParts } from './copy-parts.ts';
+import { makeIndexBuilder, type IndexBuilder } from './indexes.ts';
+import { planParts, type CopyPart, type Marker } from './plan.ts';
+import { Waits } from './waits.ts';
+
+/**
+ * Errors: `copy_failed` (relation and part in `details`), `source_ddl`, `target_conflict`, `schema_failed`, `disk_full`,
+ * `insufficient_privilege`, `aborted`, and transient ones after some attempts of its own. The first real one is thrown,
+ * after everything else has ended.
+ */
+export async function copyTables(scope: TaskScope): Promise<void> {
+  const stop = new AbortController();
+  const signal = AbortSignal.any([scope.signal, stop.signal]);
+  setMaxListeners(0, signal, scope.signal); // one listener a connection
+  const waits = new Waits(scope);
+  let first: unknown = null;
+  const fail = (error: unknown): void => {
+    if (!signal.aborted) first = error;
+    stop.abort();
+  };
+  const builds: Promise<void>[] = [];
+  let builder: IndexBuilder | null = null;
+  try {
+    scope.signal.throwIfAborted();
+    await endLeftovers(scope);
+    const plan = schemaPlanOf(scope);
+    const slotIncarnation = slotOf(scope).incarnation;
+    const parts = planParts(plan.tables);
+    showTables(scope, parts);
+    const encoding = await commonEncoding(scope);
+    const indexes = (builder = await makeIndexBuilder(scope, plan, waits, signal));
+    const onCopied = (part: CopyPart, marker: Marker): void => {
+      const { rows: rowsCopied, bytes: bytesCopied } = marker;
+      scope.progress.updateTable(
+        part.relation,
+        { state: 'copied', rowsCopied, bytesCopied, partsDone: 1 },
+        true,
+      );
+      builds.push(indexes.build(part.relation).catch(fail));
+    };
+    await copyParts(scope, { parts, slotIncarnation, encoding, waits, signal, onCopied });
+    await Promise.all(builds);
+    if (!signal.aborted) await indexes.finish();
+  } catch (error) {
+    fail(error);
+  }
+  await Promise.all(builds);
+  await builder?.close();
+  waits.clear();
+  if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request');
+  if (first !== null) throw asMigrationError(first);
+  markCopyComplete(scope);
+}
+
+/** Ends backends of ours that outlived a killed process: they hold locks and may be in the middle of an index. */
+async function endLeftovers(scope: TaskScope): Promise<void> {
+  const end = async (side: Side): Promise<void> => {
+    await side.query(
+      `select pg_terminate_backend(pid) from pg_stat_activity
+        where datname = current_database() and pid <> pg_backend_pid() and application_name = any($1::text[])`,
+      [['holder', 'copy', 'index'].map((purpose) => `dts/${scope.taskId}/${side.role}/${purpose}`)],
+    );
+  };
+  await Promise.all([end(scope.source), end(scope.target)]);
+}
+
+function showTables(scope: TaskScope, parts: readonly CopyPart[]): void {
+  const tables = parts.map(
+    ({ table, relation }): TableProgress => ({
+      table: relation,
+      target: relationKey(table.target),
+      state: 'pending',
+      rowsCopied: 0,
+      rowsEstimated: table.rowsEstimated,
+      bytesCopied: 0,
+      bytesEstimated: table.bytesEstimated,
+      partsDone: 0,
+      partsTotal: 1,
+      format: null,
+      formatReason: null,
+    }),
+  );
+  scope.progress.setTables(tables);
+  // what a former run showed of a part that was not finished is not true any more
+  for (const { table, state, rowsCopied, bytesCopied, partsDone } of tables)
+    scope.progress.updateTable(table, { state, rowsCopied, bytesCopied, partsDone });
+}
+
+/**
+ * `client_encoding` for both ends of a COPY. UTF8, which every server encoding converts to and from; between two
+ * SQL_ASCII servers that one, because their bytes need not be UTF8. Nothing else: names in our statements are UTF8.
+ */
+async function commonEncoding(scope: TaskScope): Promise<string> {
+  const read = async (side: Side): Promise<string | undefined> =>
+    (await side.query<{ encoding: string }>(`select current_setting('server_encoding') as encoding`)).rows[0]
+      ?.encoding;
+  const [source, target] = await Promise.all([read(scope.source), read(scope.target)]);
+  return source === 'SQL_ASCII' && target === 'SQL_ASCII' ? 'SQL_ASCII' : 'UTF8';
+}

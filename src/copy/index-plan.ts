@@ -1,0 +1,52 @@
+// Which key and index statements run when, as data (src/copy/indexes.ts runs them). The order of the dump is kept
+// wherever one statement may need another.
+import type { PlannedStatement } from '../model/schema-plan.ts';
+
+/** Statements that may run at the same time. */
+export type StatementGroup = readonly PlannedStatement[];
+
+export interface IndexPlan {
+  /** By `relationKey` of the source table: groups in order, keys first. Run when that table is complete. */
+  readonly byTable: ReadonlyMap<string, readonly StatementGroup[]>;
+  /** In plan order, one by one, when all of the above is done: indexes of partitioned roots and what attaches to them. */
+  readonly last: readonly PlannedStatement[];
+}
+
+// CREATE INDEX takes SHARE, which does not conflict with itself: several may run on one table. Constraints, ALTER INDEX,
+// CLUSTER ON, REPLICA IDENTITY … take more, and name indexes made before them.
+const createsIndex = /^\s*create\s+(unique\s+)?index\s/i;
+const attaches = /\battach\s+partition\b/i;
+
+/** Pure. `leaves`: keys of the tables that hold rows; `done`: numbers in the statement journal. */
+export function planIndexes(
+  statements: readonly PlannedStatement[],
+  leaves: ReadonlySet<string>,
+  done: ReadonlySet<number>,
+): IndexPlan {
+  const work = statements
+    .filter(({ phase, n }) => (phase === 'key' || phase === 'index') && !done.has(n))
+    .sort((a, b) => a.n - b.n);
+  const last: PlannedStatement[] = [];
+  const byTable = new Map<string, PlannedStatement[][]>();
+  for (const phase of ['key', 'index'] as const) {
+    for (const statement of work) {
+      if (statement.phase !== phase) continue;
+      const { table, sql } = statement;
+      if (table === null || !leaves.has(table) || attaches.test(sql)) {
+        last.push(statement);
+        continue;
+      }
+      const groups = byTable.get(table) ?? [];
+      byTable.set(table, groups);
+      const previous = groups.at(-1);
+      if (phase === 'index' && createsIndex.test(sql) && previous?.every(isParallel))
+        previous.push(statement);
+      else groups.push([statement]);
+    }
+  }
+  return { byTable, last: last.sort((a, b) => a.n - b.n) };
+}
+
+function isParallel({ phase, sql }: PlannedStatement): boolean {
+  return phase === 'index' && createsIndex.test(sql);
+}

@@ -1,0 +1,156 @@
+// Builds keys and indexes on the target while other tables are still copied. Made by copy-tables.ts. At most indexJobs
+// statements run at once, keys before indexes; each commits together with its journal row, so it runs once.
+import { relationKey } from '../model/relation.ts';
+import { retryDelayMs } from '../model/retry.ts';
+import type { PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
+import { asMigrationError, MigrationError } from '../model/errors.ts';
+import type { Session } from '../postgres/connections.ts';
+import { runStatement, statementsDone } from '../postgres/statement-journal.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
+import { planIndexes, type IndexPlan } from './index-plan.ts';
+import type { Waits } from './waits.ts';
+
+const MAX_FAILURES = 5;
+const GIGABYTE = 1024 ** 3;
+
+/**
+ * `maintenance_work_mem` of one build, in bytes: the builds together take what the server gives its buffers (usually a
+ * quarter of the memory), one at most 1 GB (a sort gains little beyond), none less than the server's own setting.
+ */
+export function buildMemoryBytes(sharedBuffers: number, present: number, jobs: number): number {
+  return Math.max(present, Math.min(GIGABYTE, Math.floor(sharedBuffers / jobs)));
+}
+
+export class IndexBuilder {
+  readonly #scope: TaskScope;
+  readonly #plan: IndexPlan;
+  readonly #signal: AbortSignal;
+  readonly #waits: Waits;
+  readonly #settings: Readonly<Record<string, string>>;
+  readonly #idle: Session[] = [];
+  readonly #queue: { readonly isKey: boolean; readonly start: () => void }[] = [];
+  #running = 0;
+
+  constructor(
+    scope: TaskScope,
+    plan: IndexPlan,
+    settings: Readonly<Record<string, string>>,
+    waits: Waits,
+    signal: AbortSignal,
+  ) {
+    this.#scope = scope;
+    this.#plan = plan;
+    this.#settings = settings;
+    this.#waits = waits;
+    this.#signal = signal;
+  }
+
+  /** Runs the statements of one complete table. Errors: `schema_failed`, `disk_full`, `aborted` … */
+  async build(table: string): Promise<void> {
+    const groups = this.#plan.byTable.get(table) ?? [];
+    if (groups.length > 0) this.#scope.progress.updateTable(table, { state: 'indexing' });
+    // all of a group are awaited, so that none runs on after an error
+    for (const group of groups) {
+      const results = await Promise.allSettled(group.map((statement) => this.#run(statement)));
+      for (const result of results) if (result.status === 'rejected') throw asMigrationError(result.reason);
+    }
+    if (this.#plan.last.every((statement) => statement.table !== table))
+      this.#scope.progress.updateTable(table, { state: 'ready' }, true);
+  }
+
+  /** Runs what had to wait for every table. */
+  async finish(): Promise<void> {
+    for (const statement of this.#plan.last) await this.#run(statement);
+    for (const table of new Set(this.#plan.last.map((statement) => statement.table)))
+      if (table !== null) this.#scope.progress.updateTable(table, { state: 'ready' }, true);
+  }
+
+  /** Closes the idle sessions; running statements are ended by the signal, not here. */
+  async close(): Promise<void> {
+    await Promise.all(this.#idle.splice(0).map((session) => session.close()));
+  }
+
+  async #run(statement: PlannedStatement): Promise<void> {
+    await this.#enter(statement.phase === 'key');
+    try {
+      for (let failures = 1; ; failures++) {
+        this.#throwIfAborted();
+        try {
+          await this.#runOnce(statement);
+          return;
+        } catch (error) {
+          this.#throwIfAborted();
+          const failure = asMigrationError(error);
+          if (failure.kind !== 'transient' || failures > MAX_FAILURES) throw failure;
+          const ms = retryDelayMs(failures, Math.random());
+          const reason = `${failure.message}; next attempt in ${Math.ceil(ms / 1_000)} s`;
+          await this.#waits.pause(`statement ${statement.n}`, reason, ms, this.#signal);
+          // the connection may have broken after COMMIT had been sent
+          if ((await statementsDone(this.#scope)).has(statement.n)) return;
+        }
+      }
+    } finally {
+      this.#leave();
+    }
+  }
+
+  async #runOnce(statement: PlannedStatement): Promise<void> {
+    const session =
+      this.#idle.pop() ?? (await this.#scope.target.session({ purpose: 'index', signal: this.#signal }));
+    try {
+      this.#scope.failpoint('copy.before-index');
+      await runStatement(this.#scope, session, statement, this.#settings);
+    } catch (error) {
+      await session.close();
+      throw error;
+    }
+    this.#idle.push(session);
+  }
+
+  async #enter(isKey: boolean): Promise<void> {
+    if (this.#running < this.#scope.spec.options.indexJobs) {
+      this.#running++;
+      return;
+    }
+    await new Promise<void>((start) => {
+      const before = isKey ? this.#queue.findIndex((waiting) => !waiting.isKey) : -1;
+      this.#queue.splice(before === -1 ? this.#queue.length : before, 0, { isKey, start });
+    });
+  }
+
+  #leave(): void {
+    const next = this.#queue.shift();
+    if (next) next.start();
+    else this.#running--;
+  }
+
+  #throwIfAborted(): void {
+    if (this.#signal.aborted) throw new MigrationError('aborted', 'stopped on request');
+  }
+}
+
+/** Asks the target for its memory and its journal. */
+export async function makeIndexBuilder(
+  scope: TaskScope,
+  plan: SchemaPlan,
+  waits: Waits,
+  signal: AbortSignal,
+): Promise<IndexBuilder> {
+  const done = await statementsDone(scope);
+  const { rows } = await scope.target.query<{ shared: string; present: string }>(
+    `select pg_size_bytes(current_setting('shared_buffers'))::text as shared,
+            pg_size_bytes(current_setting('maintenance_work_mem'))::text as present`,
+  );
+  const bytes = buildMemoryBytes(
+    Number(rows[0]?.shared ?? 0),
+    Number(rows[0]?.present ?? 0),
+    scope.spec.options.indexJobs,
+  );
+  const settings = {
+    maintenance_work_mem: `${Math.floor(bytes / 1024)}kB`,
+    lock_timeout: '60s', // then the statement is tried again, with the reason shown
+    synchronous_commit: 'on',
+  };
+  const leaves = new Set(plan.tables.map((table) => relationKey(table.source)));
+  return new IndexBuilder(scope, planIndexes(plan.statements, leaves, done), settings, waits, signal);
+}

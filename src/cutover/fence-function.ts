@@ -1,0 +1,176 @@
+// The function behind the fence's triggers, on the source: replacing it is what arms and disarms all tables at once.
+// fence.ts and clean-up.ts use it. It carries the task's incarnation as its comment, so that a fence that a deleted task
+// of the same id left behind is never taken for ours.
+import type { ClientBase } from 'pg';
+import type { RelationName } from '../model/relation.ts';
+import { MigrationError } from '../model/errors.ts';
+import { dropSchemaIfEmpty, lockBookkeeping } from '../postgres/bookkeeping.ts';
+import { fromPostgres } from '../postgres/errors.ts';
+import { DTS_SCHEMA, ident, identRelation, literal } from '../postgres/sql.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
+
+export type FenceState = 'none' | 'disarmed' | 'armed';
+
+/** SQLSTATE that a fenced writer gets: read_only_sql_transaction, which pools and drivers already treat as "go elsewhere". */
+export const FENCED_SQLSTATE = '25006';
+
+/** Bounds the waits for the advisory locks and for a function that somebody else is changing. */
+const LOCK_TIMEOUT = '10s';
+const UNFENCE_ATTEMPTS = 3;
+/** First key of the advisory lock of one task's fence; the second is made of the task id. */
+const FENCE_LOCK = 0x66656e63; // 'fenc'
+
+/** Name of the triggers, on every table. */
+export function fenceTriggerName(taskId: string): string {
+  return `dts_fence_${taskId}`;
+}
+
+export function fenceFunction(taskId: string): RelationName {
+  return { schema: DTS_SCHEMA, name: `fence_${taskId}` };
+}
+
+/**
+ * PL/pgSQL body. It names no object and needs no right, so neither a search_path nor the caller's privileges can change
+ * what it does; a SET clause would only add its cost to every statement of the application.
+ */
+function fenceBody(taskId: string, armed: boolean): string {
+  if (!armed) return 'begin return null; end';
+  const message = literal(`DTS: table %.% is fenced for the cutover of migration ${taskId}`);
+  const hint = literal(
+    'Write to the new database, or try again: if the cutover is given up, writes are allowed again.',
+  );
+  return `begin
+  raise exception ${message}, tg_table_schema, tg_table_name
+    using errcode = ${literal(FENCED_SQLSTATE)}, hint = ${hint};
+end`;
+}
+
+function replaceSql(taskId: string, armed: boolean): string {
+  return `create or replace function ${identRelation(fenceFunction(taskId))}() returns trigger
+    language plpgsql security invoker as ${literal(fenceBody(taskId, armed))}`;
+}
+
+function signature(scope: TaskScope): string {
+  return `fence of migration ${scope.taskId}, ${scope.incarnation}`;
+}
+
+interface FunctionRow {
+  readonly body: string;
+  readonly comment: string | null;
+}
+
+interface FoundFunction {
+  readonly state: FenceState;
+  readonly isOurs: boolean;
+}
+
+async function findFunction(scope: TaskScope, client?: ClientBase): Promise<FoundFunction> {
+  const { schema, name } = fenceFunction(scope.taskId);
+  const sql = `select p.prosrc as body, obj_description(p.oid, 'pg_proc') as comment
+     from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+     where n.nspname = $1 and p.proname = $2 and p.pronargs = 0`;
+  const { rows } = client
+    ? await client.query<FunctionRow>(sql, [schema, name])
+    : await scope.source.query<FunctionRow>(sql, [schema, name]);
+  const row = rows[0];
+  if (!row) return { state: 'none', isOurs: true };
+  // Anything but our harmless body counts as armed: in doubt it is lifted.
+  const armed = row.body !== fenceBody(scope.taskId, false);
+  return { state: armed ? 'armed' : 'disarmed', isOurs: row.comment === signature(scope) };
+}
+
+/** What the source says about this task's fence; a stranger's fence of the same name is none of ours. */
+export async function fenceState(scope: TaskScope): Promise<FenceState> {
+  const found = await findFunction(scope);
+  return found.isOurs ? found.state : 'none';
+}
+
+/** Makes schema `dts` and the harmless function where they are missing. Throws `fence_failed` for a stranger's fence. */
+export async function ensureFenceFunction(scope: TaskScope): Promise<FenceState> {
+  const found = await findFunction(scope);
+  const { taskId } = scope;
+  if (!found.isOurs) {
+    throw new MigrationError(
+      'fence_failed',
+      `source: a fence of another migration with the id ${taskId} exists`,
+      {
+        hint: `choose another id, or, if that migration is gone: drop function ${identRelation(fenceFunction(taskId))}() cascade`,
+      },
+    );
+  }
+  if (found.state !== 'none') return found.state;
+  await scope.source.transaction(async (client) => {
+    await client.query(`select set_config('lock_timeout', $1, true)`, [LOCK_TIMEOUT]);
+    await lockBookkeeping(client);
+    // IF NOT EXISTS asks for CREATE on the database even when the schema exists
+    const { rows } = await client.query<{ present: boolean }>(
+      'select to_regnamespace($1) is not null as present',
+      [DTS_SCHEMA],
+    );
+    if (!rows[0]?.present) await client.query(`create schema ${ident(DTS_SCHEMA)}`);
+    await client.query(replaceSql(taskId, false));
+    await client.query(
+      `comment on function ${identRelation(fenceFunction(taskId))}() is ${literal(signature(scope))}`,
+    );
+  });
+  return 'disarmed';
+}
+
+/**
+ * Replaces the function, where it is ours; takes no lock on any table. Un-fencing does nothing where there is no function.
+ *
+ * A process that was killed may have a COMMIT on the way (it may wait for a synchronous standby), and what it does to the
+ * function is not to be seen yet. So the state is read under a lock that is kept until that COMMIT has taken effect.
+ * Errors: `fence_failed` when there is no function of ours to arm, `lock_timeout`.
+ */
+export async function setFence(scope: TaskScope, armed: boolean): Promise<void> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await scope.source.transaction(async (client) => {
+        await client.query(`select set_config('lock_timeout', $1, true)`, [LOCK_TIMEOUT]);
+        await client.query('select pg_advisory_xact_lock($1, hashtext($2))', [FENCE_LOCK, scope.taskId]);
+        const found = await findFunction(scope, client);
+        if (found.state === 'none' || !found.isOurs) {
+          if (armed) throw new MigrationError('fence_failed', 'source: there is no fence to arm');
+          return;
+        }
+        // Un-fencing always replaces it: somebody without the lock may be changing it, too.
+        if (!armed || found.state !== 'armed') await client.query(replaceSql(scope.taskId, armed));
+      });
+      return;
+    } catch (error) {
+      const failure = fromPostgres(error, { role: 'source' });
+      if (armed || attempt === UNFENCE_ATTEMPTS) throw failure;
+      // XX000: "tuple concurrently updated", by somebody without the lock who has committed now
+      if (failure.code === 'lock_timeout') await endHolders(scope);
+      else if (failure.details?.['sqlstate'] !== 'XX000') throw failure;
+    }
+  }
+}
+
+/** Ends the sessions that hold the fence's lock: ours, of a process whose machine is gone, which would stay for hours. */
+async function endHolders(scope: TaskScope): Promise<void> {
+  await scope.source.query(
+    `select pg_terminate_backend(l.pid) from pg_locks l
+       join pg_database d on d.oid = l.database and d.datname = current_database()
+       join pg_stat_activity a on a.pid = l.pid and starts_with(a.application_name, $3)
+     where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.pid <> pg_backend_pid()
+       and l.classid = $1::bigint::oid and l.objid = (hashtext($2)::bigint & 4294967295)::oid`,
+    [FENCE_LOCK, scope.taskId, `dts/${scope.taskId}/source`],
+  );
+}
+
+/** Drops the function, once no trigger uses it, and schema `dts` when that leaves it empty. */
+export async function dropFenceFunction(scope: TaskScope): Promise<void> {
+  await scope.source.transaction(async (client) => {
+    await client.query(`select set_config('lock_timeout', $1, true)`, [LOCK_TIMEOUT]);
+    await lockBookkeeping(client);
+    const { rows } = await client.query<{ present: boolean }>(
+      'select to_regnamespace($1) is not null as present',
+      [DTS_SCHEMA],
+    );
+    if (!rows[0]?.present) return;
+    await client.query(`drop function if exists ${identRelation(fenceFunction(scope.taskId))}()`);
+    await dropSchemaIfEmpty(client);
+  });
+}

@@ -1,0 +1,174 @@
+// The write fence on the source: installed harmless while the application writes, armed at the cutover, proved, and
+// lifted again. Called by the statechart's syncingWal and stoppingWrites. After armFence no transaction commits a change
+// to a table of the migration until the fence is lifted.
+import type { QueryResultRow } from 'pg';
+import { cutoverNotes, type FenceNote } from '../model/cutover-notes.ts';
+import { MigrationError } from '../model/errors.ts';
+import type { Lsn } from '../model/lsn.ts';
+import { relationKey } from '../model/relation.ts';
+import { fromPostgres } from '../postgres/errors.ts';
+import { ident } from '../postgres/sql.ts';
+import { subscriptionsWriting } from '../postgres/subscriptions.ts';
+import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { dropFenceFunction, ensureFenceFunction, fenceState, setFence } from './fence-function.ts';
+import { dropTriggers, fencedRelations, installTriggers } from './fence-triggers.ts';
+import {
+  describeHolders,
+  type LockHolder,
+  lockHolders,
+  relationOids,
+  remedyFor,
+  WRITING_MODES,
+} from './lock-holders.ts';
+import { noteArming, noteLifted } from './write-stop.ts';
+
+const INSTALL_PATIENCE_MS = 120_000;
+const REMOVE_PATIENCE_MS = 60_000;
+const POLL_MS = 20;
+
+/**
+ * Puts the harmless triggers on every table and partitioned parent. Idempotent; a fence found armed is disarmed, since
+ * nobody installs one under a cutover. `patienceMs`: how long it waits without getting any further table.
+ * Errors: `lock_timeout` naming who is in the way, `fence_failed` for another migration's fence, `source_ddl`.
+ */
+export async function installFence(
+  scope: TaskScope,
+  patienceMs: number = INSTALL_PATIENCE_MS,
+): Promise<void> {
+  if ((await ensureFenceFunction(scope)) === 'armed') await disarmFence(scope);
+  await installTriggers(scope, patienceMs);
+  scope.failpoint('fence.installed');
+}
+
+/**
+ * Stops all writers and proves it. Fenced writers get SQLSTATE 25006; `fenceLsn` lies behind every change that was
+ * committed. Errors: `cutover_timeout` naming who still writes, `source_ddl`, `fence_failed` for a subscription that
+ * writes the tables; the fence then stays armed until the caller lifts it.
+ *
+ * The proof. A statement locks a table before it fires the table's trigger, and keeps the lock until its transaction
+ * ends. Taking the lock, it processes the invalidation messages of everything committed before; COMMIT of the new
+ * function sends them before it returns to us (AtEOXact_Inval), and PL/pgSQL compares its compiled function with
+ * pg_proc at each call. Hence, with pg_locks read after that COMMIT:
+ *
+ *   1 lock taken after we looked      → the statement calls the raising function
+ *   2 lock held when we looked        → may call either; we wait until that transaction is gone
+ *   3 lock released before we looked  → its transaction had ended, so its commit lies before fenceLsn
+ *
+ * Transaction ids would prove nothing: case 2 includes a transaction that has not written yet and has none.
+ */
+export async function armFence(scope: TaskScope): Promise<{ fenceLsn: Lsn }> {
+  // A little less than the whole: the error that names the writers should come before the statechart's deadline.
+  const { cutoverTimeoutMs } = scope.spec.options;
+  const deadline = Date.now() + cutoverTimeoutMs - Math.min(500, cutoverTimeoutMs / 10);
+  await ensureFenceFunction(scope);
+  await installTriggers(scope, deadline - Date.now());
+  const relations = fencedRelations(scope);
+  const oids = (await relationOids(scope.source, relations)).filter((oid) => oid !== undefined);
+  await refuseSubscriptions(scope, oids);
+  scope.checkpoints.delete(cutoverNotes.fence);
+  const armedAt = noteArming(scope);
+  await setFence(scope, true);
+  scope.failpoint('fence.armed');
+  await waitForWriters(scope, oids, deadline);
+  await refuseNewPartitions(scope);
+  await refuseSubscriptions(scope, oids);
+  const { rows } = await scope.source.query<{ lsn: Lsn; version: string }>(
+    `select pg_current_wal_insert_lsn()::text as lsn, current_setting('server_version') as version`,
+  );
+  const row = rows[0];
+  if (!row) throw new MigrationError('internal', 'source: it does not tell its position');
+  const note: FenceNote = { armedAt, fenceLsn: row.lsn, sourceVersion: row.version };
+  scope.checkpoints.set(cutoverNotes.fence, note);
+  return { fenceLsn: note.fenceLsn };
+}
+
+/** Allows writes again, at once and on all tables; the triggers stay. Also right when there is no fence. */
+export async function disarmFence(scope: TaskScope): Promise<void> {
+  await setFence(scope, false);
+  scope.checkpoints.delete(cutoverNotes.fence);
+  noteLifted(scope);
+}
+
+/**
+ * Removes triggers, function and, when empty, schema `dts` from the source. Idempotent. Disarm first: a table gets its
+ * writes back only when its trigger is gone. Errors: `lock_timeout` naming who is in the way.
+ */
+export async function removeFence(scope: TaskScope, patienceMs: number = REMOVE_PATIENCE_MS): Promise<void> {
+  if ((await fenceState(scope)) === 'none') return;
+  await dropTriggers(scope, patienceMs);
+  await dropFenceFunction(scope);
+}
+
+async function waitForWriters(scope: TaskScope, oids: readonly number[], deadline: number): Promise<void> {
+  const writers = async (): Promise<readonly LockHolder[]> =>
+    (await lockHolders(scope.source, oids, WRITING_MODES)).filter(
+      // its ACCESS EXCLUSIVE, for the empty end of a table, writes no rows
+      (holder) => holder.backendType !== 'autovacuum worker',
+    );
+  try {
+    let left = await writers();
+    const held = new Set(left.map((writer) => writer.virtualTransaction));
+    while (left.length > 0) {
+      const reason = `the fence waits for ${describeHolders(left)}`;
+      scope.progress.setWaitingFor(reason);
+      if (Date.now() > deadline) {
+        throw new MigrationError(
+          'cutover_timeout',
+          `source: writers did not end within the cutover timeout: ${reason}`,
+          { hint: `${remedyFor(left)}; or raise cutover_timeout_ms`, details: { blockers: left } },
+        );
+      }
+      await sleep(POLL_MS, scope.signal);
+      // A new virtual transaction met the armed function. A prepared one may be one of the old, under a new name:
+      // PREPARE TRANSACTION hands the locks over and the session is free.
+      left = (await writers()).filter((writer) => writer.pid === null || held.has(writer.virtualTransaction));
+    }
+  } catch (error) {
+    if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
+    throw fromPostgres(error, { role: 'source' });
+  } finally {
+    scope.progress.setWaitingFor(null);
+  }
+}
+
+/** Apply workers do not fire statement triggers (ExecSimpleRelationInsert in execReplication.c): the fence is air to them. */
+async function refuseSubscriptions(scope: TaskScope, oids: readonly number[]): Promise<void> {
+  const names = await subscriptionsWriting(
+    async <R extends QueryResultRow>(sql: string, params: readonly unknown[]) =>
+      (await scope.source.query<R>(sql, params)).rows,
+    oids,
+  );
+  if (names.length === 0) return;
+  throw new MigrationError(
+    'fence_failed',
+    `source: subscriptions write tables of the migration: ${names.join(', ')}`,
+    {
+      hint: `${names.map((name) => `drop subscription ${ident(name)}`).join('; ')}; then request the cutover again`,
+      details: { role: 'source', subscriptions: names },
+    },
+  );
+}
+
+/** ATTACH PARTITION sends nothing down the stream, so rows of a partition that we do not know would be left behind. */
+async function refuseNewPartitions(scope: TaskScope): Promise<void> {
+  const { roots } = schemaPlanOf(scope);
+  if (roots.length === 0) return;
+  const known = new Set(fencedRelations(scope).map((relation) => relationKey(relation)));
+  const oids = await relationOids(
+    scope.source,
+    roots.map((root) => root.source),
+  );
+  const { rows } = await scope.source.query<{ schema: string; name: string }>(
+    `select n.nspname::text as schema, c.relname::text as name
+     from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = c.relnamespace
+     where i.inhparent = any ($1::oid[]) and c.relkind in ('r', 'p') order by 1, 2`,
+    [oids.filter((oid) => oid !== undefined)],
+  );
+  const unknown = rows.map((row) => relationKey(row)).filter((key) => !known.has(key));
+  if (unknown.length > 0) {
+    throw new MigrationError('source_ddl', `source: partitions were added: ${unknown.join(', ')}`, {
+      hint: 'they are not part of this migration: detach them, or cancel this migration and start a new one',
+      details: { relations: unknown },
+    });
+  }
+}

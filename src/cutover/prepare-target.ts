@@ -1,0 +1,19 @@
+// Before the point of no return, under the fence: sets the sequences and rehearses what will make the target complete
+// (foreign keys, triggers, policies) in a transaction that is rolled back. Only `settle` really makes it: a cutover that
+// turns back here must leave a target on which the stream can go on, without triggers that fire or keys that cascade.
+import { cutoverNotes } from '../model/cutover-notes.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
+import { rehearsePhases } from './planned-statements.ts';
+import { copySequences } from './sequences.ts';
+
+/** Short: the source's writers wait too. */
+const LOCK_TIMEOUT = '5s';
+
+/** Idempotent. Errors: those of the sequences, `schema_failed` for a statement that would fail after the opening. */
+export async function prepareTarget(scope: TaskScope): Promise<void> {
+  const sequences = await copySequences(scope);
+  scope.checkpoints.set(cutoverNotes.sequences, sequences);
+  scope.failpoint('finalize.sequences-set');
+  await rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT });
+  scope.failpoint('finalize.before-point-of-no-return');
+}

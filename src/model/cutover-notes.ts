@@ -1,0 +1,47 @@
+// What the steps of a cutover note as checkpoints for each other: fence, drain, comparison, settling, and the API, which
+// shows the write stop. A note of the fence holds for that write stop only; un-fencing deletes it.
+import type { Lsn } from './lsn.ts';
+import type { TableVerdict } from './task.ts';
+
+/** Checkpoint keys. */
+export const cutoverNotes = {
+  fence: 'fence',
+  drain: 'drain',
+  verdicts: 'verdicts',
+  sequences: 'sequences',
+  certificate: 'certificate',
+  writeStop: 'writeStop',
+  /** ErrorReport: why the last clean-up left something on a server; absent when it left nothing. */
+  leftover: 'leftover',
+} as const;
+
+/** Written when no writer is left. */
+export interface FenceNote {
+  /** ISO 8601. */
+  readonly armedAt: string;
+  /** Every change to the tables lies before it. */
+  readonly fenceLsn: Lsn;
+  /** `server_version`, so that the certificate does not depend on a source that may be gone by then. */
+  readonly sourceVersion: string;
+}
+
+export interface DrainNote {
+  readonly markerId: string;
+  /** Null until the marker has been applied. */
+  readonly markerLsn: Lsn | null;
+}
+
+export interface VerdictsNote {
+  /** ISO 8601. */
+  readonly validatedAt: string;
+  readonly tables: readonly TableVerdict[];
+}
+
+/** The last write stop; times are ISO 8601. The source refuses writes from `armedAt` until `liftedAt` is set. */
+export interface WriteStop {
+  readonly armedAt: string;
+  /** Writes to the source were allowed again. */
+  readonly liftedAt: string | null;
+  /** The target was ready to take writes. */
+  readonly openedAt: string | null;
+}

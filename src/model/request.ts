@@ -1,0 +1,218 @@
+// The create request: one schema for the library (camelCase) and HTTP (which maps names only). A fault names its field.
+import { parse as parseUrl } from 'pg-connection-string';
+import { z } from 'zod';
+import { MigrationError } from './errors.ts';
+import { parseRelationName } from './relation.ts';
+import { sslModes, type Endpoint, type EndpointSecrets, type TaskOptions, type TaskSpec } from './task.ts';
+
+const text = z.string().min(1);
+
+const connectionFields = z.strictObject({
+  host: text,
+  port: z.int().min(1).max(65_535).default(5432),
+  user: text,
+  dbname: text,
+  password: z.string().optional(),
+  /** Name of an environment variable of the service. */
+  passwordEnv: text.optional(),
+  /** Path of a file on the service's machine; a trailing newline is ignored. */
+  passwordFile: text.optional(),
+  sslmode: z.enum(sslModes).default('prefer'),
+  sslrootcert: text.optional(),
+  sslcert: text.optional(),
+  sslkey: text.optional(),
+});
+
+/** `postgresql://user:password@host:port/dbname?sslmode=…&sslrootcert=…`, as libpq reads it. */
+const connectionUrl = z.string().transform((value, context): z.input<typeof connectionFields> => {
+  const fail = (message: string): never => {
+    context.addIssue({ code: 'custom', message });
+    return z.NEVER;
+  };
+  if (!/^postgres(ql)?:\/\//.test(value)) return fail('must be an object or a postgresql:// URL');
+  try {
+    const query = new URL(value).searchParams;
+    const known = new Set([
+      'sslmode',
+      'sslrootcert',
+      'sslcert',
+      'sslkey',
+      'host',
+      'port',
+      'user',
+      'password',
+      'dbname',
+      'application_name',
+      'connect_timeout',
+    ]);
+    for (const name of query.keys()) if (!known.has(name)) return fail(`unknown URL parameter ${name}`);
+    // parsed by hand below: pg-connection-string would read the certificate files itself
+    const bare = new URL(value);
+    bare.search = '';
+    const parsed = parseUrl(bare.href);
+    const fields: Record<string, unknown> = {
+      host: query.get('host') ?? parsed.host ?? undefined,
+      port: Number(query.get('port') ?? parsed.port ?? 5432),
+      user: query.get('user') ?? parsed.user,
+      password: query.get('password') ?? parsed.password,
+      dbname: query.get('dbname') ?? parsed.database ?? parsed.user,
+    };
+    for (const name of ['sslmode', 'sslrootcert', 'sslcert', 'sslkey'])
+      if (query.has(name)) fields[name] = query.get(name);
+    for (const name of Object.keys(fields))
+      if (fields[name] === undefined || fields[name] === '') delete fields[name];
+    return fields as z.input<typeof connectionFields>;
+  } catch {
+    return fail('is not a valid URL');
+  }
+});
+
+const connection = z
+  .union([connectionFields, connectionUrl.pipe(connectionFields)], { error: undefined })
+  .refine(
+    (value) =>
+      [value.password, value.passwordEnv, value.passwordFile].filter((given) => given !== undefined).length <=
+      1,
+    {
+      path: ['password'],
+      message: 'give one of password, password_env, password_file',
+    },
+  );
+
+const tableName = z.string().superRefine((value, context) => {
+  if (value === '*') return;
+  try {
+    parseRelationName(value);
+  } catch (error) {
+    context.addIssue({
+      code: 'custom',
+      message: error instanceof Error ? error.message : 'is not a table name',
+    });
+  }
+});
+
+const milliseconds = z
+  .int()
+  .min(1_000)
+  .max(24 * 3_600_000);
+
+const options = z.strictObject({
+  cutover: z.enum(['manual', 'auto']).default('manual'),
+  keepFence: z.boolean().default(true),
+  cutoverTimeoutMs: milliseconds.default(30_000),
+  validationTimeoutMs: milliseconds.default(600_000),
+  cutoverMaxLagBytes: z
+    .int()
+    .min(0)
+    .default(16 * 1024 * 1024),
+  slotTimeoutMs: milliseconds.default(300_000),
+  copyJobs: z.int().min(1).max(32).default(4),
+  indexJobs: z.int().min(1).max(32).default(2),
+});
+
+export const taskIdPattern = /^[a-z0-9_]{1,40}$/;
+
+const request = z.strictObject({
+  id: z.string().regex(taskIdPattern, 'must match ^[a-z0-9_]{1,40}$').optional(),
+  sourceDb: connection,
+  targetDb: connection,
+  tables: z
+    .array(tableName)
+    .min(1)
+    .max(100_000)
+    .default(['*'])
+    .refine((names) => !names.includes('*') || names.length === 1, '"*" stands alone'),
+  tableSuffix: z
+    .string()
+    .max(40)
+    .refine((value) => !/[\0"]/.test(value), 'must not contain a double quote or NUL')
+    .default(''),
+  options: options.prefault({}),
+});
+
+/** What a client sends (library spelling). */
+export type TaskRequest = z.input<typeof request>;
+
+/** The request, split into what may be seen and what may not. */
+export interface ParsedRequest {
+  readonly id: string | undefined;
+  readonly spec: TaskSpec;
+  readonly secrets: { readonly source: EndpointSecrets; readonly target: EndpointSecrets };
+}
+
+export interface FieldFault {
+  /** Path of the field, dots between names: `sourceDb.port`. */
+  readonly field: string;
+  readonly message: string;
+}
+
+/** Validates; throws `invalid_request` with every fault in `details.fields`. */
+export function parseRequest(input: unknown): ParsedRequest {
+  const result = request.safeParse(input);
+  if (!result.success) throw invalidRequest(faultsOf(result.error.issues));
+  const { id, sourceDb, targetDb, ...rest } = result.data;
+  const [source, sourceSecrets] = splitConnection(sourceDb);
+  const [target, targetSecrets] = splitConnection(targetDb);
+  const spec: TaskSpec = {
+    sourceDb: source,
+    targetDb: target,
+    tables: rest.tables,
+    tableSuffix: rest.tableSuffix,
+    options: rest.options satisfies TaskOptions,
+  };
+  return { id, spec, secrets: { source: sourceSecrets, target: targetSecrets } };
+}
+
+export function invalidRequest(fields: readonly FieldFault[]): MigrationError {
+  const summary = fields
+    .map(({ field, message }) => `${field === '' ? 'body' : field}: ${message}`)
+    .join('; ');
+  return new MigrationError('invalid_request', summary, { details: { fields } });
+}
+
+/** Zod's issues with one line a field; of a union, the branch that matches the value's shape. */
+export function faultsOf(
+  issues: readonly z.core.$ZodIssue[],
+  prefix: readonly PropertyKey[] = [],
+): FieldFault[] {
+  return issues.flatMap((issue): FieldFault[] => {
+    const path = [...prefix, ...issue.path];
+    if (issue.code === 'invalid_union') {
+      const branch =
+        issue.errors.find(
+          (errors) => !errors.some((error) => error.path.length === 0 && error.code === 'invalid_type'),
+        ) ??
+        issue.errors[0] ??
+        [];
+      return faultsOf(branch, path);
+    }
+    if (issue.code === 'unrecognized_keys') {
+      return issue.keys.map((key) => ({ field: [...path, key].join('.'), message: 'is not a known field' }));
+    }
+    return [{ field: path.join('.'), message: issue.message }];
+  });
+}
+
+function splitConnection(given: z.output<typeof connectionFields>): [Endpoint, EndpointSecrets] {
+  const { password, passwordEnv, passwordFile, sslkey, sslrootcert, sslcert, ...plain } = given;
+  const keyIsPem = sslkey?.includes('-----BEGIN') ?? false;
+  const endpoint: Endpoint = {
+    ...plain,
+    ...(sslrootcert === undefined ? {} : { sslrootcert }),
+    ...(sslcert === undefined ? {} : { sslcert }),
+    ...(sslkey === undefined || keyIsPem ? {} : { sslkeyPath: sslkey }),
+    password:
+      passwordEnv !== undefined
+        ? { from: 'env', name: passwordEnv }
+        : passwordFile !== undefined
+          ? { from: 'file', path: passwordFile }
+          : { from: password === undefined ? 'none' : 'stored' },
+  };
+  return [
+    endpoint,
+    {
+      ...(password === undefined ? {} : { password }),
+      ...(keyIsPem && sslkey !== undefined ? { sslkey } : {}),
+    },
+  ];
+}

@@ -1,0 +1,83 @@
+// The schema work of a task as data: made once from the dump (src/schema), kept as a checkpoint, executed in phases by
+// creatingTables (pre-data), migratingData (keys, indexes) and finalizing (the rest). JSON only.
+import type { Finding } from './finding.ts';
+import type { TableMapping } from './relation.ts';
+
+/**
+ * When a statement runs:
+ * - `pre-data`: before the copy: schemas, types, sequences, tables, defaults
+ * - `key`: primary key or identity index, as soon as its table is copied
+ * - `index`: other indexes, unique and exclusion constraints, statistics; after the table's key
+ * - `foreign-key`: finalizing, added NOT VALID; `sql` is complete, NOT VALID included
+ * - `validate`: after the point of no return: VALIDATE CONSTRAINT
+ * - `final`: finalizing, before the target opens: triggers, rules, policies, comments, grants …
+ */
+export type StatementPhase = 'pre-data' | 'key' | 'index' | 'foreign-key' | 'validate' | 'final';
+
+export interface PlannedStatement {
+  /** Position in the plan, from 0; the key of the statement journal. */
+  readonly n: number;
+  readonly phase: StatementPhase;
+  /**
+   * Original text of the dump, names spliced; no trailing semicolon. One statement, or, with `unlessExists`, one object
+   * with what belongs to it (its comment).
+   */
+  readonly sql: string;
+  /** For people: `TABLE public.users_migrated`. */
+  readonly object: string;
+  /**
+   * `relationKey` of the source table that it belongs to; null when none (types, schemas …). Key and index statements of
+   * a partitioned parent (its own on ONLY, then ATTACH of the children's) have a higher `n` than those of all its
+   * partitions, and must run after them; in order of `n` everything is right.
+   */
+  readonly table: string | null;
+  /** Target relation that it creates (CREATE TABLE only): what `drop_target` may remove. */
+  readonly creates: { readonly schema: string; readonly name: string } | null;
+  /** Relation names that it takes on the target, the created table's included; absent: none. */
+  readonly takes?: readonly { readonly schema: string; readonly name: string }[];
+  /** An object that tables share (type, function, schema, extension): left alone where the target has it. */
+  readonly unlessExists?: ObjectAddress;
+}
+
+/** What `pg_identify_object_as_address` gives and `pg_get_object_address` takes. */
+export interface ObjectAddress {
+  readonly type: string;
+  readonly names: readonly string[];
+  readonly args: readonly string[];
+}
+
+export interface PlannedColumn {
+  readonly name: string;
+  /** `format_type` text, e.g. `numeric(12,2)`. */
+  readonly type: string;
+  /** Generated columns are neither copied nor streamed. */
+  readonly generated: boolean;
+  /** GENERATED ALWAYS AS IDENTITY: inserts need OVERRIDING SYSTEM VALUE, updates of it are refused. */
+  readonly identityAlways: boolean;
+  readonly notNull: boolean;
+}
+
+/** A relation that holds rows: an ordinary table or a leaf partition (partitioned parents hold none). */
+export interface PlannedTable extends TableMapping {
+  readonly columns: readonly PlannedColumn[];
+  /** Columns of the replica identity (primary key or identity index), in index order; empty for identity full. */
+  readonly keyColumns: readonly string[];
+  readonly replicaIdentity: 'default' | 'index' | 'full';
+  /** From the source's statistics. */
+  readonly rowsEstimated: number;
+  readonly bytesEstimated: number;
+}
+
+export interface PlannedSequence {
+  readonly source: { readonly schema: string; readonly name: string };
+  readonly target: { readonly schema: string; readonly name: string };
+}
+
+export interface SchemaPlan {
+  readonly tables: readonly PlannedTable[];
+  /** Partitioned parents: no rows of their own, but TRUNCATE and the fence name them. */
+  readonly roots: readonly TableMapping[];
+  readonly sequences: readonly PlannedSequence[];
+  readonly statements: readonly PlannedStatement[];
+  readonly findings: readonly Finding[];
+}

@@ -1,0 +1,219 @@
+// A migration task as everybody sees it: library, HTTP, statechart, store. JSON only, no secrets.
+import type { ErrorReport } from './errors.ts';
+import type { Finding } from './finding.ts';
+import type { Lsn } from './lsn.ts';
+
+/** State keys of the statechart, the `state` in the API and the words of the docs. */
+export const taskStates = [
+  'created',
+  'queued',
+  'init',
+  'creatingTables',
+  'migratingData',
+  'syncingWal',
+  'stoppingWrites',
+  'validating',
+  'finalizing',
+  'paused',
+  'retrying',
+  'cancelling',
+  'failing',
+  'completed',
+  'cancelled',
+  'failed',
+] as const;
+export type TaskState = (typeof taskStates)[number];
+
+const endedStates: ReadonlySet<TaskState> = new Set(['completed', 'cancelled', 'failed']);
+
+/** Ended tasks are rows only: no actor, no connection, nothing left to do but DELETE (and unfence). */
+export function isEnded(state: TaskState): boolean {
+  return endedStates.has(state);
+}
+
+export const sslModes = ['disable', 'prefer', 'require', 'verify-ca', 'verify-full'] as const;
+export type SslMode = (typeof sslModes)[number];
+
+export type Role = 'source' | 'target';
+
+/** Where a password comes from. `stored`: encrypted in our SQLite; it is never part of this document. */
+export type PasswordSource =
+  | { readonly from: 'stored' | 'none' }
+  | { readonly from: 'env'; readonly name: string }
+  | { readonly from: 'file'; readonly path: string };
+
+/** How to reach one database; everything but the secrets. */
+export interface Endpoint {
+  readonly host: string;
+  readonly port: number;
+  readonly user: string;
+  readonly dbname: string;
+  readonly sslmode: SslMode;
+  /** PEM text or a file's path. */
+  readonly sslrootcert?: string;
+  readonly sslcert?: string;
+  /** A file's path; PEM text of a key is a secret and lies with the password. */
+  readonly sslkeyPath?: string;
+  readonly password: PasswordSource;
+}
+
+/** The secret half of an endpoint, as the store hands it to `postgres/connect` and to nobody else. */
+export interface EndpointSecrets {
+  readonly password?: string;
+  readonly sslkey?: string;
+}
+
+export interface TaskOptions {
+  /** `manual`: waits for CUTOVER; `auto`: cuts over when every gate is open. */
+  readonly cutover: 'manual' | 'auto';
+  /** Keep the write fence on the source after completion. */
+  readonly keepFence: boolean;
+  /** From arming the fence to the applied marker; then writes are allowed again. */
+  readonly cutoverTimeoutMs: number;
+  /** Longest comparison under the fence; then writes are allowed again. */
+  readonly validationTimeoutMs: number;
+  /** Cutover starts only while the target is at most this far behind. */
+  readonly cutoverMaxLagBytes: number;
+  /** Longest wait for write transactions when the slot is created and at the copy barrier. */
+  readonly slotTimeoutMs: number;
+  /** Tables copied at once. */
+  readonly copyJobs: number;
+  /** Indexes built at once. */
+  readonly indexJobs: number;
+}
+
+/** What the user asked for: the create request, validated, defaults filled in, secrets removed. */
+export interface TaskSpec {
+  readonly sourceDb: Endpoint;
+  readonly targetDb: Endpoint;
+  /** As given; `['*']` is every user table. Resolved to relations by `schema/select`. */
+  readonly tables: readonly string[];
+  readonly tableSuffix: string;
+  readonly options: TaskOptions;
+}
+
+export type TableState = 'pending' | 'copying' | 'copied' | 'indexing' | 'ready';
+
+/** Progress of one table; rows and bytes are counted, the estimates come from the source's statistics. */
+export interface TableProgress {
+  /** `relationKey` of the source table. */
+  readonly table: string;
+  readonly target: string;
+  readonly state: TableState;
+  readonly rowsCopied: number;
+  readonly rowsEstimated: number;
+  /** Bytes as COPY sent them. */
+  readonly bytesCopied: number;
+  /** Heap and TOAST on the source's disk. */
+  readonly bytesEstimated: number;
+  readonly partsDone: number;
+  readonly partsTotal: number;
+  /** `binary` or `text`, with the reason; null until the copy has chosen. */
+  readonly format: 'binary' | 'text' | null;
+  readonly formatReason: string | null;
+}
+
+/** The stream's position. Every lag is between two named positions. */
+export interface SyncStatus {
+  /** `pg_current_wal_lsn()` of the source at `sampledAt`. */
+  readonly sourceLsn: Lsn;
+  /** Last WAL end that the walsender told us. */
+  readonly receivedLsn: Lsn;
+  /** End LSN of the last source transaction committed on the target. */
+  readonly appliedLsn: Lsn;
+  /** sourceLsn − appliedLsn. */
+  readonly lagBytes: number;
+  /** Changes applied a second, over the last sampling interval. */
+  readonly changesPerSecond: number;
+  readonly transactionsApplied: number;
+  readonly changesApplied: number;
+  readonly slot: {
+    readonly walStatus: string | null;
+    readonly retainedBytes: number;
+    readonly confirmedFlushLsn: Lsn | null;
+  } | null;
+  /** ISO 8601. */
+  readonly sampledAt: string;
+}
+
+/** Live figures of a task; kept in memory, sent by SSE, the lasting part saved per table. */
+export interface TaskProgress {
+  readonly tables: readonly TableProgress[];
+  readonly bytesCopied: number;
+  readonly bytesEstimated: number;
+  readonly rowsCopied: number;
+  readonly bytesPerSecond: number;
+  /** Seconds until the copy is done at the present rate; null when unknown or not copying. */
+  readonly etaSeconds: number | null;
+  readonly sync: SyncStatus | null;
+  /** What the task waits for right now, in words; null when it does not wait. */
+  readonly waitingFor: string | null;
+}
+
+/** A task in answers of the library and of HTTP. */
+export interface TaskView {
+  readonly id: string;
+  readonly state: TaskState;
+  /** Where a paused or retrying task goes on. */
+  readonly resumesAt: TaskState | null;
+  /** 0–100 from bytes copied; at most 99 until completed. */
+  readonly progress: number;
+  readonly spec: TaskSpec;
+  readonly findings: readonly Finding[];
+  readonly error: ErrorReport | null;
+  /** The next attempt of a retrying task, ISO 8601. */
+  readonly retryAt: string | null;
+  readonly lagBytes: number | null;
+  readonly connections: number;
+  readonly detail: TaskProgress;
+  /** Commands that the present state accepts. */
+  readonly allowedCommands: readonly TaskCommandType[];
+  /** Whether the source's tables refuse writes because of this task. */
+  readonly fenced: boolean;
+  /** Length of the last write stop in ms, from arming the fence to the point of no return or un-fencing. */
+  readonly writeStopMs: number | null;
+  /** Objects of ours could not be removed yet; retried by the periodic cleanup. */
+  readonly cleanupPending: boolean;
+  readonly certificate: Certificate | null;
+  readonly createdAt: string;
+  readonly startedAt: string | null;
+  readonly endedAt: string | null;
+}
+
+export const taskCommands = ['START', 'PAUSE', 'RESUME', 'CANCEL', 'ABANDON', 'CUTOVER'] as const;
+export type TaskCommandType = (typeof taskCommands)[number];
+
+/** Counts and digests of one table, read from both servers under the fence. */
+export interface TableVerdict {
+  readonly table: string;
+  readonly target: string;
+  readonly sourceRows: number;
+  readonly targetRows: number;
+  /** Order-free, equal across majors; decimal text. */
+  readonly sourceDigest: string;
+  readonly targetDigest: string;
+  readonly equal: boolean;
+}
+
+export interface SequenceVerdict {
+  readonly source: string;
+  readonly target: string;
+  readonly lastValue: string;
+  readonly isCalled: boolean;
+}
+
+/** What was compared, at which position, with what result. Kept with the task until DELETE. */
+export interface Certificate {
+  readonly taskId: string;
+  readonly sourceVersion: string;
+  readonly targetVersion: string;
+  /** Source position after the last writer was gone. */
+  readonly fenceLsn: Lsn;
+  /** Commit of the drain marker, applied on the target. */
+  readonly markerLsn: Lsn;
+  readonly tables: readonly TableVerdict[];
+  readonly sequences: readonly SequenceVerdict[];
+  readonly validatedAt: string;
+  /** Constraints that existing rows violate, on the source as well; they stay NOT VALID. Absent when there are none. */
+  readonly unvalidatedConstraints?: readonly string[];
+}

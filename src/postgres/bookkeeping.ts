@@ -1,0 +1,80 @@
+// Our tables on the target, in schema `dts`: what must be committed together with the rows. Made when a task starts to
+// write, removed when it ends; the schema goes with the last task. All tasks of a target share it, so creation and
+// removal run under one advisory lock.
+import type { PoolClient } from 'pg';
+import { MigrationError } from '../model/errors.ts';
+import type { TaskScope } from './task-scope.ts';
+
+/** Key of `pg_advisory_xact_lock`: the ASCII codes of 'dts'. */
+const DTS_ADVISORY_LOCK = 0x647473;
+
+const tables = `
+  create schema if not exists dts;
+  create table if not exists dts.task (
+    task_id text primary key, incarnation text not null, created_at timestamptz not null default now());
+  create table if not exists dts.statement (
+    task_id text not null references dts.task on delete cascade, n int not null, object text not null,
+    creates_schema text, creates_name text, done_at timestamptz not null default now(), primary key (task_id, n));
+  create table if not exists dts.part (
+    task_id text not null references dts.task on delete cascade, slot_incarnation text not null, relation text not null,
+    part int not null, range text, pg_snapshot text not null, horizon_lsn pg_lsn not null, rows bigint not null,
+    bytes bigint not null, epoch int not null, done_at timestamptz not null default now(),
+    primary key (task_id, slot_incarnation, relation, part));
+  create table if not exists dts.progress (
+    task_id text primary key references dts.task on delete cascade, slot_incarnation text not null,
+    applied_lsn pg_lsn not null, acked_lsn pg_lsn not null, marker text, marker_lsn pg_lsn,
+    updated_at timestamptz not null default now());`;
+
+/** Takes the lock that serialises DDL on schema `dts`; released at the end of the transaction. */
+export async function lockBookkeeping(client: PoolClient): Promise<void> {
+  await client.query('select pg_advisory_xact_lock($1)', [DTS_ADVISORY_LOCK]);
+}
+
+/** Makes the tables where they are missing and registers the task. Idempotent. */
+export async function ensureBookkeeping(scope: TaskScope): Promise<void> {
+  await scope.target.transaction(async (client) => {
+    await lockBookkeeping(client);
+    await client.query(tables);
+    await client.query('insert into dts.task (task_id, incarnation) values ($1, $2) on conflict do nothing', [
+      scope.taskId,
+      scope.incarnation,
+    ]);
+    const { rows } = await client.query<{ incarnation: string }>(
+      'select incarnation from dts.task where task_id = $1',
+      [scope.taskId],
+    );
+    if (rows[0]?.incarnation !== scope.incarnation) {
+      throw new MigrationError('target_conflict', `target: another migration uses the id ${scope.taskId}`, {
+        hint: `choose another id, or, if that migration is gone: delete from dts.task where task_id = '${scope.taskId}'`,
+      });
+    }
+  });
+}
+
+/** Removes the task's rows, and schema `dts` when no task is left in it. Idempotent. */
+export async function removeBookkeeping(scope: TaskScope): Promise<void> {
+  await scope.target.transaction(async (client) => {
+    await lockBookkeeping(client);
+    const { rows } = await client.query<{ present: boolean }>(
+      `select to_regclass('dts.task') is not null as present`,
+    );
+    if (!rows[0]?.present) return;
+    await client.query('delete from dts.task where task_id = $1 and incarnation = $2', [
+      scope.taskId,
+      scope.incarnation,
+    ]);
+    const left = await client.query('select 1 from dts.task limit 1');
+    if (left.rowCount !== 0) return;
+    await client.query('drop table dts.statement, dts.part, dts.progress, dts.task');
+    await dropSchemaIfEmpty(client);
+  });
+}
+
+/** Drops schema `dts` unless something else of ours (a fence, when source and target are one database) is in it. */
+export async function dropSchemaIfEmpty(client: PoolClient): Promise<void> {
+  await client.query(`do $$
+    begin
+      drop schema if exists dts restrict;
+    exception when dependent_objects_still_exist then null;
+    end $$`);
+}

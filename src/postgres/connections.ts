@@ -1,0 +1,313 @@
+// Every connection of one task. The manager owns a TaskConnections per live task and closes it when the task ends,
+// whatever ended it; states use it and never close a pool. Key of a pool: role and host:port:dbname (source and target
+// may be the same database and still have pools of their own).
+import pg, {
+  type Client,
+  type ClientConfig,
+  type Pool,
+  type PoolClient,
+  type QueryResult,
+  type QueryResultRow,
+} from 'pg';
+import { MigrationError } from '../model/errors.ts';
+import type { Endpoint, EndpointSecrets, Role } from '../model/task.ts';
+import { closeClient, destroySocket, negotiate } from './connect.ts';
+import { fromPostgres } from './errors.ts';
+import { sessionSettings } from './session-settings.ts';
+
+const POOL_SIZE = 4;
+/** Longest wait for the connection that ends what our other connections still run. */
+const TERMINATE_TIMEOUT_MS = 3_000;
+
+export interface SessionOptions {
+  /** Shown in pg_stat_activity after `dts/<task>/<role>/`: `copy`, `holder`, `apply` … */
+  readonly purpose: string;
+  /** Aborting cancels the running statement on the server and closes the session. */
+  readonly signal: AbortSignal;
+  /** Send queries without waiting for the answers of earlier ones (`pg`'s pipeline mode). */
+  readonly pipeline?: boolean;
+  /** A walsender of this database: takes replication commands beside SQL. */
+  readonly replication?: boolean;
+}
+
+/** A connection of its own, counted until closed. */
+export interface Session {
+  readonly client: Client;
+  readonly pid: number;
+  close(): Promise<void>;
+}
+
+/** One database of a task. */
+export class Side {
+  readonly role: Role;
+  readonly endpoint: Endpoint;
+  readonly #taskId: string;
+  readonly #secrets: () => Promise<EndpointSecrets>;
+  readonly #sessions = new Set<Client>();
+  readonly #pooled = new Set<Client>();
+  readonly #borrowed = new Set<Client>();
+  readonly #stop = new AbortController();
+  #config: Promise<ClientConfig> | null = null;
+  #pool: Promise<Pool> | null = null;
+  #external = 0;
+  #closing: Promise<Error[]> | null = null;
+
+  constructor(taskId: string, role: Role, endpoint: Endpoint, secrets: () => Promise<EndpointSecrets>) {
+    this.#taskId = taskId;
+    this.role = role;
+    this.endpoint = endpoint;
+    this.#secrets = secrets;
+  }
+
+  /** `role:host:port:dbname`. */
+  get key(): string {
+    return `${this.role}:${this.endpoint.host}:${this.endpoint.port}:${this.endpoint.dbname}`;
+  }
+
+  /** Open connections: pooled, dedicated, and registered walsenders. */
+  get connectionCount(): number {
+    return this.#pooled.size + this.#sessions.size + this.#external;
+  }
+
+  /** Client configuration that has proved to connect; TLS fallback of `prefer` is decided here once. */
+  async clientConfig(purpose = ''): Promise<ClientConfig> {
+    this.#throwIfClosed();
+    const name = `dts/${this.#taskId}/${this.role}`;
+    this.#config ??= this.#secrets().then((secrets) =>
+      negotiate(this.endpoint, secrets, name, this.role, this.#stop.signal),
+    );
+    try {
+      const config = await this.#config;
+      return purpose === '' ? config : { ...config, application_name: `${name}/${purpose}` };
+    } catch (error) {
+      this.#config = null; // the next caller tries again
+      throw error;
+    }
+  }
+
+  /** One statement on a pooled connection. Errors are MigrationErrors that name the role. */
+  async query<R extends QueryResultRow = QueryResultRow>(
+    sql: string,
+    params: readonly unknown[] = [],
+  ): Promise<QueryResult<R>> {
+    return this.withClient((client) => client.query<R>(sql, [...params]));
+  }
+
+  /** Borrows a pooled connection; it goes back whatever happens, and is thrown away after an error. */
+  async withClient<T>(work: (client: PoolClient) => Promise<T>): Promise<T> {
+    let client: PoolClient;
+    try {
+      client = await (await this.#ensurePool()).connect();
+    } catch (error) {
+      throw fromPostgres(error, { role: this.role });
+    }
+    try {
+      const result = await work(client);
+      client.release();
+      return result;
+    } catch (error) {
+      client.release(true);
+      throw fromPostgres(error, { role: this.role });
+    }
+  }
+
+  /** Borrows a pooled connection inside BEGIN … COMMIT; rolled back when `work` throws. */
+  async transaction<T>(work: (client: PoolClient) => Promise<T>, begin = 'begin'): Promise<T> {
+    return this.withClient(async (client) => {
+      await client.query(begin);
+      const result = await work(client); // after a throw the connection is closed, which rolls back
+      await client.query('commit');
+      return result;
+    });
+  }
+
+  /** Opens a dedicated connection. The caller closes it in `finally`; aborting the signal closes it too. */
+  async session(options: SessionOptions): Promise<Session> {
+    const stopped = (): MigrationError => new MigrationError('aborted', `${this.role}: stopped on request`);
+    if (options.signal.aborted) throw stopped();
+    const config = await this.clientConfig(options.purpose);
+    this.#throwIfClosed();
+    if (options.signal.aborted) throw stopped();
+    const client = new pg.Client({
+      ...config,
+      ...(options.pipeline ? { pipeline: true } : {}),
+      ...(options.replication ? { replication: 'database' } : {}),
+    });
+    client.on('error', () => undefined); // every query in flight rejects with it
+    this.#sessions.add(client);
+    let terminated: Promise<void> = Promise.resolve();
+    let ended: Promise<void> | null = null;
+    const close = (): Promise<void> => {
+      ended ??= (async () => {
+        options.signal.removeEventListener('abort', onAbort);
+        await closeClient(client);
+        await terminated;
+        this.#sessions.delete(client);
+      })();
+      return ended;
+    };
+    const onAbort = (): void => {
+      // Closing the socket does not stop a statement that does not read from it (CREATE INDEX, pg_sleep).
+      const pid = backendPid(client);
+      destroySocket(client, stopped());
+      if (pid !== null && !this.#closing) terminated = this.#terminate([pid]).catch(() => undefined);
+      void close();
+    };
+    options.signal.addEventListener('abort', onAbort, { once: true });
+    try {
+      await client.connect();
+      await client.query(sessionSettings);
+    } catch (error) {
+      await close();
+      throw fromPostgres(error, { role: this.role, purpose: options.purpose });
+    }
+    if (this.#closing || options.signal.aborted) {
+      await close();
+      throw stopped();
+    }
+    return { client, pid: backendPid(client) ?? 0, close };
+  }
+
+  /** Counts a connection that another library opened (the walsender); returns the function that uncounts it. */
+  registerExternal(): () => void {
+    this.#external++;
+    let counted = true;
+    return () => {
+      if (counted) this.#external--;
+      counted = false;
+    };
+  }
+
+  /** Cancels the running statement of one of our backends; never throws. */
+  async cancelBackend(pid: number): Promise<void> {
+    await this.query('select pg_cancel_backend($1)', [pid]).catch(() => undefined);
+  }
+
+  /**
+   * Closes everything, whatever it is doing: statements that run end on the server, too, and their callers get
+   * `aborted`. Returns what went wrong. Calling it again gives the same result.
+   */
+  close(): Promise<Error[]> {
+    this.#closing ??= this.#closeAll();
+    return this.#closing;
+  }
+
+  async #closeAll(): Promise<Error[]> {
+    const errors: Error[] = [];
+    const reason = new MigrationError('aborted', `${this.role}: the task's connections are closed`);
+    const connecting = [...this.#pooled].filter((client) => backendPid(client) === null);
+    const busy = [...this.#sessions, ...this.#borrowed, ...connecting];
+    const pids = busy.map(backendPid).filter((pid) => pid !== null);
+    for (const client of busy) destroySocket(client, reason);
+    this.#stop.abort(reason);
+    if (pids.length > 0)
+      await this.#terminate(pids).catch((error: unknown) =>
+        errors.push(fromPostgres(error, { role: this.role })),
+      );
+    await Promise.all([...busy, ...this.#pooled].map(closeClient));
+    this.#sessions.clear();
+    const pool = await this.#pool?.catch(() => null); // it could not connect: whoever asked for it has the error
+    // Not awaited: it resolves when the last borrower has given its (dead) connection back.
+    void pool?.end().catch(() => undefined);
+    return errors;
+  }
+
+  /** Ends backends of ours over a connection of its own, for the pool may be exhausted or closed. */
+  async #terminate(pids: readonly number[]): Promise<void> {
+    const config = await this.#config;
+    if (!config) return;
+    const name = `dts/${this.#taskId}/${this.role}`;
+    const client = new pg.Client({ ...config, connectionTimeoutMillis: TERMINATE_TIMEOUT_MS });
+    client.on('error', () => undefined); // reported by the query
+    const timer = setTimeout(
+      () => destroySocket(client, new MigrationError('deadline_exceeded', `${this.role}: no answer`)),
+      TERMINATE_TIMEOUT_MS * 2,
+    );
+    try {
+      await client.connect();
+      // by name, too: a pid may have been given to somebody else meanwhile
+      await client.query(
+        `select pg_terminate_backend(pid) from pg_stat_activity
+         where pid = any($1::int[]) and starts_with(application_name, $2)`,
+        [pids, name],
+      );
+    } finally {
+      clearTimeout(timer);
+      await closeClient(client);
+    }
+  }
+
+  #throwIfClosed(): void {
+    if (this.#closing) throw new MigrationError('aborted', `${this.role}: the task's connections are closed`);
+  }
+
+  async #ensurePool(): Promise<Pool> {
+    this.#throwIfClosed();
+    this.#pool ??= this.clientConfig().then((config) => {
+      const track = (client: Client): void => {
+        this.#pooled.add(client);
+        client.once('end', () => this.#pooled.delete(client));
+        // Without a listener of ours a borrowed connection that dies between two queries would end the process.
+        client.on('error', () => undefined);
+      };
+      // Tracked from birth to the closed socket: the pool itself forgets a connection before it is closed.
+      class TrackedClient extends pg.Client {
+        constructor(options?: ClientConfig) {
+          super(options);
+          track(this);
+        }
+      }
+      const pool = new pg.Pool({
+        ...config,
+        Client: TrackedClient,
+        max: POOL_SIZE,
+        idleTimeoutMillis: 30_000,
+      });
+      pool.on('error', () => undefined); // an idle connection died; the pool has already removed it
+      pool.on('connect', (client) => {
+        client.query(sessionSettings).catch((error: unknown) => destroySocket(client, asError(error)));
+      });
+      pool.on('acquire', (client) => void this.#borrowed.add(client));
+      pool.on('release', (_error, client) => void this.#borrowed.delete(client));
+      return pool;
+    });
+    try {
+      return await this.#pool;
+    } catch (error) {
+      this.#pool = null;
+      throw error;
+    }
+  }
+}
+
+/** Process id of the server's backend; null until connected. */
+function backendPid(client: Client): number | null {
+  return (client as unknown as { processID: number | null }).processID;
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}
+
+/** Both sides of a task. */
+export class TaskConnections {
+  readonly source: Side;
+  readonly target: Side;
+
+  constructor(
+    taskId: string,
+    endpoints: Record<Role, Endpoint>,
+    secrets: (role: Role) => Promise<EndpointSecrets>,
+  ) {
+    this.source = new Side(taskId, 'source', endpoints.source, () => secrets('source'));
+    this.target = new Side(taskId, 'target', endpoints.target, () => secrets('target'));
+  }
+
+  get connectionCount(): number {
+    return this.source.connectionCount + this.target.connectionCount;
+  }
+
+  async closeAll(): Promise<Error[]> {
+    return (await Promise.all([this.source.close(), this.target.close()])).flat();
+  }
+}

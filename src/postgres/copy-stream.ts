@@ -1,0 +1,254 @@
+// COPY from one server into another at the level of bytes, called by src/copy for every part. `pg` connects and
+// authenticates; during the COPY the source's socket is ours, but every message that is not a row still goes to `pg`'s
+// own parser, so its client never notices and both clients run further queries afterwards.
+import type { Client } from 'pg';
+import type { Socket } from 'node:net';
+import { MigrationError } from '../model/errors.ts';
+import type { Session } from './connections.ts';
+import { CopyInFramer, CopyOutWalker } from './copy-messages.ts';
+import { fromPostgres, type ErrorContext } from './errors.ts';
+
+/** Bytes written to the target's socket and not yet taken by the kernel at which the source is paused, and resumed. */
+const PAUSE_AT_BYTES = 512 * 1024;
+const RESUME_AT_BYTES = 256 * 1024;
+/** A peer that neither sends nor takes a byte for so long is dead: TCP keepalive does not see unacknowledged writes. */
+const STALL_LIMIT_MS = 15 * 60_000;
+
+export interface CopyStreamOptions {
+  readonly source: Session;
+  readonly target: Session;
+  /** `copy … to stdout` and `copy … from stdin`, of one format. */
+  readonly copyOut: string;
+  readonly copyIn: string;
+  readonly signal: AbortSignal;
+  /** Goes into every error: relation and part. */
+  readonly context: ErrorContext & { readonly relation: string };
+  /** After each message sent to the target, with the counts so far. A throw ends the copy. */
+  readonly onChunk?: (rows: number, bytes: number) => void;
+  /** Once a second while no byte moves, with the milliseconds since the last one and who is waited for. */
+  readonly onStall?: (ms: number, role: 'source' | 'target') => void;
+}
+
+export interface CopyCounts {
+  readonly rows: number;
+  /** Payload bytes, as COPY sent them. */
+  readonly bytes: number;
+}
+
+/**
+ * Runs both statements inside the transactions that are open on the two sessions. Afterwards both sessions can go on;
+ * after an error the caller closes both (where only the source answered with an error, both are still usable).
+ * Errors: `copy_failed`, `source_ddl`, `disk_full`, `connection_failed` …, `aborted`, `deadline_exceeded`.
+ */
+export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts> {
+  const { source, target, signal, context } = options;
+  const from = connectionOf(source.client);
+  const to = connectionOf(target.client);
+  let failure: MigrationError | null = null;
+  let bytes = 0;
+  let inFlight = 0;
+  let movedAt = Date.now();
+  let sourceIsAsked = false;
+
+  /** The first failure is the one that is told; the closed sockets then settle both statements. */
+  const fail = (error: MigrationError, ...sockets: Socket[]): void => {
+    failure ??= error;
+    for (const socket of sockets) socket.destroy();
+  };
+  const failHere = (error: unknown): void =>
+    fail(
+      error instanceof MigrationError ? error : fromPostgres(error, { ...context }),
+      from.stream,
+      to.stream,
+    );
+  const onAbort = (): void => failHere(new MigrationError('aborted', 'stopped on request'));
+
+  const framer = new CopyInFramer((message, frame) => {
+    inFlight += message.length;
+    bytes += message.length - 5;
+    to.stream.write(message, () => {
+      inFlight -= message.length;
+      movedAt = Date.now();
+      framer.release(frame);
+      if (inFlight <= RESUME_AT_BYTES && failure === null) from.stream.resume();
+    });
+    if (inFlight >= PAUSE_AT_BYTES) from.stream.pause();
+    options.onChunk?.(walker.messages, bytes);
+  });
+  let giveBack: (rest: Buffer) => void = () => undefined;
+  let pgReads: (chunk: Buffer) => void = () => undefined;
+  const walker = new CopyOutWalker({
+    payload: (rows) => {
+      if (failure === null) framer.append(rows);
+    },
+    control: (message) => pgReads(message),
+    ready: (rest) => giveBack(rest),
+  });
+  const takeOver = (): void => {
+    const { stream } = from;
+    const listeners = stream.listeners('data') as ((chunk: Buffer) => void)[];
+    const onData = (chunk: Buffer): void => {
+      movedAt = Date.now();
+      try {
+        walker.push(chunk);
+      } catch (error) {
+        failHere(error);
+      }
+    };
+    pgReads = (chunk) => {
+      for (const listener of listeners) listener.call(stream, chunk);
+    };
+    giveBack = (rest) => {
+      stream.removeListener('data', onData);
+      for (const listener of listeners) stream.on('data', listener);
+      if (rest.length > 0) pgReads(Buffer.from(rest));
+      stream.resume();
+    };
+    for (const listener of listeners) stream.removeListener('data', listener);
+    stream.on('data', onData);
+  };
+
+  if (signal.aborted) throw new MigrationError('aborted', 'stopped on request');
+  signal.addEventListener('abort', onAbort, { once: true });
+  const watchdog = setInterval(() => {
+    const idleMs = Date.now() - movedAt;
+    const role = sourceIsAsked && inFlight === 0 ? 'source' : 'target';
+    if (idleMs >= 1_000) options.onStall?.(idleMs, role);
+    if (idleMs > STALL_LIMIT_MS)
+      failHere(
+        new MigrationError('deadline_exceeded', `${context.relation}: ${role} moved no byte for 15 minutes`, {
+          details: { ...context, role },
+        }),
+      );
+  }, 1_000);
+  try {
+    const copyIn = new CopyCommand(options.copyIn);
+    target.client.query(copyIn);
+    // A source whose target has refused is of no use: its backend notices the closed socket at its next write.
+    copyIn.finished.catch((error: unknown) => {
+      if (failure === null) fail(copyError(error, 'target', context), from.stream);
+    });
+    await copyIn.accepted;
+    const copyOut = new CopyCommand(options.copyOut, takeOver);
+    source.client.query(copyOut);
+    sourceIsAsked = true;
+    try {
+      await copyOut.finished;
+      sourceIsAsked = false;
+    } catch (error) {
+      failure ??= copyError(error, 'source', context);
+      if (to.stream.writable) to.sendCopyFail('the source failed');
+      await copyIn.finished.catch(() => undefined);
+      throw failure;
+    }
+    try {
+      framer.flush();
+    } catch (error) {
+      failHere(error);
+    }
+    to.endCopyFrom();
+    await copyIn.finished;
+    if (copyIn.count !== copyOut.count)
+      throw new MigrationError(
+        'copy_failed',
+        `${context.relation}: the source sent ${copyOut.count} rows, the target counted ${copyIn.count}`,
+        { kind: 'bug', details: { ...context } },
+      );
+    return { rows: copyIn.count, bytes };
+  } catch (error) {
+    throw failure ?? copyError(error, 'target', context);
+  } finally {
+    clearInterval(watchdog);
+    signal.removeEventListener('abort', onAbort);
+  }
+}
+
+// What the source says when a table, column or schema of the plan is gone: undefined_table, undefined_column,
+// invalid_schema_name, wrong_object_type.
+const ddlStates = new Set(['42P01', '42703', '3F000', '42809']);
+
+/** Classifies an error of a statement of the copy; never `sql_failed`, and always with the relation. */
+export function copyError(
+  error: unknown,
+  role: 'source' | 'target',
+  context: ErrorContext & { readonly relation: string },
+): MigrationError {
+  if (error instanceof MigrationError) return error;
+  const known = fromPostgres(error, { ...context, role });
+  const gone = role === 'source' && ddlStates.has(String(known.details?.['sqlstate']));
+  const code = gone ? 'source_ddl' : known.code === 'sql_failed' ? 'copy_failed' : known.code;
+  const hint = gone
+    ? 'undo the change on the source and resume, or start over with the new structure'
+    : known.hint;
+  return new MigrationError(code, `${context.relation}: ${known.message}`, {
+    kind: gone ? 'operator' : known.kind,
+    ...(hint === undefined ? {} : { hint }),
+    ...(known.details === undefined ? {} : { details: known.details }),
+    cause: error,
+  });
+}
+
+interface CopyConnection {
+  readonly stream: Socket;
+  query(text: string): void;
+  sendCopyFail(reason: string): void;
+  endCopyFrom(): void;
+}
+
+function connectionOf(client: Client): CopyConnection {
+  return (client as unknown as { connection: CopyConnection }).connection;
+}
+
+/** A COPY statement in `pg`'s queue (its Submittable protocol, pg/lib/client.js). */
+class CopyCommand {
+  /** CopyInResponse: data may be sent. */
+  readonly accepted: Promise<void>;
+  /** ReadyForQuery after success; rejects with the server's or the socket's error. */
+  readonly finished: Promise<void>;
+  /** Rows, from the command tag. */
+  count = -1;
+  readonly #sql: string;
+  readonly #beforeSend: () => void;
+  #accept: () => void = () => undefined;
+  #finish: () => void = () => undefined;
+  #fail: ((error: Error) => void)[] = [];
+
+  constructor(sql: string, beforeSend: () => void = () => undefined) {
+    this.#sql = sql;
+    this.#beforeSend = beforeSend;
+    this.accepted = new Promise((resolve, reject) => {
+      this.#accept = resolve;
+      this.#fail.push(reject);
+    });
+    this.finished = new Promise((resolve, reject) => {
+      this.#finish = resolve;
+      this.#fail.push(reject);
+    });
+    this.accepted.catch(() => undefined); // told by `finished` too
+  }
+
+  submit(connection: unknown): void {
+    this.#beforeSend();
+    (connection as CopyConnection).query(this.#sql);
+  }
+
+  handleCopyInResponse(): void {
+    this.#accept();
+  }
+
+  handleCommandComplete(message: { readonly text: string }): void {
+    this.count = Number(/^COPY (\d+)$/.exec(message.text)?.[1] ?? -1);
+  }
+
+  handleReadyForQuery(): void {
+    this.#finish();
+  }
+
+  handleError(error: Error): void {
+    for (const fail of this.#fail) fail(error);
+  }
+
+  handleCopyData(): void {
+    this.handleError(new Error('rows reached the client of a COPY'));
+  }
+}

@@ -1,0 +1,184 @@
+// The task's publication on the source, with the marker table of a source of version 13. Made before the slot: pgoutput
+// looks it up in the catalog as of the change that it decodes. Leaves are published as themselves
+// (publish_via_partition_root = false); roots are not listed: TRUNCATE of a root arrives as truncates of its leaves.
+import { MigrationError } from '../model/errors.ts';
+import { relationKey, type RelationName } from '../model/relation.ts';
+import { dropSchemaIfEmpty, lockBookkeeping } from './bookkeeping.ts';
+import { fromPostgres } from './errors.ts';
+import { hasLogicalMessages, markerTable, sourceVersion } from './marker.ts';
+import { DTS_SCHEMA, ident, identRelation, literal, taskObjectName } from './sql.ts';
+import { schemaPlanOf, type TaskScope } from './task-scope.ts';
+
+const PUBLICATION = 'publication';
+/** CREATE PUBLICATION waits for VACUUM, ANALYZE and DDL on the tables; queued lock requests would stall nobody else's DML. */
+const LOCK_TIMEOUT_MS = 10_000;
+
+/** Checkpoint `publication`. `creating` is written first, so that one that a kill left behind is looked for and dropped. */
+interface PublicationRecord {
+  readonly state: 'creating' | 'created' | 'dropped';
+}
+
+/** Its comment, made in the same transaction: the name alone does not tell ours from somebody else's. */
+function signature(scope: TaskScope): string {
+  return `publication of migration ${scope.taskId}, ${scope.incarnation}`;
+}
+
+interface FoundPublication {
+  readonly isOurs: boolean;
+  readonly tables: readonly string[];
+  /** Publishes every operation of whole leaves, unfiltered. */
+  readonly complete: boolean;
+}
+
+async function findPublication(scope: TaskScope, name: string): Promise<FoundPublication | null> {
+  const { rows } = await scope.source.query<{ complete: boolean; comment: string | null }>(
+    `select obj_description(oid, 'pg_publication') as comment,
+       pubinsert and pubupdate and pubdelete and pubtruncate and not puballtables and not pubviaroot as complete
+     from pg_publication where pubname = $1`,
+    [name],
+  );
+  const publication = rows[0];
+  if (!publication) return null;
+  // to_jsonb: row filters and column lists exist from 15 on
+  const members = await scope.source.query<RelationName & { filtered: boolean }>(
+    `select n.nspname as schema, c.relname as name,
+       coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') is not null as filtered
+     from pg_publication p join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
+       join pg_namespace n on n.oid = c.relnamespace
+     where p.pubname = $1`,
+    [name],
+  );
+  return {
+    isOurs: publication.comment === signature(scope),
+    tables: members.rows.map((row) => relationKey(row)),
+    complete: publication.complete && members.rows.every((row) => !row.filtered),
+  };
+}
+
+/** Null when the publication is as we made it, else what is different, in words. */
+function difference(found: FoundPublication, wanted: readonly string[]): string | null {
+  if (!found.complete) return 'it no longer publishes every change of its tables';
+  const has = new Set(found.tables);
+  const wants = new Set(wanted);
+  const missing = wanted.filter((table) => !has.has(table));
+  const surplus = found.tables.filter((table) => !wants.has(table));
+  if (missing.length > 0) return `it lacks ${missing.join(', ')}`;
+  if (surplus.length > 0) return `it has also ${surplus.join(', ')}`;
+  return null;
+}
+
+/**
+ * Makes the publication, or checks the one that is there:
+ *
+ *   checkpoint        publication        result
+ *   1 none, creating  absent             created
+ *   2 none, creating  not signed by us   `slot_stranger`; also when it appears while ours is made
+ *   3 none, creating  signed by us       unused (no slot yet): kept if its tables are right, else made again
+ *   4 created         as we made it      nothing to do
+ *   5 created         absent or changed  `publication_lost`: changes since then were not decoded
+ *   6 dropped         any                `publication_lost`
+ */
+export async function ensurePublication(scope: TaskScope): Promise<void> {
+  const name = taskObjectName(scope.taskId);
+  const record = scope.checkpoints.get<PublicationRecord>(PUBLICATION);
+  const needsMarkerTable = !hasLogicalMessages(await sourceVersion(scope));
+  const relations: RelationName[] = schemaPlanOf(scope).tables.map((table) => table.source);
+  if (needsMarkerTable) relations.push(markerTable(scope.taskId));
+  const wanted = relations.map((relation) => relationKey(relation));
+  const found = await findPublication(scope, name);
+  const changed = found === null ? 'it is gone' : difference(found, wanted);
+  if (record?.state === 'created' || record?.state === 'dropped') {
+    if (record.state === 'created' && changed === null) return;
+    throw new MigrationError(
+      'publication_lost',
+      `source: publication ${name}: ${changed ?? 'it was dropped by this task'}`,
+      {
+        hint: 'changes may be missing from the stream: cancel this migration and start a new one',
+        details: { publication: name, tables: wanted.length },
+      },
+    );
+  }
+  if (found !== null && !found.isOurs) throw stranger(name);
+  scope.checkpoints.set(PUBLICATION, { state: 'creating' } satisfies PublicationRecord);
+  if (changed !== null) await createPublication(scope, name, relations, needsMarkerTable, found !== null);
+  scope.checkpoints.set(PUBLICATION, { state: 'created' } satisfies PublicationRecord);
+}
+
+function stranger(name: string): MigrationError {
+  return new MigrationError('slot_stranger', `source: a publication ${name} exists that is not ours`, {
+    hint: `choose another id, or, if nobody uses it: drop publication ${ident(name)}`,
+    details: { publication: name },
+  });
+}
+
+/** Without `again` nothing is dropped: what bears the name by then appeared after we had looked. */
+async function createPublication(
+  scope: TaskScope,
+  name: string,
+  relations: readonly RelationName[],
+  needsMarkerTable: boolean,
+  again: boolean,
+): Promise<void> {
+  const deadline = Date.now() + scope.spec.options.slotTimeoutMs;
+  for (;;) {
+    try {
+      await scope.source.transaction(async (client) => {
+        await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}`);
+        if (again) await client.query(`drop publication if exists ${ident(name)}`);
+        if (needsMarkerTable) {
+          await lockBookkeeping(client);
+          await client.query(`create schema if not exists ${ident(DTS_SCHEMA)}`);
+          await client.query(
+            `create table if not exists ${identRelation(markerTable(scope.taskId))} (id text primary key)`,
+          );
+        }
+        // ONLY: a table with classic inheritance would bring its children along
+        const list = relations.map((relation) => `only ${identRelation(relation)}`).join(', ');
+        await client.query(
+          `create publication ${ident(name)}${list === '' ? '' : ` for table ${list}`}
+           with (publish = 'insert, update, delete, truncate', publish_via_partition_root = false)`,
+        );
+        await client.query(`comment on publication ${ident(name)} is ${literal(signature(scope))}`);
+      });
+      scope.progress.setWaitingFor(null);
+      return;
+    } catch (error) {
+      scope.signal.throwIfAborted();
+      const failure = fromPostgres(error, { role: 'source' });
+      // 42710 duplicate_object, or 23505 unique_violation of pg_publication: it was being made at the same time. A
+      // COMMIT of ours, sent by a process that was killed, may be what made it.
+      const sqlstate = failure.details?.['sqlstate'];
+      if (sqlstate === '42710' || sqlstate === '23505') {
+        const found = await findPublication(scope, name);
+        if (found?.isOurs === false) throw stranger(name);
+        if (Date.now() > deadline) throw failure;
+        again = found !== null;
+        continue;
+      }
+      const waits = failure.code === 'lock_timeout';
+      if (!waits || Date.now() > deadline) throw failure;
+      scope.progress.setWaitingFor('the publication waits for DDL or VACUUM on the source tables');
+    }
+  }
+}
+
+/** Drops the publication and the marker table, and the source's schema `dts` when that leaves it empty. Idempotent. */
+export async function dropPublication(scope: TaskScope): Promise<void> {
+  const record = scope.checkpoints.get<PublicationRecord>(PUBLICATION);
+  if (record === undefined || record.state === 'dropped') return; // a publication of our name is somebody else's
+  const name = taskObjectName(scope.taskId);
+  const drops = record.state === 'created' || (await findPublication(scope, name))?.isOurs === true;
+  await scope.source.transaction(async (client) => {
+    await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}`);
+    await lockBookkeeping(client);
+    if (drops) await client.query(`drop publication if exists ${ident(name)}`);
+    const { rows } = await client.query<{ present: boolean }>(
+      'select to_regnamespace($1) is not null as present',
+      [DTS_SCHEMA],
+    );
+    if (!rows[0]?.present) return;
+    await client.query(`drop table if exists ${identRelation(markerTable(scope.taskId))}`);
+    await dropSchemaIfEmpty(client);
+  });
+  scope.checkpoints.set(PUBLICATION, { state: 'dropped' } satisfies PublicationRecord);
+}

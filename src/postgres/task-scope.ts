@@ -1,0 +1,81 @@
+// What a domain step (preflight, schema, copy, sync, cutover, validate) gets to work with. The runtime makes one per
+// running activity; tests make their own. Domain code knows neither actors nor SQLite nor HTTP.
+import type { Failpoint } from '../model/failpoints.ts';
+import type { SchemaPlan } from '../model/schema-plan.ts';
+import type { SyncStatus, TableProgress, TaskSpec } from '../model/task.ts';
+import { MigrationError } from '../model/errors.ts';
+import type { Side } from './connections.ts';
+
+/** A step's own durable notes, by task; JSON values. A write is on disk when `set` returns. */
+export interface Checkpoints {
+  get<T>(key: string): T | undefined;
+  set(key: string, value: unknown): void;
+  delete(key: string): void;
+}
+
+/** Live figures for API, console and SSE. Calls are cheap: they may be made for every chunk. */
+export interface ProgressPort {
+  /** Replaces the list of tables; figures of tables already known by key are kept. */
+  setTables(tables: readonly TableProgress[]): void;
+  /** Changes figures of one table; `durable` also saves the row (part done, table ready). */
+  updateTable(table: string, patch: Partial<TableProgress>, durable?: boolean): void;
+  setSync(status: SyncStatus): void;
+  /** Why the task stands still (`slot waits for pid 4711 …`); null when it does not. */
+  setWaitingFor(reason: string | null): void;
+}
+
+export interface Log {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}
+
+export interface TaskScope {
+  readonly taskId: string;
+  /** Unique per created task, so that leftovers of a deleted task of the same id are recognised as strangers. */
+  readonly incarnation: string;
+  readonly spec: TaskSpec;
+  readonly source: Side;
+  readonly target: Side;
+  readonly checkpoints: Checkpoints;
+  readonly progress: ProgressPort;
+  readonly log: Log;
+  /** Aborted on pause, cancel, deadline and shutdown. Check it in loops; hand it to sessions. */
+  readonly signal: AbortSignal;
+  /** Returns at once unless the process was told to die here. */
+  failpoint(name: Failpoint): void;
+}
+
+const SCHEMA_PLAN = 'schemaPlan';
+
+export function saveSchemaPlan(scope: TaskScope, plan: SchemaPlan): void {
+  scope.checkpoints.set(SCHEMA_PLAN, plan);
+}
+
+export function findSchemaPlan(scope: TaskScope): SchemaPlan | undefined {
+  return scope.checkpoints.get<SchemaPlan>(SCHEMA_PLAN);
+}
+
+/** The plan that creatingTables made; every later step relies on it. */
+export function schemaPlanOf(scope: TaskScope): SchemaPlan {
+  const plan = findSchemaPlan(scope);
+  if (!plan) throw new MigrationError('internal', 'the schema plan is missing: creatingTables has not run');
+  return plan;
+}
+
+/** Resolves after `ms`, rejects with `aborted` when the signal fires. */
+export function sleep(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const stop = (): void => {
+      clearTimeout(timer);
+      reject(new MigrationError('aborted', 'stopped on request'));
+    };
+    const timer = setTimeout(() => {
+      signal.removeEventListener('abort', stop);
+      resolve();
+    }, ms);
+    if (signal.aborted) stop();
+    else signal.addEventListener('abort', stop, { once: true });
+  });
+}

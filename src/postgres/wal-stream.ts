@@ -1,0 +1,295 @@
+// The walsender connection: pg-logical-replication with everything automatic turned off, behind a bounded queue of
+// decoded messages. Sync opens one per (re)connection. A status never carries more than acknowledge() was given; it is
+// sent while the target is busy and while the socket is paused, so that a slow target does not look like a dead one.
+//
+// Weaknesses of the library that are worked around here: its timer acknowledges what was received, not what was
+// committed (off); acknowledge() adds one byte to the position; an exception of the decoder inside its listener would be
+// an uncaught one; its flow control holds the socket for every message (off); after stop() late socket errors have no
+// listener; a paused stream answers no keepalive.
+import { Socket } from 'node:net';
+import type { Client } from 'pg';
+import { LogicalReplicationService } from 'pg-logical-replication';
+import { MigrationError } from '../model/errors.ts';
+import { bigintToLsn, compareLsn, lsnToBigint, ZERO_LSN, type Lsn } from '../model/lsn.ts';
+import { fromPostgres } from './errors.ts';
+import { hasLogicalMessages } from './marker.ts';
+import { decodePgoutput, type PgoutputMessage } from './pgoutput.ts';
+import { sessionSettings } from './session-settings.ts';
+import { verifySystem, type SlotRecord } from './slot.ts';
+import { ident, literal } from './sql.ts';
+import type { TaskScope } from './task-scope.ts';
+
+/** Decoded messages that may wait for the applier; above it the socket is paused until they are taken. */
+const PAUSE_ABOVE_BYTES = 8 * 1024 * 1024;
+/** What a message costs in memory beyond its bytes. */
+const MESSAGE_OVERHEAD_BYTES = 400;
+const STATUS_INTERVAL_MS = 5_000;
+/** Ours, whatever the source has configured: with 0 the walsender of a dead client would hold the slot for ever. */
+const WAL_SENDER_TIMEOUT_MS = 60_000;
+/** A walsender that decodes a large transaction without sending any of it may not answer for long. */
+const SILENCE_TIMEOUT_MS = 300_000;
+const PING_AFTER_MS = 15_000;
+const CLOSE_TIMEOUT_MS = 1_500;
+
+export type WalItem =
+  | { readonly kind: 'message'; readonly message: PgoutputMessage }
+  /**
+   * Everything that was committed before `walEnd` has been sent, provided that no transaction is open: the walsender
+   * also sends these between the changes of one.
+   */
+  | { readonly kind: 'keepalive'; readonly walEnd: Lsn; readonly replyRequested: boolean };
+
+export interface WalStreamOptions {
+  readonly slot: SlotRecord;
+  readonly publication: string;
+  /** Where to begin: the end LSN of the last transaction applied. */
+  readonly startLsn: Lsn;
+  /** Stored on the target as acked_lsn; the only position that may be told before the first acknowledge(). */
+  readonly ackedLsn: Lsn;
+  /** `server_version_num` of the source. */
+  readonly sourceVersion: number;
+}
+
+interface Pausable {
+  pause(): unknown;
+  resume(): unknown;
+}
+
+type Parsed = { readonly message: PgoutputMessage; readonly bytes: number } | { readonly error: unknown };
+
+export class WalStream {
+  readonly #service: LogicalReplicationService;
+  readonly #socket = new Socket();
+  readonly #uncount: () => void;
+  #stream: Pausable | null = null;
+  #client: Client | null = null;
+  #queue: WalItem[] = [];
+  #queuedBytes = 0;
+  #paused = false;
+  #failure: MigrationError | null = null;
+  #wake: (() => void) | null = null;
+  #ackedLsn: Lsn;
+  #receivedLsn: Lsn = ZERO_LSN;
+  #heardAt = Date.now();
+  #statusTimer: NodeJS.Timeout | null = null;
+  #closed: Promise<void> | null = null;
+
+  private constructor(service: LogicalReplicationService, ackedLsn: Lsn, uncount: () => void) {
+    this.#service = service;
+    this.#ackedLsn = ackedLsn;
+    this.#uncount = uncount;
+  }
+
+  /**
+   * Connects and starts streaming. Errors: `source_replaced`, and as fromPostgres says, e.g. `sql_failed` 55006 while the
+   * slot is in use.
+   */
+  static async open(scope: TaskScope, options: WalStreamOptions, signal: AbortSignal): Promise<WalStream> {
+    const config = await scope.source.clientConfig('walsender');
+    signal.throwIfAborted();
+    // `stream` is called once, by pg's Connection, after this function has made the object that owns the socket.
+    const holder: { stream: WalStream | null } = { stream: null };
+    const service = new LogicalReplicationService(
+      { ...config, stream: () => holder.stream?.socket },
+      { acknowledge: { auto: false, timeoutSeconds: 0 }, flowControl: { enabled: false } },
+    );
+    const stream = new WalStream(service, options.ackedLsn, scope.source.registerExternal());
+    holder.stream = stream;
+    try {
+      await stream.#start(options, signal);
+      return stream;
+    } catch (error) {
+      await stream.close();
+      signal.throwIfAborted();
+      throw fromPostgres(error, { role: 'source', slot: options.slot.name });
+    }
+  }
+
+  get socket(): Socket {
+    return this.#socket;
+  }
+
+  /** Furthest position that the walsender has told us. */
+  get receivedLsn(): Lsn {
+    return this.#receivedLsn;
+  }
+
+  /** How long the walsender has said nothing although we were listening. */
+  get silentMs(): number {
+    return this.#paused ? 0 : Date.now() - this.#heardAt;
+  }
+
+  /** Whether nothing waits to be taken. */
+  get drained(): boolean {
+    return this.#queue.length === 0;
+  }
+
+  /**
+   * What has arrived, in order; waits for something up to `waitMs` and then returns an empty list.
+   * Throws what broke the connection, `aborted` after close().
+   */
+  async take(waitMs: number): Promise<readonly WalItem[]> {
+    if (this.#queue.length === 0 && this.#failure === null && waitMs > 0) {
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, waitMs);
+        this.#wake = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
+      this.#wake = null;
+    }
+    if (this.#failure) throw this.#failure;
+    const items = this.#queue;
+    this.#queue = [];
+    this.#queuedBytes = 0;
+    if (this.#paused) {
+      this.#paused = false;
+      this.#heardAt = Date.now();
+      this.#stream?.resume();
+    }
+    return items;
+  }
+
+  /** Tells the source that everything up to `lsn` is durable on the target, and stored there as acked_lsn. */
+  acknowledge(lsn: Lsn): void {
+    if (compareLsn(lsn, this.#ackedLsn) > 0) this.#ackedLsn = lsn;
+    this.#sendStatus(false);
+  }
+
+  /** Answers a keepalive with what is acknowledged already. */
+  reply(): void {
+    this.#sendStatus(false);
+  }
+
+  /** Ends the connection, within two seconds even when the peer is gone. Idempotent. */
+  close(): Promise<void> {
+    this.#closed ??= (async () => {
+      this.#fail(new MigrationError('aborted', 'source: the stream was closed'));
+      if (this.#statusTimer) clearInterval(this.#statusTimer);
+      // A paused socket would never see its end; a status that was just written is flushed by destroySoon.
+      this.#stream?.resume();
+      this.#socket.destroySoon();
+      let giveUp: (() => void) | undefined;
+      const deadline = new Promise<void>((resolve) => (giveUp = resolve));
+      const timers = [
+        setTimeout(() => this.#socket.destroy(), CLOSE_TIMEOUT_MS / 2),
+        setTimeout(() => giveUp?.(), CLOSE_TIMEOUT_MS),
+      ];
+      await Promise.race([this.#service.destroy().catch(() => undefined), deadline]);
+      for (const timer of timers) clearTimeout(timer);
+      this.#socket.destroy();
+      this.#client?.on('error', () => undefined);
+      (this.#client as unknown as { connection?: Client } | null)?.connection?.on('error', () => undefined);
+      this.#service.on('error', () => undefined);
+      this.#uncount();
+    })();
+    return this.#closed;
+  }
+
+  async #start(options: WalStreamOptions, signal: AbortSignal): Promise<void> {
+    const onAbort = (): void => void this.close();
+    signal.addEventListener('abort', onAbort, { once: true });
+    this.#service.on('error', (error) => this.#fail(fromPostgres(error, { role: 'source' })));
+    this.#service.on('data', (lsn: Lsn, parsed: Parsed) => this.#onData(lsn, parsed));
+    this.#service.on('heartbeat', (walEnd: Lsn, _timestamp, replyRequested) => {
+      this.#heard(walEnd);
+      this.#push({ kind: 'keepalive', walEnd, replyRequested }, 0);
+    });
+    const started = new Promise<void>((resolve) => void this.#service.on('start', resolve));
+    const plugin = {
+      name: 'pgoutput',
+      options: null,
+      // Decoded at once: the memory behind the message is reused. A throw here would be an uncaught exception.
+      parse: (buffer: Buffer): Parsed => {
+        try {
+          return { message: decodePgoutput(buffer), bytes: buffer.length };
+        } catch (error) {
+          return { error };
+        }
+      },
+      start: async (client: Client, slotName: string, startLsn: Lsn): Promise<void> => {
+        this.#client = client;
+        this.#stream = (client as unknown as { connection: { stream: Pausable } }).connection.stream;
+        await client.query(sessionSettings);
+        await client.query(`select set_config('wal_sender_timeout', '${WAL_SENDER_TIMEOUT_MS}', false)`);
+        // On this very connection: behind one address there may be more than one server.
+        await verifySystem(client, options.slot);
+        const parameters = [
+          `proto_version '1'`,
+          `publication_names ${literal(ident(options.publication))}`,
+          ...(hasLogicalMessages(options.sourceVersion) ? [`messages 'true'`] : []),
+        ];
+        // Ends only with the connection: the server closes the stream when it shuts down.
+        await client.query(
+          `START_REPLICATION SLOT ${ident(slotName)} LOGICAL ${startLsn} (${parameters.join(', ')})`,
+        );
+      },
+    };
+    const ended = this.#service.subscribe(plugin, options.slot.name, options.startLsn).then(
+      () => this.#fail(new MigrationError('connection_failed', 'source: the server ended the stream')),
+      (error: unknown) => this.#fail(fromPostgres(error, { role: 'source' })),
+    );
+    await Promise.race([started, ended]);
+    const failure = this.#failure;
+    if (failure) {
+      signal.removeEventListener('abort', onAbort);
+      throw failure;
+    }
+    this.#statusTimer = setInterval(() => this.#onStatusTimer(), STATUS_INTERVAL_MS);
+    this.#statusTimer.unref();
+    void this.#closedOrEnded(ended).then(() => signal.removeEventListener('abort', onAbort));
+  }
+
+  async #closedOrEnded(ended: Promise<void>): Promise<void> {
+    await ended;
+    if (this.#statusTimer) clearInterval(this.#statusTimer);
+  }
+
+  #onData(lsn: Lsn, parsed: Parsed): void {
+    this.#heard(lsn);
+    if ('error' in parsed) this.#fail(fromPostgres(parsed.error, { role: 'source' }));
+    else this.#push({ kind: 'message', message: parsed.message }, parsed.bytes * 2 + MESSAGE_OVERHEAD_BYTES);
+  }
+
+  #heard(lsn: Lsn): void {
+    this.#heardAt = Date.now();
+    if (lsn !== this.#receivedLsn && compareLsn(lsn, this.#receivedLsn) > 0) this.#receivedLsn = lsn;
+  }
+
+  #push(item: WalItem, bytes: number): void {
+    this.#queue.push(item);
+    this.#queuedBytes += bytes;
+    if (!this.#paused && this.#queuedBytes > PAUSE_ABOVE_BYTES) {
+      this.#paused = true;
+      this.#stream?.pause();
+    }
+    this.#wake?.();
+  }
+
+  #fail(failure: MigrationError): void {
+    this.#failure ??= failure;
+    this.#wake?.();
+  }
+
+  #onStatusTimer(): void {
+    if (this.silentMs > SILENCE_TIMEOUT_MS)
+      this.#fail(
+        new MigrationError(
+          'connection_failed',
+          `source: the walsender has been silent for ${this.silentMs} ms`,
+        ),
+      );
+    else this.#sendStatus(this.silentMs > PING_AFTER_MS);
+  }
+
+  #sendStatus(requestReply: boolean): void {
+    // The library adds 1 to what it is given. One byte too many is not harmless: the next commit record may begin
+    // exactly at the acknowledged end, and after a restart the server would leave that transaction out.
+    const position = lsnToBigint(this.#ackedLsn);
+    if (position === 0n || this.#failure) return;
+    this.#service
+      .acknowledge(bigintToLsn(position - 1n), requestReply)
+      .catch((error: unknown) => this.#fail(fromPostgres(error, { role: 'source' })));
+  }
+}

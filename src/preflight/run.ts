@@ -1,0 +1,171 @@
+// Called by `init` and by POST /preflight: every check, both sides at once. Answers findings for whatever would fail
+// later; throws only when it was stopped. A side that cannot be reached does not hide what the other side has to say.
+import type { Finding } from '../model/finding.ts';
+import type { Role } from '../model/task.ts';
+import { readSelection, type TableSelection } from '../postgres/catalog.ts';
+import { fromPostgres } from '../postgres/errors.ts';
+import { taskObjectName } from '../postgres/sql.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
+import { assessActivity, readActivity } from './activity.ts';
+import { askOn, type Ask } from './ask.ts';
+import {
+  assessConnections,
+  assessEncodings,
+  assessExtensions,
+  readConnectionLimits,
+  readEncoding,
+  readMissingExtensions,
+  readNeededExtensions,
+} from './capacity.ts';
+import { assessConnection } from './connection.ts';
+import { assessDatabasePrivileges, readDatabasePrivileges } from './database-privileges.ts';
+import { assessReadOnly, readReadOnly } from './read-only.ts';
+import { assessReplicationConnection, readOurAddress, tryReplication } from './replication-connection.ts';
+import { assessReplicationRole, readRole } from './replication-role.ts';
+import { assessRowSecurity, readRestrictedTables } from './row-security.ts';
+import { assessSlots, readSlots } from './slots.ts';
+import { assessTablePrivileges, readTablePrivileges } from './table-privileges.ts';
+import { assessSelection } from './tables.ts';
+import { assessTargetNames, readTargetNames, targetNames } from './target-names.ts';
+import { assessMajor, assessMajorOrder, readMajor } from './versions.ts';
+import { assessWalLevel, readWalLevel } from './wal-level.ts';
+import { assessWalsenders, readWalsenders } from './walsenders.ts';
+
+interface SourceFacts {
+  readonly major: number;
+  readonly encoding: string;
+  readonly selection: TableSelection;
+  readonly extensions: readonly string[];
+}
+
+interface TargetFacts {
+  readonly major: number;
+  readonly encoding: string;
+}
+
+/** Findings in the order source, target, both. Throws `aborted`. */
+export async function runPreflight(scope: TaskScope): Promise<Finding[]> {
+  const findings: Record<Role | 'both', Finding[]> = { source: [], target: [], both: [] };
+  const [source, target] = await Promise.all([
+    onSide(scope, 'source', findings.source, (ask) => checkSource(scope, ask, findings.source)),
+    onSide(scope, 'target', findings.target, (ask) => checkTarget(scope, ask, findings.target)),
+  ]);
+  if (source && target) {
+    findings.both.push(
+      ...assessMajorOrder(source.major, target.major),
+      ...assessEncodings(source.encoding, target.encoding),
+    );
+    await onSide(scope, 'target', findings.both, (ask) => checkTables(scope, ask, source, findings.both));
+  }
+  return [...findings.source, ...findings.target, ...findings.both];
+}
+
+/** Runs checks on a session of their own; an error becomes a finding, and null is answered. */
+async function onSide<T>(
+  scope: TaskScope,
+  role: Role,
+  findings: Finding[],
+  work: (ask: Ask) => Promise<T>,
+): Promise<T | null> {
+  try {
+    const session = await scope[role].session({ purpose: 'preflight', signal: scope.signal, pipeline: true });
+    try {
+      return await work(askOn(session, role));
+    } finally {
+      await session.close();
+    }
+  } catch (error) {
+    scope.signal.throwIfAborted();
+    findings.push(assessConnection(role, scope[role].endpoint, fromPostgres(error, { role })));
+    return null;
+  }
+}
+
+async function checkSource(scope: TaskScope, ask: Ask, findings: Finding[]): Promise<SourceFacts> {
+  const name = taskObjectName(scope.taskId);
+  const [major, readOnly, role, walLevel, slots, walsenders, privileges, address, limits, encoding] =
+    await Promise.all([
+      readMajor(ask),
+      readReadOnly(ask),
+      readRole(ask),
+      readWalLevel(ask),
+      readSlots(ask, name),
+      readWalsenders(ask, scope.taskId),
+      readDatabasePrivileges(ask),
+      readOurAddress(ask),
+      readConnectionLimits(ask, scope.taskId),
+      readEncoding(ask),
+    ]);
+  const made = (key: string): boolean => scope.checkpoints.get(key) !== undefined;
+  findings.push(
+    ...assessMajor('source', major),
+    ...assessReadOnly('source', readOnly),
+    ...assessReplicationRole(role),
+    ...assessReplicationConnection(
+      await tryReplication(scope),
+      scope.source.endpoint,
+      address,
+      role,
+      walsenders,
+    ),
+    ...assessWalLevel(walLevel),
+    ...assessSlots(slots, {
+      name,
+      slotIsOurs: made('slot') || made('slotIntent'),
+      publicationIsOurs: made('publication'),
+    }),
+    ...assessWalsenders(walsenders),
+    ...assessDatabasePrivileges('source', privileges),
+    ...assessConnections('source', limits, scope.spec.options.copyJobs),
+  );
+  const selection = await readSelection(scope.source, scope.spec.tables);
+  const oids = selection.tables.map((table) => table.oid);
+  const [tables, restricted, activity, extensions] = await Promise.all([
+    readTablePrivileges(ask, oids),
+    readRestrictedTables(ask, oids),
+    readActivity(ask, oids),
+    readNeededExtensions(ask, oids),
+  ]);
+  findings.push(
+    ...assessSelection(selection),
+    ...assessTablePrivileges(tables, role.name),
+    ...assessRowSecurity(restricted, role.name),
+    ...assessActivity(activity),
+  );
+  return { major, encoding, selection, extensions };
+}
+
+async function checkTarget(scope: TaskScope, ask: Ask, findings: Finding[]): Promise<TargetFacts> {
+  const [major, readOnly, privileges, limits, encoding] = await Promise.all([
+    readMajor(ask),
+    readReadOnly(ask),
+    readDatabasePrivileges(ask),
+    readConnectionLimits(ask, scope.taskId),
+    readEncoding(ask),
+  ]);
+  findings.push(
+    ...assessMajor('target', major),
+    ...assessReadOnly('target', readOnly),
+    ...assessDatabasePrivileges('target', privileges),
+    ...assessConnections('target', limits, scope.spec.options.copyJobs),
+  );
+  return { major, encoding };
+}
+
+/** What the target has to say about the selected tables. */
+async function checkTables(
+  scope: TaskScope,
+  ask: Ask,
+  source: SourceFacts,
+  findings: Finding[],
+): Promise<void> {
+  const { tableSuffix, sourceDb, targetDb } = scope.spec;
+  const names = targetNames(source.selection.tables, tableSuffix);
+  const facts = await readTargetNames(ask, names, { id: scope.taskId, incarnation: scope.incarnation });
+  const same =
+    sourceDb.host === targetDb.host && sourceDb.port === targetDb.port && sourceDb.dbname === targetDb.dbname;
+  findings.push(
+    ...assessTargetNames(facts, scope.taskId, tableSuffix, same),
+    ...assessExtensions(await readMissingExtensions(ask, source.extensions)),
+  );
+}

@@ -1,0 +1,64 @@
+// Check of run.ts: a free replication slot, and nobody else's slot or publication under our name. What a resumed task
+// made itself (see the tables above ensureSlot and ensurePublication) is no finding.
+import type { Finding } from '../model/finding.ts';
+import { ident, literal } from '../postgres/sql.ts';
+import { onlyRow, type Ask } from './ask.ts';
+
+export interface SlotFacts {
+  /** max_replication_slots. */
+  readonly max: number;
+  readonly used: number;
+  readonly slotExists: boolean;
+  readonly publicationExists: boolean;
+}
+
+export interface SlotOwnership {
+  readonly name: string;
+  /** A slot of this name was made, or begun, by this task. */
+  readonly slotIsOurs: boolean;
+  readonly publicationIsOurs: boolean;
+}
+
+export async function readSlots(ask: Ask, name: string): Promise<SlotFacts> {
+  return onlyRow(
+    await ask<{ max: number; used: number; slotExists: boolean; publicationExists: boolean }>(
+      `select current_setting('max_replication_slots')::int as max,
+         (select count(*)::int from pg_replication_slots) as used,
+         exists (select from pg_replication_slots where slot_name = $1) as "slotExists",
+         exists (select from pg_publication where pubname = $1) as "publicationExists"`,
+      [name],
+    ),
+  );
+}
+
+export function assessSlots(
+  facts: SlotFacts,
+  { name, slotIsOurs, publicationIsOurs }: SlotOwnership,
+): Finding[] {
+  const findings: Finding[] = [];
+  if (facts.slotExists && !slotIsOurs)
+    findings.push({
+      code: 'slot_name_taken',
+      severity: 'blocking',
+      object: name,
+      message: `source: a replication slot ${name} exists that this task did not make`,
+      remedy: `choose another id, or, if nobody uses that slot: select pg_drop_replication_slot(${literal(name)})`,
+    });
+  if (facts.publicationExists && !publicationIsOurs)
+    findings.push({
+      code: 'publication_name_taken',
+      severity: 'blocking',
+      object: name,
+      message: `source: a publication ${name} exists that this task did not make`,
+      remedy: `choose another id, or, if nobody uses that publication: drop publication ${ident(name)}`,
+    });
+  if (!facts.slotExists && facts.used >= facts.max)
+    findings.push({
+      code: 'replication_slots_exhausted',
+      severity: 'blocking',
+      object: 'max_replication_slots',
+      message: `source: all ${facts.max} replication slots are in use; this task needs one`,
+      remedy: `alter system set max_replication_slots = ${facts.used + 1}; then restart the server (or drop a slot that nobody uses)`,
+    });
+  return findings;
+}

@@ -1,0 +1,112 @@
+// Binds the names that the statechart invokes (machines/activities.ts) to the functions of the domain folders.
+import { fromCallback, fromPromise, type EventObject } from 'xstate';
+import type { Activities, ActivityName, TaskRef } from '../../machines/activities.ts';
+import { copyTables } from '../copy/copy-tables.ts';
+import { cleanUp } from '../cutover/clean-up.ts';
+import { drain } from '../cutover/drain.ts';
+import { armFence, disarmFence, installFence } from '../cutover/fence.ts';
+import { prepareTarget } from '../cutover/prepare-target.ts';
+import { settle } from '../cutover/settle.ts';
+import { asMigrationError } from '../model/errors.ts';
+import type { StreamEvent } from '../model/stream.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
+import { runPreflight } from '../preflight/run.ts';
+import { createTables } from '../schema/create-tables.ts';
+import { runStream } from '../sync/stream.ts';
+import { compareTables } from '../validate/compare.ts';
+import type { ActivityRunner } from './activity-runner.ts';
+
+export interface ActivityHost {
+  readonly runner: ActivityRunner;
+  scopeOf(taskId: string, signal: AbortSignal): TaskScope;
+  /** `drop_target` of the command that ended the task. */
+  dropTargetOf(taskId: string): boolean;
+  releaseConnections(taskId: string): Promise<void>;
+}
+
+type Work<N extends ActivityName> = (
+  scope: TaskScope,
+  host: ActivityHost,
+) => Promise<Activities[N]['output']>;
+
+const works: { readonly [N in ActivityName]: Work<N> } = {
+  preflight: async (scope) => {
+    const findings = await runPreflight(scope);
+    scope.failpoint('init.before-done');
+    return { findings };
+  },
+  createTables,
+  copyTables: async (scope) => {
+    await copyTables(scope);
+    return null;
+  },
+  installFence: async (scope) => {
+    await installFence(scope);
+    return null;
+  },
+  armFence,
+  drain,
+  disarmFence: async (scope) => {
+    await disarmFence(scope);
+    return null;
+  },
+  compareTables,
+  prepareTarget: async (scope) => {
+    await prepareTarget(scope);
+    return null;
+  },
+  settle: async (scope) => {
+    scope.failpoint('finalize.after-point-of-no-return');
+    return settle(scope);
+  },
+  cleanUp: async ({ taskId, signal }, host) => {
+    // What the task was given up for may be a network that swallows everything: on a connection from before, a
+    // statement would wait until TCP gives up; a new one fails in seconds.
+    await host.releaseConnections(taskId);
+    return cleanUp(host.scopeOf(taskId, signal), { dropTarget: host.dropTargetOf(taskId) });
+  },
+  release: async (scope, host) => {
+    await host.releaseConnections(scope.taskId);
+    return null;
+  },
+};
+
+function logic<N extends ActivityName>(name: N, host: ActivityHost) {
+  return fromPromise<Activities[N]['output'], TaskRef>(({ input: { taskId }, signal }) =>
+    host.runner.run(taskId, name, signal, () => works[name](host.scopeOf(taskId, signal), host)),
+  );
+}
+
+/** The stream as an actor: tells the chart what happened and ends only when it is stopped or failed. */
+function streamLogic(host: ActivityHost) {
+  return fromCallback<EventObject, TaskRef, StreamEvent>(({ input: { taskId }, sendBack }) => {
+    const controller = new AbortController();
+    const { signal } = controller;
+    const emit = (event: StreamEvent): void => {
+      if (!signal.aborted) sendBack(event);
+    };
+    host.runner
+      .run(taskId, 'stream', signal, () => runStream(host.scopeOf(taskId, signal), emit))
+      .catch((error: unknown) => emit({ type: 'STREAM_FAILED', error: asMigrationError(error).toReport() }));
+    return () => controller.abort();
+  });
+}
+
+/** Implementations for `taskMachine.provide({ actors })`. */
+export function taskActors(host: ActivityHost) {
+  return {
+    preflight: logic('preflight', host),
+    createTables: logic('createTables', host),
+    copyTables: logic('copyTables', host),
+    installFence: logic('installFence', host),
+    armFence: logic('armFence', host),
+    drain: logic('drain', host),
+    disarmFence: logic('disarmFence', host),
+    compareTables: logic('compareTables', host),
+    prepareTarget: logic('prepareTarget', host),
+    settle: logic('settle', host),
+    cleanUp: logic('cleanUp', host),
+    release: logic('release', host),
+    stream: streamLogic(host),
+  };
+}

@@ -1,0 +1,35 @@
+// From a task's row to a snapshot that today's statechart understands.
+import type { Snapshot } from 'xstate';
+import type { TaskRow } from '../../db/tasks.ts';
+import { TASK_MACHINE_VERSION } from '../../machines/task.ts';
+import { MigrationError } from '../model/errors.ts';
+
+/** `migrations[v]` turns a snapshot of version v into one of v + 1. Pure; never removed while rows may be that old. */
+const migrations: Readonly<Record<number, (snapshot: unknown) => unknown>> = {};
+
+/** Throws `internal` for a row of a newer service or one that is no snapshot. */
+export function persistedSnapshotOf(
+  row: Pick<TaskRow, 'id' | 'machineVersion' | 'actorSnapshot'>,
+): Snapshot<unknown> {
+  if (row.machineVersion > TASK_MACHINE_VERSION) {
+    throw new MigrationError('internal', `task ${row.id} was written by a newer version of DTS`, {
+      hint: 'start the newer version again',
+    });
+  }
+  let snapshot = row.actorSnapshot;
+  for (let version = row.machineVersion; version < TASK_MACHINE_VERSION; version++) {
+    const migrate = migrations[version];
+    if (!migrate)
+      throw new MigrationError('internal', `task ${row.id}: no migration from machine version ${version}`);
+    snapshot = migrate(snapshot);
+  }
+  if (
+    typeof snapshot !== 'object' ||
+    snapshot === null ||
+    !('value' in snapshot) ||
+    !('status' in snapshot)
+  ) {
+    throw new MigrationError('internal', `task ${row.id}: the stored snapshot is not readable`);
+  }
+  return snapshot as unknown as Snapshot<unknown>;
+}

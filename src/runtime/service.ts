@@ -1,0 +1,327 @@
+// The service behind library, HTTP and command line: requests become rows, commands become events, rows become views.
+import { randomBytes, randomUUID } from 'node:crypto';
+import { initialTransition } from 'xstate';
+import { readJournal } from '../../db/journal.ts';
+import type { Store } from '../../db/open.ts';
+import type { TaskRow } from '../../db/tasks.ts';
+import type { TaskCommand } from '../../machines/task-context.ts';
+import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
+import { liftFence } from '../cutover/clean-up.ts';
+import { MigrationError } from '../model/errors.ts';
+import type { Finding } from '../model/finding.ts';
+import { invalidRequest, parseRequest, type TaskRequest } from '../model/request.ts';
+import type {
+  CommandResult,
+  Inspection,
+  Service,
+  TaskEvent,
+  TaskManager,
+  TaskPage,
+} from '../model/service.ts';
+import { isEnded, taskStates, type TableProgress, type TaskState, type TaskView } from '../model/task.ts';
+import { TaskConnections } from '../postgres/connections.ts';
+import type { Log, TaskScope } from '../postgres/task-scope.ts';
+import { runPreflight } from '../preflight/run.ts';
+import type { EventHub } from './event-hub.ts';
+import { referencedPassword, type SecretVault } from './secrets.ts';
+import type { Supervisor } from './supervisor.ts';
+import { toJson } from './durable.ts';
+import { restingSnapshot, taskView, writeStopOf } from './view.ts';
+
+/** How often a reader of events looks for new figures. */
+const PROGRESS_INTERVAL_MS = 500;
+const MAX_PAGE = 1_000;
+const DEFAULT_PAGE = 50;
+
+export interface ServiceParts {
+  readonly store: Store;
+  readonly vault: SecretVault;
+  readonly hub: EventHub;
+  readonly supervisor: Supervisor;
+  readonly inspection: Inspection;
+  readonly log: Log;
+}
+
+/** States in which the command's result already holds. */
+const alreadyHolds: Readonly<Record<TaskCommand['type'], readonly TaskState[]>> = {
+  START: [],
+  PAUSE: ['paused'],
+  RESUME: [
+    'queued',
+    'init',
+    'creatingTables',
+    'migratingData',
+    'syncingWal',
+    'stoppingWrites',
+    'validating',
+    'finalizing',
+    'retrying',
+  ],
+  CUTOVER: ['stoppingWrites', 'validating', 'finalizing', 'completed'],
+  CANCEL: ['cancelling', 'cancelled'],
+  ABANDON: ['failing', 'failed'],
+};
+
+export class MigrationService implements Service {
+  readonly #parts: ServiceParts;
+  readonly #supervisor: Supervisor;
+
+  constructor(parts: ServiceParts) {
+    this.#parts = parts;
+    this.#supervisor = parts.supervisor;
+  }
+
+  get taskManager(): TaskManager {
+    return this.#supervisor;
+  }
+
+  get inspection(): Inspection {
+    return this.#parts.inspection;
+  }
+
+  async createTask(request: TaskRequest): Promise<{ readonly task: TaskView; readonly created: boolean }> {
+    const { id = `m${randomBytes(6).toString('hex')}`, spec, secrets } = parseRequest(request);
+    const { store, vault, hub } = this.#parts;
+    const bodyHash = vault.fingerprint({ spec, secrets });
+    const known = this.#supervisor.tasks.find(id);
+    if (known) {
+      if (known.bodyHash === bodyHash) return { task: this.#view(known), created: false };
+      throw new MigrationError('task_exists', `a task with the id ${id} exists and is a different one`, {
+        hint: 'choose another id, or leave it out to have one made',
+        details: { id },
+      });
+    }
+    const [initial] = initialTransition(taskMachine, { taskId: id, spec });
+    store.transaction(() => {
+      this.#supervisor.tasks.insert(
+        {
+          id,
+          incarnation: randomUUID(),
+          bodyHash,
+          spec,
+          machineVersion: TASK_MACHINE_VERSION,
+          actorSnapshot: toJson(taskMachine.getPersistedSnapshot(initial)),
+        },
+        'created',
+      );
+      vault.store(id, 'source', secrets.source);
+      vault.store(id, 'target', secrets.target);
+    });
+    hub.journalGrew();
+    return { task: await this.getTask(id), created: true };
+  }
+
+  async startTask(id: string, signal?: AbortSignal): Promise<CommandResult> {
+    const { state } = this.#supervisor.row(id);
+    if (isEnded(state))
+      throw new MigrationError('task_ended', `task ${id} is ${state}`, { details: { state } });
+    if (state !== 'created' && state !== 'paused') {
+      throw new MigrationError('task_already_running', `task ${id} is already running (${state})`, {
+        details: { state },
+      });
+    }
+    const result = this.#command(id, { type: 'START' });
+    signal?.addEventListener(
+      'abort',
+      () =>
+        void this.pauseTask(id).catch((error: unknown) =>
+          this.#parts.log.warn({ taskId: id, err: error }, 'pause on abort'),
+        ),
+      { once: true },
+    );
+    if (signal?.aborted) return this.pauseTask(id);
+    return result;
+  }
+
+  async pauseTask(id: string): Promise<CommandResult> {
+    return this.#command(id, { type: 'PAUSE' });
+  }
+
+  async resumeTask(id: string): Promise<CommandResult> {
+    return this.#command(id, { type: 'RESUME' });
+  }
+
+  async cutover(id: string): Promise<CommandResult> {
+    return this.#command(id, { type: 'CUTOVER' });
+  }
+
+  async cancelTask(id: string, options: { readonly dropTarget?: boolean } = {}): Promise<CommandResult> {
+    return this.#command(id, { type: 'CANCEL', dropTarget: options.dropTarget ?? false });
+  }
+
+  async abandonTask(id: string, options: { readonly dropTarget?: boolean } = {}): Promise<CommandResult> {
+    return this.#command(id, { type: 'ABANDON', dropTarget: options.dropTarget ?? false });
+  }
+
+  async unfenceTask(id: string): Promise<CommandResult> {
+    const row = this.#supervisor.row(id);
+    if (!isEnded(row.state)) {
+      throw new MigrationError(
+        'event_not_accepted',
+        `task ${id} has not ended (${row.state}): its fence is its own`,
+        {
+          hint: 'pause or cancel the task; both allow writes again',
+          details: { state: row.state, allowed: this.#view(row).allowedCommands },
+        },
+      );
+    }
+    if (!writeStopOf(this.#supervisor.notes, id).fenced) return { task: this.#view(row), changed: false };
+    await this.#supervisor.withScope(id, 'liftFence', (scope) => liftFence(scope));
+    this.#supervisor.tasks.recordCleanup(id, 'UNFENCED', row.cleanupPending);
+    this.#parts.hub.journalGrew();
+    return { task: await this.getTask(id), changed: true };
+  }
+
+  async deleteTask(id: string, options: { readonly force?: boolean } = {}): Promise<void> {
+    const row = this.#supervisor.row(id);
+    if (!isEnded(row.state) && row.state !== 'created') {
+      throw new MigrationError('task_live', `task ${id} has not ended (${row.state})`, {
+        hint: 'cancel it first',
+        details: { state: row.state },
+      });
+    }
+    const { fenced } = writeStopOf(this.#supervisor.notes, id);
+    if ((row.cleanupPending || fenced) && options.force !== true) {
+      throw new MigrationError(
+        'task_live',
+        `task ${id} still has ${fenced ? 'a fence' : 'objects'} on a server`,
+        {
+          hint: fenced
+            ? 'unfence it first; force=true forgets the task and leaves the fence where it is'
+            : 'the cleanup is retried by itself; force=true forgets the task and leaves the objects where they are',
+          details: { state: row.state, fenced, cleanupPending: row.cleanupPending },
+        },
+      );
+    }
+    await this.#supervisor.removeTask(id);
+    this.#supervisor.tasks.delete(id);
+    this.#parts.hub.journalGrew();
+  }
+
+  async getTask(id: string): Promise<TaskView> {
+    return this.#view(this.#supervisor.row(id));
+  }
+
+  async listTasks(
+    query: { readonly limit?: number; readonly offset?: number; readonly state?: TaskState } = {},
+  ): Promise<TaskPage> {
+    const { limit = DEFAULT_PAGE, offset = 0, state } = query;
+    const faults = [
+      ...(Number.isInteger(limit) && limit >= 1 && limit <= MAX_PAGE
+        ? []
+        : [{ field: 'limit', message: `must be an integer from 1 to ${MAX_PAGE}` }]),
+      ...(Number.isInteger(offset) && offset >= 0
+        ? []
+        : [{ field: 'offset', message: 'must be an integer from 0' }]),
+      ...(state === undefined || taskStates.includes(state)
+        ? []
+        : [{ field: 'state', message: `must be one of ${taskStates.join(', ')}` }]),
+    ];
+    if (faults.length > 0) throw invalidRequest(faults);
+    const { rows, total } = this.#supervisor.tasks.list({
+      limit,
+      offset,
+      ...(state === undefined ? {} : { state }),
+    });
+    return { tasks: rows.map((row) => this.#view(row)), total };
+  }
+
+  async getTables(id: string): Promise<readonly TableProgress[]> {
+    this.#supervisor.row(id);
+    return this.#supervisor.telemetryOf(id).tables;
+  }
+
+  async preflight(request: TaskRequest): Promise<readonly Finding[]> {
+    const { id = `preflight_${randomBytes(4).toString('hex')}`, spec, secrets } = parseRequest(request);
+    const endpoints = { source: spec.sourceDb, target: spec.targetDb };
+    const connections = new TaskConnections(id, endpoints, async (role) => ({
+      ...secrets[role],
+      ...(await referencedPassword(endpoints[role], role)),
+    }));
+    const controller = new AbortController();
+    const ignore = (): void => undefined;
+    const scope: TaskScope = {
+      taskId: id,
+      incarnation: randomUUID(),
+      spec,
+      source: connections.source,
+      target: connections.target,
+      checkpoints: { get: () => undefined, set: ignore, delete: ignore },
+      progress: { setTables: ignore, updateTable: ignore, setSync: ignore, setWaitingFor: ignore },
+      log: this.#parts.log,
+      signal: controller.signal,
+      failpoint: ignore,
+    };
+    try {
+      return await runPreflight(scope);
+    } finally {
+      await connections.closeAll();
+    }
+  }
+
+  async *events(options: {
+    readonly id?: string;
+    readonly sinceSeq?: number;
+    readonly signal: AbortSignal;
+  }): AsyncIterable<TaskEvent> {
+    const { id, signal } = options;
+    if (id !== undefined) this.#supervisor.row(id);
+    const reader = this.#parts.hub.subscribe();
+    const close = (): void => reader.close();
+    signal.addEventListener('abort', close, { once: true });
+    // A client of one task that names no position gets its whole history; a client of all gets what happens from now on.
+    let seq = options.sinceSeq ?? (id === undefined ? this.#supervisor.tasks.lastSeq() : 0);
+    try {
+      for (let first = true; !signal.aborted; first = false) {
+        for (;;) {
+          const rows = readJournal(this.#parts.store, seq, id);
+          for (const row of rows) {
+            seq = row.seq;
+            yield { kind: 'state', seq, taskId: row.taskId, event: row.event, state: row.state, at: row.at };
+          }
+          if (rows.length === 0) break;
+        }
+        const dirty = first && id !== undefined ? [id] : reader.takeDirty();
+        for (const taskId of dirty) {
+          if (id !== undefined && taskId !== id) continue;
+          const row = this.#supervisor.tasks.find(taskId);
+          if (!row) continue;
+          const view = this.#view(row);
+          yield { kind: 'progress', taskId, state: view.state, progress: view.progress, detail: view.detail };
+        }
+        if (id !== undefined && !this.#supervisor.tasks.find(id)) return; // deleted
+        await reader.wait(PROGRESS_INTERVAL_MS);
+      }
+    } finally {
+      signal.removeEventListener('abort', close);
+      close();
+    }
+  }
+
+  machineDefinition(): unknown {
+    return JSON.parse(JSON.stringify(taskMachine.definition)) as unknown;
+  }
+
+  async stop(): Promise<void> {
+    await this.#supervisor.stop();
+    this.#parts.store.close();
+  }
+
+  #command(id: string, command: TaskCommand): CommandResult {
+    const row = this.#supervisor.row(id);
+    const requested =
+      command.type === 'CUTOVER' &&
+      row.state === 'syncingWal' &&
+      restingSnapshot(row).context.cutoverRequested;
+    if (requested || alreadyHolds[command.type].includes(row.state))
+      return { task: this.#view(row), changed: false };
+    this.#supervisor.command(id, command);
+    return { task: this.#view(this.#supervisor.row(id)), changed: true };
+  }
+
+  #view(row: TaskRow): TaskView {
+    const supervisor = this.#supervisor;
+    const detail = supervisor.telemetryOf(row.id).snapshot();
+    return taskView(row, detail, supervisor.connectionCountOf(row.id), supervisor.notes);
+  }
+}

@@ -1,0 +1,417 @@
+// The manager actor with its hands: spawns and rests task actors, owns every task's connections and figures, restores
+// after a start, cleans up periodically. The statecharts decide; this file only does what they ask for.
+import { createActor, transition, type ActorRefFrom } from 'xstate';
+import type { Store } from '../../db/open.ts';
+import { TaskNotes } from '../../db/notes.ts';
+import { TaskStore, type TaskRow } from '../../db/tasks.ts';
+import { managerMachine } from '../../machines/manager.ts';
+import type { TaskCommand, TaskMachineEvent } from '../../machines/task-context.ts';
+import { taskStateOf } from '../../machines/task-state.ts';
+import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
+import { asMigrationError, MigrationError, type ErrorReport } from '../model/errors.ts';
+import type { Failpoint } from '../model/failpoints.ts';
+import type { LiveTask, TaskManager } from '../model/service.ts';
+import { isEnded, taskCommands, taskStates, type TaskState } from '../model/task.ts';
+import { TaskConnections } from '../postgres/connections.ts';
+import type { Log, TaskScope } from '../postgres/task-scope.ts';
+import { cleanUp } from '../cutover/clean-up.ts';
+import { settle } from '../cutover/settle.ts';
+import { taskActors, type ActivityHost } from './activities.ts';
+import { ActivityRunner } from './activity-runner.ts';
+import { deadline } from './deadline.ts';
+import { durable, toJson } from './durable.ts';
+import type { EventHub } from './event-hub.ts';
+import { persistedSnapshotOf } from './restore.ts';
+import type { SecretVault } from './secrets.ts';
+import { progressPercent, TaskTelemetry } from './telemetry.ts';
+import { restingSnapshot, type TaskSnapshot } from './view.ts';
+
+const ENDED: readonly TaskState[] = taskStates.filter(isEnded);
+/** States whose rows never have an actor; `paused` may still be releasing and is looked at one by one. */
+const ACTORLESS: ReadonlySet<TaskState> = new Set([...ENDED, 'created', 'queued']);
+/** Before a task whose commit failed (our own disk is full) is spawned again from its row. */
+const RESPAWN_DELAY_MS = 5_000;
+/** Actors and connections have this long to end when the service stops; the rest is cut. */
+const STOP_TIMEOUT_MS = 3_000;
+
+type TaskActor = ActorRefFrom<typeof taskMachine>;
+
+export interface SupervisorOptions {
+  readonly store: Store;
+  readonly vault: SecretVault;
+  readonly hub: EventHub;
+  readonly log: Log;
+  readonly failpoint: (name: Failpoint) => void;
+  readonly maxRunningTasks: number;
+  readonly cleanupIntervalMs: number;
+}
+
+export class Supervisor implements TaskManager, ActivityHost {
+  readonly tasks: TaskStore;
+  readonly notes: TaskNotes;
+  readonly runner: ActivityRunner;
+  readonly #options: SupervisorOptions;
+  readonly #connections = new Map<string, TaskConnections>();
+  readonly #telemetry = new Map<string, TaskTelemetry>();
+  readonly #cleaning = new Set<string>();
+  readonly #respawns = new Set<NodeJS.Timeout>();
+  readonly #manager;
+  #stopping = false;
+
+  constructor(options: SupervisorOptions) {
+    this.#options = options;
+    this.tasks = new TaskStore(options.store);
+    this.notes = new TaskNotes(options.store);
+    this.runner = new ActivityRunner(options.log, (taskId) => this.releaseConnections(taskId));
+    const task = durable(taskMachine.provide({ actors: { ...taskActors(this), deadline } }), {
+      load: (taskId) => persistedSnapshotOf(this.row(taskId)),
+      commit: (taskId, event, next, persisted) => this.#commit(taskId, event, next, toJson(persisted)),
+      committed: (taskId, next) => this.#committed(taskId, next),
+    });
+    this.#manager = createActor(
+      managerMachine.provide({
+        actors: { task },
+        actions: {
+          taskLeft: (_, { taskId }) => this.#taskLeft(taskId),
+          taskCrashed: (_, { taskId, error }) => this.#taskCrashed(taskId, error),
+          cleanUpEnded: () => void this.cleanupCompletedTasks(),
+        },
+      }),
+      { id: 'manager', input: { cleanupIntervalMs: options.cleanupIntervalMs } },
+    );
+  }
+
+  /** Restores every task that was at work when the last process ended, then lets queued ones in. */
+  start(): void {
+    this.#manager.start();
+    const working = taskStates.filter((state) => !ACTORLESS.has(state));
+    for (const id of this.tasks.idsIn(working)) {
+      if (this.#isDormant(this.row(id))) continue;
+      this.#options.log.info({ taskId: id }, 'task restored');
+      this.#spawn(id)?.send({ type: 'RESTORED' });
+    }
+    this.#admit();
+  }
+
+  get manager() {
+    return this.#manager;
+  }
+
+  // ---- rows and commands
+
+  /** Throws `task_not_found`. */
+  row(id: string): TaskRow {
+    const row = this.tasks.find(id);
+    if (!row) throw new MigrationError('task_not_found', `no task has the id ${JSON.stringify(id)}`);
+    return row;
+  }
+
+  /** Sends a command; its transition is committed when this returns. Throws `event_not_accepted`. */
+  command(id: string, command: TaskCommand): void {
+    this.#refuseWhileStopping();
+    const row = this.row(id);
+    const actor = this.actorOf(id);
+    const snapshot: TaskSnapshot = actor ? actor.getSnapshot() : restingSnapshot(row);
+    if (row.crash || !snapshot.can(command)) {
+      const allowed = row.crash ? [] : taskCommands.filter((type) => snapshot.can({ type }));
+      throw new MigrationError(
+        'event_not_accepted',
+        `a task in state ${row.state} does not accept ${command.type}`,
+        {
+          hint: allowed.length === 0 ? 'no command is accepted now' : `accepted now: ${allowed.join(', ')}`,
+          details: { state: row.state, allowed },
+        },
+      );
+    }
+    if (actor) {
+      actor.send(command);
+      return;
+    }
+    const [next] = transition(taskMachine, snapshot, command);
+    if (next.status === 'done' || next.hasTag('dormant')) {
+      this.#commit(id, command, next, toJson(taskMachine.getPersistedSnapshot(next)));
+      this.#committed(id, next);
+      this.#admit();
+    } else {
+      this.#spawn(id)?.send(command);
+    }
+  }
+
+  actorOf(id: string): TaskActor | undefined {
+    return (this.#manager.getSnapshot().children as Record<string, TaskActor | undefined>)[id];
+  }
+
+  #commit(taskId: string, event: { readonly type: string }, next: TaskSnapshot, persisted: unknown): void {
+    const error = 'error' in event ? asReport(event.error) : null;
+    this.tasks.commit({
+      taskId,
+      event: event.type,
+      state: taskStateOf(next.value),
+      machineVersion: TASK_MACHINE_VERSION,
+      actorSnapshot: persisted,
+      cleanupPending: next.context.cleanupPending,
+      error,
+    });
+    this.#options.hub.journalGrew();
+  }
+
+  #committed(taskId: string, next: TaskSnapshot): void {
+    const state = taskStateOf(next.value);
+    this.#options.log.info({ taskId, state }, 'transition');
+    // The manager learns of finished children by itself; resting ones it must be told of, after this transition.
+    if (next.status === 'active' && next.hasTag('dormant') && this.actorOf(taskId)) {
+      queueMicrotask(() => {
+        if (this.actorOf(taskId)?.getSnapshot().hasTag('dormant'))
+          this.#manager.send({ type: 'RESTED', taskId });
+      });
+    }
+  }
+
+  #isDormant(row: TaskRow): boolean {
+    try {
+      return restingSnapshot(row).hasTag('dormant');
+    } catch {
+      return false; // a bad row is spawned, so that its actor's error reaches the manager
+    }
+  }
+
+  #spawn(taskId: string): TaskActor | undefined {
+    if (!this.actorOf(taskId)) this.#manager.send({ type: 'SPAWN', taskId });
+    return this.actorOf(taskId); // undefined when the row could not be restored
+  }
+
+  #admit(): void {
+    if (this.#stopping) return;
+    for (const id of this.tasks.idsIn(['queued'])) {
+      if (this.getTaskCount() >= this.#options.maxRunningTasks) return;
+      if (!this.actorOf(id)) this.#spawn(id)?.send({ type: 'ADMIT' });
+    }
+  }
+
+  #taskLeft(taskId: string): void {
+    void this.#releaseAfterRuns(taskId).finally(() => this.#admit());
+  }
+
+  async #releaseAfterRuns(taskId: string): Promise<void> {
+    await this.runner.idle(taskId, STOP_TIMEOUT_MS);
+    if (!this.actorOf(taskId)) await this.releaseConnections(taskId);
+  }
+
+  #taskCrashed(taskId: string, error: unknown): void {
+    const known = asMigrationError(error);
+    this.#options.log.error({ taskId, err: error }, 'task actor died');
+    const sqlite = (error as { code?: unknown } | null)?.code;
+    if (typeof sqlite === 'string' && sqlite.startsWith('SQLITE_')) {
+      // Our own store failed: nothing was committed, so the row is as true as before. Try again from it.
+      const timer = setTimeout(() => {
+        this.#respawns.delete(timer);
+        if (!this.#stopping) this.#spawn(taskId)?.send({ type: 'RESTORED' });
+      }, RESPAWN_DELAY_MS);
+      this.#respawns.add(timer);
+      return;
+    }
+    try {
+      this.tasks.recordCrash(taskId, known.toReport());
+      this.#options.hub.journalGrew();
+    } catch (storeError) {
+      this.#options.log.error(
+        { taskId, err: storeError },
+        'the crash could not be recorded; the row stays live',
+      );
+    }
+  }
+
+  // ---- what activities work with
+
+  scopeOf(taskId: string, signal: AbortSignal): TaskScope {
+    const row = this.row(taskId);
+    const { source, target } = this.#connectionsOf(row);
+    return {
+      taskId,
+      incarnation: row.incarnation,
+      spec: row.spec,
+      source,
+      target,
+      checkpoints: {
+        get: <T>(key: string) => this.notes.checkpoint(taskId, key) as T | undefined,
+        set: (key, value) => this.notes.setCheckpoint(taskId, key, value),
+        delete: (key) => this.notes.deleteCheckpoint(taskId, key),
+      },
+      progress: this.telemetryOf(taskId),
+      log: scopedLog(this.#options.log, taskId),
+      signal,
+      failpoint: this.#options.failpoint,
+    };
+  }
+
+  dropTargetOf(taskId: string): boolean {
+    const row = this.row(taskId);
+    return row.crash ? false : restingSnapshot(row).context.dropTarget; // a crashed row may not be readable
+  }
+
+  telemetryOf(taskId: string): TaskTelemetry {
+    const known = this.#telemetry.get(taskId);
+    if (known) return known;
+    const fresh = new TaskTelemetry(taskId, this.notes, {
+      changed: () => this.#options.hub.progressChanged(taskId),
+      partDone: () => this.#tell(taskId, { type: 'PART_DONE' }),
+    });
+    this.#telemetry.set(taskId, fresh);
+    return fresh;
+  }
+
+  connectionCountOf(taskId: string): number {
+    return this.#connections.get(taskId)?.connectionCount ?? 0;
+  }
+
+  async releaseConnections(taskId: string): Promise<void> {
+    for (const error of await this.#closeConnections(taskId)) {
+      this.#options.log.warn({ taskId, err: error }, 'a connection did not close cleanly');
+    }
+  }
+
+  async #closeConnections(taskId: string): Promise<Error[]> {
+    const open = this.#connections.get(taskId);
+    this.#connections.delete(taskId);
+    this.#telemetry.get(taskId)?.rest();
+    if (!this.actorOf(taskId)) this.#telemetry.delete(taskId);
+    return open ? open.closeAll() : [];
+  }
+
+  #connectionsOf(row: TaskRow): TaskConnections {
+    const known = this.#connections.get(row.id);
+    if (known) return known;
+    const endpoints = { source: row.spec.sourceDb, target: row.spec.targetDb };
+    const fresh = new TaskConnections(row.id, endpoints, (role) =>
+      this.#options.vault.open(row.id, role, endpoints[role]),
+    );
+    this.#connections.set(row.id, fresh);
+    return fresh;
+  }
+
+  #tell(taskId: string, event: TaskMachineEvent): void {
+    this.actorOf(taskId)?.send(event);
+  }
+
+  // ---- the task manager of the library
+
+  getTask(id: string): LiveTask | undefined {
+    const actor = this.actorOf(id);
+    return actor && this.#liveTask(id, actor);
+  }
+
+  listTasks(): LiveTask[] {
+    return this.#liveIds().flatMap((id) => this.getTask(id) ?? []);
+  }
+
+  getTaskCount(): number {
+    return this.#liveIds().length;
+  }
+
+  async removeTask(id: string): Promise<Error[]> {
+    if (this.actorOf(id)) this.#manager.send({ type: 'RESTED', taskId: id });
+    await this.runner.idle(id, STOP_TIMEOUT_MS);
+    return this.#closeConnections(id);
+  }
+
+  async cleanupCompletedTasks(): Promise<void> {
+    const { log } = this.#options;
+    try {
+      for (const id of [...this.#connections.keys(), ...this.#liveIds()]) {
+        const row = this.tasks.find(id);
+        if (row && !isEnded(row.state)) continue;
+        if (this.#cleaning.has(id)) continue;
+        for (const error of await this.removeTask(id))
+          log.warn({ taskId: id, err: error }, 'leftover connection');
+      }
+      for (const id of this.tasks.idsWithPendingCleanup(ENDED)) await this.#retryCleanup(id);
+    } catch (error) {
+      log.error({ err: error }, 'periodic cleanup failed');
+    }
+  }
+
+  async #retryCleanup(id: string): Promise<void> {
+    if (this.#cleaning.has(id)) return;
+    this.#cleaning.add(id);
+    try {
+      const row = this.row(id);
+      const pending = await this.withScope(id, 'periodicCleanup', async (scope) => {
+        const work =
+          row.state === 'completed' ? settle(scope) : cleanUp(scope, { dropTarget: this.dropTargetOf(id) });
+        return (await work).cleanupPending;
+      });
+      if (pending) return;
+      this.tasks.recordCleanup(id, 'CLEANED_UP', false);
+      this.#options.hub.journalGrew();
+    } catch (error) {
+      this.#options.log.warn({ taskId: id, err: error }, 'cleanup is still pending');
+    } finally {
+      this.#cleaning.delete(id);
+    }
+  }
+
+  /** Work on a task that has no actor, with connections that are closed afterwards. */
+  async withScope<T>(id: string, name: string, work: (scope: TaskScope) => Promise<T>): Promise<T> {
+    this.#refuseWhileStopping();
+    const controller = new AbortController();
+    this.#stopSignals.add(controller);
+    try {
+      return await this.runner.run(id, name, controller.signal, () =>
+        work(this.scopeOf(id, controller.signal)),
+      );
+    } finally {
+      this.#stopSignals.delete(controller);
+      if (!this.actorOf(id)) await this.releaseConnections(id);
+    }
+  }
+
+  readonly #stopSignals = new Set<AbortController>();
+
+  /** Ends actors and connections within about three seconds; rows stay as they are, so the next start resumes. */
+  async stop(): Promise<void> {
+    this.#stopping = true;
+    for (const timer of this.#respawns) clearTimeout(timer);
+    for (const controller of this.#stopSignals) controller.abort();
+    this.#manager.stop();
+    await Promise.all(this.runner.busyTasks.map((id) => this.runner.idle(id, STOP_TIMEOUT_MS)));
+    await Promise.all([...this.#connections.keys()].map((id) => this.releaseConnections(id)));
+  }
+
+  #refuseWhileStopping(): void {
+    if (this.#stopping) throw new MigrationError('service_stopped', 'the service is shutting down');
+  }
+
+  #liveIds(): string[] {
+    return Object.keys(this.#manager.getSnapshot().children).filter((id) => id !== 'cleanupTimer');
+  }
+
+  #liveTask(id: string, actor: TaskActor): LiveTask {
+    const telemetry = this.telemetryOf(id);
+    const count = (): number => this.connectionCountOf(id);
+    return {
+      id,
+      get state() {
+        return taskStateOf(actor.getSnapshot().value);
+      },
+      get progress() {
+        return progressPercent(taskStateOf(actor.getSnapshot().value), telemetry.tables);
+      },
+      getConnectionCount: count,
+    };
+  }
+}
+
+function asReport(error: unknown): ErrorReport {
+  return typeof error === 'object' && error !== null && 'kind' in error && !(error instanceof Error)
+    ? (error as ErrorReport)
+    : asMigrationError(error).toReport();
+}
+
+function scopedLog(log: Log, taskId: string): Log {
+  return {
+    debug: (fields, message) => log.debug({ taskId, ...fields }, message),
+    info: (fields, message) => log.info({ taskId, ...fields }, message),
+    warn: (fields, message) => log.warn({ taskId, ...fields }, message),
+    error: (fields, message) => log.error({ taskId, ...fields }, message),
+  };
+}

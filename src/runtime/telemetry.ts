@@ -1,0 +1,138 @@
+// Live figures of one task: fed by its activities, read by views, SSE and metrics. The lasting part (figures per table)
+// is saved when a part or table is done; the rest is only true while somebody works.
+import type { TaskNotes } from '../../db/notes.ts';
+import type { SyncStatus, TableProgress, TaskProgress, TaskState } from '../model/task.ts';
+import type { ProgressPort } from '../postgres/task-scope.ts';
+
+const RATE_WINDOW_MS = 5_000;
+
+interface RateSample {
+  readonly atMs: number;
+  readonly bytes: number;
+  readonly weight: number;
+}
+
+export class TaskTelemetry implements ProgressPort {
+  readonly #taskId: string;
+  readonly #notes: TaskNotes;
+  readonly #changed: () => void;
+  readonly #partDone: () => void;
+  readonly #tables = new Map<string, TableProgress>();
+  #samples: RateSample[] = [];
+  #sync: SyncStatus | null = null;
+  #waitingFor: string | null = null;
+
+  constructor(taskId: string, notes: TaskNotes, listeners: { changed: () => void; partDone: () => void }) {
+    this.#taskId = taskId;
+    this.#notes = notes;
+    this.#changed = listeners.changed;
+    this.#partDone = listeners.partDone;
+    for (const table of notes.tables(taskId)) this.#tables.set(table.table, table);
+  }
+
+  setTables(tables: readonly TableProgress[]): void {
+    const known = new Map(this.#tables);
+    this.#tables.clear();
+    for (const table of tables) this.#tables.set(table.table, known.get(table.table) ?? table);
+    this.#notes.saveTables(this.#taskId, [...this.#tables.values()]);
+    this.#changed();
+  }
+
+  updateTable(table: string, patch: Partial<TableProgress>, durable = false): void {
+    const known = this.#tables.get(table);
+    if (!known) return;
+    const next = { ...known, ...patch };
+    this.#tables.set(table, next);
+    this.#sample();
+    if (durable) {
+      this.#notes.saveTable(this.#taskId, next);
+      this.#partDone();
+    }
+    this.#changed();
+  }
+
+  setSync(status: SyncStatus): void {
+    this.#sync = status;
+    this.#changed();
+  }
+
+  setWaitingFor(reason: string | null): void {
+    if (this.#waitingFor === reason) return;
+    this.#waitingFor = reason;
+    this.#changed();
+  }
+
+  /** Nobody works on the task any more: rates, lag and waits are no longer true. */
+  rest(): void {
+    this.#samples = [];
+    this.#sync = null;
+    this.#waitingFor = null;
+  }
+
+  get tables(): readonly TableProgress[] {
+    return [...this.#tables.values()];
+  }
+
+  snapshot(): TaskProgress {
+    const tables = this.tables;
+    const first = this.#samples[0];
+    const last = this.#samples.at(-1);
+    const seconds = first && last ? (last.atMs - first.atMs) / 1_000 : 0;
+    const stale = last === undefined || Date.now() - last.atMs > RATE_WINDOW_MS || seconds === 0;
+    const bytesPerSecond = stale || !first ? 0 : Math.round((last.bytes - first.bytes) / seconds);
+    const weightPerSecond = stale || !first ? 0 : (last.weight - first.weight) / seconds;
+    const done = copiedFraction(tables);
+    return {
+      tables,
+      bytesCopied: total(tables, 'bytesCopied'),
+      bytesEstimated: total(tables, 'bytesEstimated'),
+      rowsCopied: total(tables, 'rowsCopied'),
+      bytesPerSecond,
+      etaSeconds: weightPerSecond > 0 && done < 1 ? Math.ceil((1 - done) / weightPerSecond) : null,
+      sync: this.#sync,
+      waitingFor: this.#waitingFor,
+    };
+  }
+
+  #sample(): void {
+    const atMs = Date.now();
+    const last = this.#samples.at(-1);
+    if (last && atMs - last.atMs < 200) return;
+    const tables = this.tables;
+    this.#samples = this.#samples.filter((sample) => atMs - sample.atMs <= RATE_WINDOW_MS);
+    this.#samples.push({ atMs, bytes: total(tables, 'bytesCopied'), weight: copiedFraction(tables) });
+  }
+}
+
+function total(
+  tables: readonly TableProgress[],
+  figure: 'bytesCopied' | 'bytesEstimated' | 'rowsCopied',
+): number {
+  return tables.reduce((sum, table) => sum + table[figure], 0);
+}
+
+/**
+ * Copied share of all tables, 0–1, each weighing its size on the source's disk. Within a table COPY's bytes are set
+ * against that size, or rows against the estimate where the statistics know them; a table counts fully only when done.
+ */
+export function copiedFraction(tables: readonly TableProgress[]): number {
+  let copied = 0;
+  let all = 0;
+  for (const table of tables) {
+    const weight = Math.max(table.bytesEstimated, 8_192);
+    const done = table.state === 'copied' || table.state === 'indexing' || table.state === 'ready';
+    const share =
+      table.rowsEstimated > 0
+        ? table.rowsCopied / table.rowsEstimated
+        : table.bytesCopied / Math.max(table.bytesEstimated, 1);
+    all += weight;
+    copied += weight * (done ? 1 : Math.min(share, 0.99));
+  }
+  return all === 0 ? 0 : copied / all;
+}
+
+/** 0–100 for the API: at most 99 until completed. */
+export function progressPercent(state: TaskState, tables: readonly TableProgress[]): number {
+  if (state === 'completed') return 100;
+  return Math.min(Math.floor(copiedFraction(tables) * 100), 99);
+}

@@ -1,0 +1,91 @@
+// A task as clients see it: the committed row, with the live figures of whoever works on it.
+import type { SnapshotFrom } from 'xstate';
+import type { TaskNotes } from '../../db/notes.ts';
+import type { TaskRow } from '../../db/tasks.ts';
+import { initialContext, type TaskContext } from '../../machines/task-context.ts';
+import { taskMachine } from '../../machines/task.ts';
+import { cutoverNotes } from '../model/cutover-notes.ts';
+import type { ErrorReport } from '../model/errors.ts';
+import { isEnded, taskCommands, type TaskProgress, type TaskView } from '../model/task.ts';
+import { persistedSnapshotOf } from './restore.ts';
+import { progressPercent } from './telemetry.ts';
+
+export type TaskSnapshot = SnapshotFrom<typeof taskMachine>;
+
+/** The row's snapshot without its children: for guards, tags and context, not for running. */
+export function restingSnapshot(row: TaskRow): TaskSnapshot {
+  const { value, context, status } = persistedSnapshotOf(row) as unknown as {
+    value: never;
+    context: TaskContext;
+    status: 'active' | 'done';
+  };
+  return taskMachine.resolveState({ value, context, status });
+}
+
+/** Null for a row that cannot be restored: it must still be listed, with the error that says so. */
+function readableSnapshot(row: TaskRow): TaskSnapshot | null {
+  try {
+    return restingSnapshot(row);
+  } catch {
+    return null;
+  }
+}
+
+interface WriteStop {
+  readonly armedAt?: string;
+  readonly liftedAt?: string | null;
+  readonly openedAt?: string | null;
+}
+
+/** What the cutover noted about the source's fence. */
+export function writeStopOf(
+  notes: TaskNotes,
+  taskId: string,
+): { fenced: boolean; writeStopMs: number | null } {
+  const noted = notes.checkpoint(taskId, 'writeStop') as WriteStop | undefined;
+  if (noted?.armedAt === undefined) return { fenced: false, writeStopMs: null };
+  const end = noted.openedAt ?? noted.liftedAt ?? null;
+  return {
+    fenced: (noted.liftedAt ?? null) === null,
+    writeStopMs: end === null ? null : Math.max(0, Date.parse(end) - Date.parse(noted.armedAt)),
+  };
+}
+
+/** Of a task that was given up on purpose or is completed, what matters is why it has left something on a server. */
+function leftoverOf(row: TaskRow, notes: TaskNotes): ErrorReport | undefined {
+  if (!row.cleanupPending || row.state === 'failed') return undefined;
+  return notes.checkpoint(row.id, cutoverNotes.leftover) as ErrorReport | undefined;
+}
+
+export function taskView(
+  row: TaskRow,
+  detail: TaskProgress,
+  connections: number,
+  notes: TaskNotes,
+): TaskView {
+  const snapshot = readableSnapshot(row);
+  const context = snapshot?.context ?? initialContext({ taskId: row.id, spec: row.spec });
+  const ended = isEnded(row.state);
+  const waits = row.state === 'paused' || row.state === 'retrying';
+  return {
+    id: row.id,
+    state: row.state,
+    resumesAt: waits ? context.resumesAt : null,
+    progress: progressPercent(row.state, detail.tables),
+    spec: row.spec,
+    findings: context.findings,
+    error: row.crash ?? leftoverOf(row, notes) ?? context.error,
+    retryAt: row.state === 'retrying' ? context.retryAt : null,
+    lagBytes: detail.sync?.lagBytes ?? null,
+    connections,
+    detail,
+    allowedCommands:
+      row.crash || ended || !snapshot ? [] : taskCommands.filter((type) => snapshot.can({ type })),
+    ...writeStopOf(notes, row.id),
+    cleanupPending: row.cleanupPending,
+    certificate: context.certificate,
+    createdAt: row.createdAt,
+    startedAt: context.startedAt,
+    endedAt: ended ? (context.endedAt ?? row.updatedAt) : null,
+  };
+}

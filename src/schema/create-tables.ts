@@ -1,0 +1,158 @@
+// The activity `createTables`: plans the schema once and runs its pre-data statements on the target. Killed at any
+// instant and run again, it goes on behind the last statement of the journal. What tables share (types, functions,
+// schemas) is left alone where it exists, also when another task makes it at the same moment; a table is not.
+import { DatabaseError } from 'pg';
+import { MigrationError } from '../model/errors.ts';
+import { isBlocked, type Finding } from '../model/finding.ts';
+import { relationKey, type RelationName } from '../model/relation.ts';
+import type { ObjectAddress, PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
+import { ensureBookkeeping } from '../postgres/bookkeeping.ts';
+import type { Session, Side } from '../postgres/connections.ts';
+import { fromPostgres } from '../postgres/errors.ts';
+import { runStatement, statementsDone } from '../postgres/statement-journal.ts';
+import { findSchemaPlan, saveSchemaPlan, type TaskScope } from '../postgres/task-scope.ts';
+import { planSchema } from './plan.ts';
+
+/** New objects wait for nobody, but a target in use may have locks on schemas and types. */
+const statementSettings: Readonly<Record<string, string>> = {
+  lock_timeout: '60s',
+  // as pg_dump itself asks for: bodies may name what comes later or under another name
+  check_function_bodies: 'off',
+  standard_conforming_strings: 'on',
+};
+
+/**
+ * Returns the plan's findings. Errors: `preflight_blocked` with the findings in `details`, `target_conflict`,
+ * `schema_failed`, and those of `planSchema`.
+ */
+export async function createTables(scope: TaskScope): Promise<{ findings: Finding[] }> {
+  const plan = await ensurePlan(scope);
+  await ensureBookkeeping(scope);
+  const done = await statementsDone(scope);
+  const taken = await conflicts(scope.target, plan, done);
+  if (taken.length > 0) throw conflictError(taken);
+  const session = await scope.target.session({ purpose: 'schema', signal: scope.signal });
+  try {
+    for (const statement of plan.statements) {
+      if (statement.phase !== 'pre-data' || done.has(statement.n)) continue;
+      scope.signal.throwIfAborted();
+      await execute(scope, session, statement);
+      scope.failpoint('creatingTables.mid-statements');
+    }
+  } finally {
+    await session.close();
+  }
+  return { findings: [...plan.findings] };
+}
+
+/**
+ * What createTables would say, without writing anything: the plan's findings and names already taken on the target.
+ * On a task that has begun, names that it made itself are not reported.
+ */
+export async function planFindings(scope: TaskScope): Promise<Finding[]> {
+  const plan = findSchemaPlan(scope) ?? (await planSchema(scope));
+  const done = (await hasJournal(scope.target)) ? await statementsDone(scope) : new Set<number>();
+  const taken = await conflicts(scope.target, plan, done);
+  return [
+    ...plan.findings,
+    ...taken.map(
+      (name): Finding => ({
+        code: 'target_conflict',
+        severity: 'blocking',
+        object: relationKey(name),
+        message: `target: ${relationKey(name)} exists and was not made by this task`,
+        remedy: 'drop or rename it, or choose another table_suffix',
+      }),
+    ),
+  ];
+}
+
+async function hasJournal(target: Side): Promise<boolean> {
+  const { rows } = await target.query<{ present: boolean }>(
+    `select to_regclass('dts.statement') is not null as present`,
+  );
+  return rows[0]?.present ?? false;
+}
+
+async function ensurePlan(scope: TaskScope): Promise<SchemaPlan> {
+  const known = findSchemaPlan(scope);
+  if (known) return known;
+  const plan = await planSchema(scope);
+  // a blocked plan is not kept: the next attempt looks at the source again
+  if (isBlocked(plan.findings)) {
+    const blocking = plan.findings.filter(({ severity }) => severity === 'blocking');
+    throw new MigrationError('preflight_blocked', blocking.map(({ message }) => message).join('; '), {
+      details: { findings: plan.findings },
+    });
+  }
+  saveSchemaPlan(scope, plan);
+  return plan;
+}
+
+/**
+ * Relations on the target whose name a statement still to come will need, of any phase: an index name that is taken
+ * would otherwise show only after the copy.
+ */
+async function conflicts(target: Side, plan: SchemaPlan, done: ReadonlySet<number>): Promise<RelationName[]> {
+  const wanted = plan.statements.filter(({ n }) => !done.has(n)).flatMap(({ takes }) => takes ?? []);
+  const { rows } = await target.query<RelationName>(
+    `select w.schema, w.name from unnest($1::text[], $2::text[]) with ordinality as w(schema, name, n)
+       join pg_namespace s on s.nspname = w.schema join pg_class c on c.relnamespace = s.oid and c.relname = w.name
+     order by w.n`,
+    [wanted.map(({ schema }) => schema), wanted.map(({ name }) => name)],
+  );
+  return rows;
+}
+
+function conflictError(taken: readonly RelationName[], cause?: unknown): MigrationError {
+  const names = taken.map(relationKey);
+  return new MigrationError('target_conflict', `target: ${names.slice(0, 20).join(', ')} exists already`, {
+    hint: 'drop or rename it, or choose another table_suffix; DTS never writes into tables that it did not make',
+    details: { relations: names },
+    cause,
+  });
+}
+
+async function execute(scope: TaskScope, session: Session, statement: PlannedStatement): Promise<void> {
+  const { unlessExists, takes = [] } = statement;
+  if (unlessExists && (await exists(session, unlessExists))) return leaveAlone(scope, session, statement);
+  try {
+    await runStatement(scope, session, statement, statementSettings);
+  } catch (error) {
+    const state = error instanceof MigrationError ? error.details?.['sqlstate'] : undefined;
+    if (typeof state !== 'string' || !duplicateStates.has(state)) throw error;
+    // another task was faster: of what tables share one is enough
+    if (unlessExists && (await exists(session, unlessExists))) return leaveAlone(scope, session, statement);
+    if (takes.length > 0 && state === '42P07') throw conflictError(takes, error);
+    throw error;
+  }
+}
+
+/** Journals the statement as done without running it, so that a resumed task does not look again. */
+async function leaveAlone(scope: TaskScope, session: Session, statement: PlannedStatement): Promise<void> {
+  await runStatement(scope, session, {
+    ...statement,
+    sql: 'select',
+    object: `${statement.object} (existed)`,
+  });
+}
+
+/** duplicate_object, _schema, _function, _table; unique_violation when two transactions create at once. */
+const duplicateStates: ReadonlySet<string> = new Set(['42710', '42P06', '42723', '42P07', '23505']);
+
+/** undefined_object, _function, _table, _column; invalid_schema_name. */
+const undefinedStates: ReadonlySet<string> = new Set(['42704', '42883', '42P01', '42703', '3F000']);
+
+async function exists(session: Session, { type, names, args }: ObjectAddress): Promise<boolean> {
+  try {
+    await session.client.query('select pg_get_object_address($1, $2::text[], $3::text[])', [
+      type,
+      names,
+      args,
+    ]);
+    return true;
+  } catch (error) {
+    if (error instanceof DatabaseError && undefinedStates.has(error.code ?? '')) return false;
+    throw fromPostgres(error, { role: 'target', object: `${type} ${names.join('.')}` });
+  }
+}

@@ -1,0 +1,79 @@
+// Used by plan.ts: puts the task's suffix into statements by splicing new names into the original text. What is renamed
+// are the selected tables and everything that shares a schema's name space with them: indexes, sequences, statistics,
+// and the constraints of the tables. Pure.
+import { relationKey, suffixedName, type RelationName } from '../model/relation.ts';
+import { ident, identRelation, literal } from '../postgres/sql.ts';
+import type { DumpStatement, PlacedName } from './statement.ts';
+
+export class Renaming {
+  readonly #suffix: string;
+  readonly #relations: ReadonlySet<string>;
+  readonly #statistics: ReadonlySet<string>;
+
+  /** `relations` and `statistics` are what gets the suffix; with an empty one nothing changes. */
+  constructor(suffix: string, relations: readonly RelationName[], statistics: readonly RelationName[]) {
+    this.#suffix = suffix;
+    this.#relations = new Set(relations.map(relationKey));
+    this.#statistics = new Set(statistics.map(relationKey));
+  }
+
+  relation(relation: RelationName): RelationName {
+    if (!this.#relations.has(relationKey(relation))) return relation;
+    return { schema: relation.schema, name: suffixedName(relation.name, this.#suffix) };
+  }
+
+  /** A constraint's name on `table`. */
+  constraint(name: string, table: RelationName): string {
+    return this.#relations.has(relationKey(table)) ? suffixedName(name, this.#suffix) : name;
+  }
+
+  /** The statement's text with new names. */
+  text(statement: DumpStatement): string {
+    if (this.#suffix === '') return statement.text;
+    let result = '';
+    let at = 0;
+    for (const placed of statement.names) {
+      const replacement = this.#replacement(placed);
+      if (replacement === null || placed.from < at) continue;
+      result += statement.text.slice(at, placed.from) + replacement;
+      at = placed.to;
+    }
+    return result + statement.text.slice(at);
+  }
+
+  /** Relations among those renamed whose name stands as a word in `body`. */
+  mentionedIn(body: string, candidates: readonly RelationName[]): RelationName[] {
+    if (this.#suffix === '') return [];
+    const words = new Set(body.toLowerCase().match(/[\p{L}_][\p{L}\p{N}_$]*/gu));
+    return candidates.filter(
+      ({ name }) => words.has(name.toLowerCase()) || body.includes(`"${name.replaceAll('"', '""')}"`),
+    );
+  }
+
+  #replacement(placed: PlacedName): string | null {
+    const { kind, schema, name, table } = placed;
+    switch (kind) {
+      case 'relation': {
+        const renamed = this.relation({ schema, name });
+        if (renamed.name === name) return null;
+        return placed.needsAlias ? `${ident(renamed.name)} AS ${ident(name)}` : ident(renamed.name);
+      }
+      case 'literal': {
+        const renamed = this.relation({ schema, name });
+        return renamed.name === name ? null : literal(identRelation(renamed));
+      }
+      case 'statistics':
+        return this.#statistics.has(relationKey({ schema, name }))
+          ? ident(suffixedName(name, this.#suffix))
+          : null;
+      case 'constraint':
+        return table === null || this.constraint(name, table) === name
+          ? null
+          : ident(this.constraint(name, table));
+      case 'qualifier':
+        return table === null || this.relation(table).name === table.name
+          ? null
+          : ident(this.relation(table).name);
+    }
+  }
+}

@@ -1,0 +1,30 @@
+// The session on the target that applies the stream: what it needs beyond every session of ours (connections.ts). Opened
+// by stream.ts for every connection of the walsender.
+import type { Session } from '../postgres/connections.ts';
+import { fromPostgres } from '../postgres/errors.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
+
+const LOCK_TIMEOUT_MS = 30_000;
+
+// Index scans only: a plan made while a table was small would otherwise scan it for every row when it has grown.
+// 'on' makes a commit durable before we acknowledge it, whatever the target's default is.
+const applySettings = `
+  select set_config(name, value, false) from (values ('synchronous_commit', 'on'), ('enable_seqscan', 'off'),
+    ('plan_cache_mode', 'force_generic_plan'), ('lock_timeout', '${LOCK_TIMEOUT_MS}')) as s(name, value)`;
+
+/** Opens the session that applies. */
+export async function openApplySession(scope: TaskScope, signal: AbortSignal): Promise<Session> {
+  const session = await scope.target.session({ purpose: 'apply', pipeline: true, signal });
+  try {
+    await session.client.query(applySettings);
+    // Triggers and foreign keys of the target must not fire for replicated rows. Where the role may not set it, the
+    // tables that we made have neither before finalizing.
+    await session.client.query('set session_replication_role = replica').catch((error: unknown) => {
+      if (fromPostgres(error).code !== 'insufficient_privilege') throw error;
+    });
+    return session;
+  } catch (error) {
+    await session.close();
+    throw fromPostgres(error, { role: 'target' });
+  }
+}

@@ -1,0 +1,86 @@
+// The two tables on the target that make the replay exact: dts.progress (how far, and what was acknowledged) and
+// dts.part (which snapshot each part was read under). Read at every (re)connection: the target knows, we do not.
+import { MigrationError } from '../model/errors.ts';
+import type { Lsn } from '../model/lsn.ts';
+import { parsePgSnapshot } from '../model/pg-snapshot.ts';
+import { relationKey } from '../model/relation.ts';
+import type { SlotRecord } from '../postgres/slot.ts';
+import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import type { CopiedPart } from './filter.ts';
+
+export interface Progress {
+  /** End LSN of the last source transaction on the target: where to go on. */
+  readonly appliedLsn: Lsn;
+  /** Furthest position that the slot may have been told. */
+  readonly ackedLsn: Lsn;
+}
+
+/** Reads the row, made at the slot's consistent point where it is missing. `slot_stranger` when it is another slot's. */
+export async function loadProgress(scope: TaskScope, slot: SlotRecord): Promise<Progress> {
+  // Read first: ON CONFLICT waits for a transaction that updates the row, and the one that may still do so is a session
+  // of ours whose connection broke. The applier waits for that one, under its lock_timeout.
+  let row = await readProgress(scope);
+  if (!row) {
+    await scope.target.query(
+      `insert into dts.progress (task_id, slot_incarnation, applied_lsn, acked_lsn)
+       values ($1, $2, $3::pg_lsn, $3::pg_lsn) on conflict do nothing`,
+      [scope.taskId, slot.incarnation, slot.consistentLsn],
+    );
+    row = await readProgress(scope);
+  }
+  if (row?.incarnation !== slot.incarnation)
+    throw new MigrationError(
+      'slot_stranger',
+      `target: the progress of ${scope.taskId} belongs to another slot`,
+      {
+        hint: 'the rows on the target were made by another run: cancel this migration and start a new one',
+        details: { slot: slot.name, found: row?.incarnation ?? null },
+      },
+    );
+  return { appliedLsn: row.applied, ackedLsn: row.acked };
+}
+
+async function readProgress(
+  scope: TaskScope,
+): Promise<{ incarnation: string; applied: Lsn; acked: Lsn } | undefined> {
+  const { rows } = await scope.target.query<{ incarnation: string; applied: Lsn; acked: Lsn }>(
+    `select slot_incarnation as incarnation, applied_lsn::text as applied, acked_lsn::text as acked
+     from dts.progress where task_id = $1`,
+    [scope.taskId],
+  );
+  return rows[0];
+}
+
+/** The markers of this slot's parts. Throws `internal` when a table of the plan has none. */
+export async function loadParts(scope: TaskScope, slot: SlotRecord): Promise<readonly CopiedPart[]> {
+  const { rows } = await scope.target.query<{
+    relation: string;
+    part: number;
+    range: string | null;
+    pg_snapshot: string;
+    horizon: Lsn;
+  }>(
+    `select relation, part, range, pg_snapshot, horizon_lsn::text as horizon from dts.part
+     where task_id = $1 and slot_incarnation = $2 order by relation, part`,
+    [scope.taskId, slot.incarnation],
+  );
+  const copied = new Set(rows.map((row) => row.relation));
+  const missing = schemaPlanOf(scope)
+    .tables.map((table) => relationKey(table.source))
+    .filter((table) => !copied.has(table));
+  if (missing.length > 0)
+    throw new MigrationError(
+      'internal',
+      `target: no marker of a copy for ${missing.slice(0, 5).join(', ')}`,
+      {
+        details: { missing },
+      },
+    );
+  return rows.map((row) => ({
+    relation: row.relation,
+    part: row.part,
+    range: row.range,
+    pgSnapshot: parsePgSnapshot(row.pg_snapshot),
+    horizonLsn: row.horizon,
+  }));
+}

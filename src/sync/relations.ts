@@ -1,0 +1,131 @@
+// Relation messages against the schema plan: which planned table a change belongs to, and whether the source's table
+// still is what was planned. The stream brings no DDL; its only trace is a Relation message that looks different.
+import { MigrationError } from '../model/errors.ts';
+import { relationKey, type RelationName } from '../model/relation.ts';
+import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
+import type { Side } from '../postgres/connections.ts';
+import type { RelationMessage } from '../postgres/pgoutput.ts';
+
+/** A planned table as the stream sends it. */
+export interface StreamedTable {
+  /** `relationKey` of the source table. */
+  readonly key: string;
+  readonly plan: PlannedTable;
+  /** In the order of the message's tuples; generated columns are not among them. */
+  readonly columns: readonly PlannedColumn[];
+  /** Positions of the replica identity's columns in a tuple; empty under identity full. */
+  readonly keyPositions: readonly number[];
+}
+
+/** A table of the publication: one of the plan's, or the marker table of a source of version 13. */
+export type KnownRelation =
+  | { readonly kind: 'table'; readonly table: StreamedTable }
+  | { readonly kind: 'marker' };
+
+/**
+ * What differs between plan and message, in words; null when nothing does. `types` are the format_type texts of the
+ * message's columns.
+ */
+export function relationDifference(
+  plan: PlannedTable,
+  message: RelationMessage,
+  types: readonly string[],
+): string | null {
+  const planned = plan.columns.filter((column) => !column.generated);
+  const names = new Map(message.columns.map((column, position) => [column.name, position]));
+  const missing = planned.filter((column) => !names.has(column.name)).map((column) => column.name);
+  const known = new Set(plan.columns.map((column) => column.name));
+  const added = message.columns.filter((column) => !known.has(column.name)).map((column) => column.name);
+  if (missing.length === 1 && added.length === 1)
+    return `column ${missing[0]} was renamed to ${added[0]}, or dropped while ${added[0]} was added`;
+  if (missing.length > 0) return `column ${missing.join(', ')} was dropped or renamed`;
+  if (added.length > 0) return `column ${added.join(', ')} was added`;
+  for (const column of planned) {
+    const type = types[names.get(column.name) ?? -1];
+    if (type !== column.type) return `column ${column.name} changed its type from ${column.type} to ${type}`;
+  }
+  if (message.columns.length !== planned.length) return 'a column changed between generated and ordinary';
+  // A plan without a key is `default` for `nothing`, too: neither can send an update or delete.
+  const keyless = plan.replicaIdentity === 'default' && plan.keyColumns.length === 0;
+  const identity = keyless && message.replicaIdentity === 'nothing' ? 'default' : message.replicaIdentity;
+  if (identity !== plan.replicaIdentity)
+    return `its replica identity changed from ${plan.replicaIdentity} to ${message.replicaIdentity}`;
+  if (plan.replicaIdentity === 'full') return null;
+  const keys = message.columns.filter((column) => column.key).map((column) => column.name);
+  const wanted = new Set(plan.keyColumns);
+  if (keys.length !== wanted.size || keys.some((name) => !wanted.has(name)))
+    return `its key changed from (${plan.keyColumns.join(', ')}) to (${keys.join(', ')})`;
+  return null;
+}
+
+function sourceDdl(table: string, change: string): MigrationError {
+  return new MigrationError('source_ddl', `source: ${table}: ${change}`, {
+    hint:
+      'DDL is not replicated. Undo it on the source and resume (changes that were made under the new structure may ' +
+      'still stop the stream), or cancel this migration and start a new one',
+    details: { table, change },
+  });
+}
+
+/** The tables by the relation ids of one walsender connection. */
+export class RelationMap {
+  readonly #source: Side;
+  readonly #planned: ReadonlyMap<string, PlannedTable>;
+  readonly #marker: string | null;
+  readonly #known = new Map<number, { readonly shape: string; readonly relation: KnownRelation }>();
+
+  constructor(source: Side, tables: readonly PlannedTable[], marker: RelationName | null) {
+    this.#source = source;
+    this.#planned = new Map(tables.map((table) => [relationKey(table.source), table]));
+    this.#marker = marker === null ? null : relationKey(marker);
+  }
+
+  /** Takes a Relation message in. Throws `source_ddl` when the table is not the planned one any more. */
+  async learn(message: RelationMessage): Promise<void> {
+    const key = relationKey(message);
+    const shape = JSON.stringify([key, message.replicaIdentity, message.columns]);
+    if (this.#known.get(message.relationId)?.shape === shape) return;
+    this.#known.set(message.relationId, { shape, relation: await this.#identify(key, message) });
+  }
+
+  /** Throws `internal` for an id without a Relation message: the protocol sends it first. */
+  get(relationId: number): KnownRelation {
+    const known = this.#known.get(relationId);
+    if (!known)
+      throw new MigrationError('internal', `source: a change of the unknown relation ${relationId}`, {
+        details: { relationId },
+      });
+    return known.relation;
+  }
+
+  async #identify(key: string, message: RelationMessage): Promise<KnownRelation> {
+    if (key === this.#marker) return { kind: 'marker' };
+    const plan = this.#planned.get(key);
+    if (!plan)
+      throw sourceDdl(key, 'a table was renamed, moved to another schema, or added to the publication');
+    const difference = relationDifference(plan, message, await this.#types(message));
+    if (difference !== null) throw sourceDdl(key, difference);
+    const byName = new Map(plan.columns.map((column) => [column.name, column]));
+    const columns = message.columns.map((column): PlannedColumn => {
+      const planned = byName.get(column.name);
+      if (!planned) throw sourceDdl(key, `column ${column.name} was added`);
+      return planned;
+    });
+    const position = new Map(columns.map((column, index) => [column.name, index]));
+    const keyPositions = plan.replicaIdentity === 'full' ? [] : plan.keyColumns;
+    return {
+      kind: 'table',
+      table: { key, plan, columns, keyPositions: keyPositions.map((name) => position.get(name) ?? -1) },
+    };
+  }
+
+  // The message has the type's OID on the source; the plan has its name, which is the same on both sides.
+  async #types(message: RelationMessage): Promise<readonly string[]> {
+    const { rows } = await this.#source.query<{ type: string }>(
+      `select format_type(c.type, c.typmod) as type
+       from unnest($1::oid[], $2::int[]) with ordinality as c(type, typmod, n) order by n`,
+      [message.columns.map((column) => column.typeOid), message.columns.map((column) => column.typmod)],
+    );
+    return rows.map((row) => row.type);
+  }
+}

@@ -1,0 +1,129 @@
+// Looks at source and slot beside the copy and the replay: live figures, the gate of the cutover, a lost slot noticed at
+// once instead of at the next reconnection, and the reason when nothing moves.
+import { MigrationError } from '../model/errors.ts';
+import { lagBytes, type Lsn } from '../model/lsn.ts';
+import type { StreamEvent } from '../model/stream.ts';
+import { sampleSlot } from '../postgres/lag.ts';
+import { ensurePublication } from '../postgres/publication.ts';
+import { verifySlot, type SlotRecord } from '../postgres/slot.ts';
+import { sleep, type TaskScope } from '../postgres/task-scope.ts';
+import type { ReplayFigures } from './replay.ts';
+
+const SAMPLE_MS = 500;
+/** DROP TABLE and a changed publication send nothing: looked up now and then, beside every reconnection. */
+const PUBLICATION_CHECK_MS = 30_000;
+const COPY_SAMPLE_MS = 1_000;
+const COPY_POLL_MS = 100;
+/** Without an answer for so long, the wait is shown. */
+const SHOW_WAIT_AFTER_MS = 3_000;
+const SHOW_SILENCE_AFTER_MS = 20_000;
+
+/** What the sampler reads of a running replay. */
+export interface ReplayView {
+  readonly receivedLsn: () => Lsn;
+  readonly position: () => Lsn;
+  readonly waitingMs: () => number;
+  readonly silentMs: () => number;
+  readonly applyPid: number;
+  readonly figures: ReplayFigures;
+}
+
+async function sample(
+  scope: TaskScope,
+  slot: SlotRecord,
+  at: { readonly receivedLsn: Lsn; readonly appliedLsn: Lsn },
+  rates: { readonly changesPerSecond: number; readonly figures: ReplayFigures },
+): Promise<number> {
+  const health = await sampleSlot(scope, slot.name);
+  if (health.slot === null || health.slot.walStatus === 'lost') {
+    await verifySlot(scope, slot);
+    throw new MigrationError('internal', 'source: the slot was lost and is back');
+  }
+  const lag = lagBytes(health.sourceLsn, at.appliedLsn);
+  scope.progress.setSync({
+    sourceLsn: health.sourceLsn,
+    receivedLsn: at.receivedLsn,
+    appliedLsn: at.appliedLsn,
+    lagBytes: lag,
+    changesPerSecond: rates.changesPerSecond,
+    transactionsApplied: rates.figures.transactionsApplied,
+    changesApplied: rates.figures.changesApplied,
+    slot: health.slot,
+    sampledAt: new Date().toISOString(),
+  });
+  return lag;
+}
+
+/** Until the copy is complete: nothing is streamed yet, the slot retains WAL. */
+export async function sampleUntilCopied(
+  scope: TaskScope,
+  slot: SlotRecord,
+  appliedLsn: Lsn,
+  isCopied: () => boolean,
+): Promise<void> {
+  const figures = { transactionsApplied: 0, changesApplied: 0 };
+  for (let sampledAt = 0; !isCopied(); ) {
+    if (Date.now() - sampledAt >= COPY_SAMPLE_MS) {
+      sampledAt = Date.now();
+      await sample(scope, slot, { receivedLsn: appliedLsn, appliedLsn }, { changesPerSecond: 0, figures });
+    }
+    await sleep(COPY_POLL_MS, scope.signal);
+  }
+}
+
+/** Beside the replay, until `signal` aborts; throws what the source or a lost slot answers. */
+export async function sampleReplay(
+  scope: TaskScope,
+  slot: SlotRecord,
+  view: ReplayView,
+  emit: (event: StreamEvent) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  let caughtUp = false;
+  let last = { at: Date.now(), changes: view.figures.changesApplied };
+  let shown: string | null = null;
+  let checkedAt = Date.now();
+  for (;;) {
+    const now = Date.now();
+    if (now - checkedAt >= PUBLICATION_CHECK_MS) {
+      checkedAt = now;
+      await ensurePublication(scope);
+    }
+    const seconds = (now - last.at) / 1_000;
+    const changes = view.figures.changesApplied;
+    const changesPerSecond = seconds > 0 ? Math.round((changes - last.changes) / seconds) : 0;
+    last = { at: now, changes };
+    // The applied position first: sampled later it could lie beyond the source's.
+    const at = { appliedLsn: view.position(), receivedLsn: view.receivedLsn() };
+    const lag = await sample(scope, slot, at, { changesPerSecond, figures: view.figures });
+    const within = lag <= scope.spec.options.cutoverMaxLagBytes;
+    if (within !== caughtUp) {
+      caughtUp = within;
+      emit({ type: within ? 'CAUGHT_UP' : 'FELL_BEHIND' });
+    }
+    const reason = await waitReason(scope, view);
+    if (reason !== shown) scope.progress.setWaitingFor(reason);
+    shown = reason;
+    await sleep(SAMPLE_MS, signal);
+  }
+}
+
+async function waitReason(scope: TaskScope, view: ReplayView): Promise<string | null> {
+  const waitingMs = view.waitingMs();
+  if (waitingMs > SHOW_WAIT_AFTER_MS) {
+    const { rows } = await scope.target.query<{ pid: number; usename: string | null; query: string }>(
+      `select pid, usename::text, left(query, 100) as query from pg_stat_activity
+       where pid = any (pg_blocking_pids($1)) order by xact_start limit 1`,
+      [view.applyPid],
+    );
+    const blocker = rows[0];
+    const seconds = Math.round(waitingMs / 1_000);
+    return blocker
+      ? `the target: pid ${blocker.pid} (${blocker.usename ?? 'unknown'}) holds a lock for ${seconds} s: ${blocker.query}`
+      : `the target: a batch has been running for ${seconds} s`;
+  }
+  const silentMs = view.silentMs();
+  if (silentMs > SHOW_SILENCE_AFTER_MS)
+    return `the source: its walsender has said nothing for ${Math.round(silentMs / 1_000)} s`;
+  return null;
+}

@@ -1,0 +1,140 @@
+// Compares every table on both sides, under the fence: called by the statechart's `verify` region. Nothing is reused from
+// an earlier call, because writes were allowed in between. Differences are verdicts, not errors.
+import { cutoverNotes, type VerdictsNote } from '../model/cutover-notes.ts';
+import { MigrationError } from '../model/errors.ts';
+import { relationKey } from '../model/relation.ts';
+import type { PlannedTable } from '../model/schema-plan.ts';
+import type { TableVerdict } from '../model/task.ts';
+import type { Session, Side } from '../postgres/connections.ts';
+import { fromPostgres } from '../postgres/errors.ts';
+import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import { combineDigest, DIGEST_SETTINGS, digestSql, type DigestRow } from './digest.ts';
+import { verifySourceColumns } from './source-columns.ts';
+
+/** Somebody's DDL on a table must not eat up the write stop. */
+const LOCK_TIMEOUT = '10s';
+
+interface SidePair {
+  readonly source: Session;
+  readonly target: Session;
+}
+
+/**
+ * Counts and digests of all tables of the plan, in plan order; `copyJobs` tables at a time, the largest first, both
+ * sides of a table at once. Errors: `source_ddl`, `lock_timeout`, `deadline_exceeded` after `validationTimeoutMs`.
+ */
+export async function compareTables(scope: TaskScope): Promise<{ tables: TableVerdict[] }> {
+  const { tables } = schemaPlanOf(scope);
+  const { copyJobs, validationTimeoutMs } = scope.spec.options;
+  await verifySourceColumns(scope);
+  const recode = (await serverEncoding(scope.source)) !== (await serverEncoding(scope.target));
+  const queue = tables.toSorted((a, b) => b.bytesEstimated - a.bytesEstimated);
+  const verdicts = new Map<string, TableVerdict>();
+  const stop = new AbortController();
+  const signal = AbortSignal.any([scope.signal, stop.signal]);
+  const failures: MigrationError[] = [];
+  const fail = (error: MigrationError): void => {
+    failures.push(error); // the first is the news; the others follow from stopping
+    stop.abort();
+  };
+  const timer = setTimeout(
+    () =>
+      fail(
+        new MigrationError('deadline_exceeded', `the comparison took longer than ${validationTimeoutMs} ms`, {
+          hint: 'raise validation_timeout_ms or copy_jobs',
+          details: { compared: verdicts.size, tables: tables.length },
+        }),
+      ),
+    Math.min(validationTimeoutMs, 2 ** 31 - 1),
+  );
+  const worker = async (): Promise<void> => {
+    const pair = await openPair(scope, signal);
+    try {
+      for (let table = queue.shift(); table !== undefined && !signal.aborted; table = queue.shift()) {
+        verdicts.set(relationKey(table.source), await compareTable(table, pair, recode));
+        scope.progress.setWaitingFor(`the comparison, ${verdicts.size} of ${tables.length} tables done`);
+        scope.failpoint('validate.mid-tables');
+      }
+    } finally {
+      await Promise.all([pair.source.close(), pair.target.close()]);
+    }
+  };
+  try {
+    scope.progress.setWaitingFor(`the comparison, 0 of ${tables.length} tables done`);
+    const workers = Array.from({ length: Math.min(copyJobs, tables.length) }, () =>
+      worker().catch((error: unknown) => fail(fromPostgres(error))),
+    );
+    await Promise.all(workers);
+  } finally {
+    clearTimeout(timer);
+    scope.progress.setWaitingFor(null);
+  }
+  if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request');
+  if (failures[0]) throw failures[0];
+  const inOrder = tables
+    .map((table) => verdicts.get(relationKey(table.source)))
+    .filter((v) => v !== undefined);
+  const note: VerdictsNote = { validatedAt: new Date().toISOString(), tables: inOrder };
+  scope.checkpoints.set(cutoverNotes.verdicts, note);
+  return { tables: inOrder };
+}
+
+async function compareTable(table: PlannedTable, pair: SidePair, recode: boolean): Promise<TableVerdict> {
+  const [source, target] = await Promise.all([
+    digest(pair.source, digestSql(table.source, table.columns, recode), relationKey(table.source), 'source'),
+    digest(pair.target, digestSql(table.target, table.columns, recode), relationKey(table.target), 'target'),
+  ]);
+  return {
+    table: relationKey(table.source),
+    target: relationKey(table.target),
+    sourceRows: source.rows,
+    targetRows: target.rows,
+    sourceDigest: source.digest,
+    targetDigest: target.digest,
+    equal: source.rows === target.rows && source.digest === target.digest,
+  };
+}
+
+async function digest(
+  session: Session,
+  sql: string,
+  relation: string,
+  role: 'source' | 'target',
+): Promise<{ rows: number; digest: string }> {
+  try {
+    const { rows } = await session.client.query<DigestRow>(sql);
+    const row = rows[0];
+    return { rows: Number(row?.rows ?? 0), digest: combineDigest(row?.first ?? null, row?.second ?? null) };
+  } catch (error) {
+    throw fromPostgres(error, { role, relation });
+  }
+}
+
+async function openPair(scope: TaskScope, signal: AbortSignal): Promise<SidePair> {
+  const source = await openSession(scope.source, signal);
+  try {
+    return { source, target: await openSession(scope.target, signal) };
+  } catch (error) {
+    await source.close();
+    throw error;
+  }
+}
+
+async function openSession(side: Side, signal: AbortSignal): Promise<Session> {
+  const session = await side.session({ purpose: 'validate', signal });
+  try {
+    for (const [name, value] of Object.entries({ ...DIGEST_SETTINGS, lock_timeout: LOCK_TIMEOUT }))
+      await session.client.query('select set_config($1, $2, false)', [name, value]);
+    return session;
+  } catch (error) {
+    await session.close();
+    throw fromPostgres(error, { role: side.role });
+  }
+}
+
+async function serverEncoding(side: Side): Promise<string> {
+  const { rows } = await side.query<{ encoding: string }>(
+    `select current_setting('server_encoding') as encoding`,
+  );
+  return rows[0]?.encoding ?? 'UTF8';
+}

@@ -1,0 +1,45 @@
+// The digest of a table: one pass, computed by the server, independent of the order of rows, equal on both sides and
+// across majors when the rows are equal. Pure; compare.ts runs it.
+import type { PlannedColumn } from '../model/schema-plan.ts';
+import type { RelationName } from '../model/relation.ts';
+import { ident, identRelation } from '../postgres/sql.ts';
+
+/** One row as PostgreSQL returns it: bigint and numeric as text; the sums of an empty table are null. */
+export interface DigestRow {
+  readonly rows: string;
+  readonly first: string | null;
+  readonly second: string | null;
+}
+
+/** Beyond the settings of every session of ours: money prints by lc_monetary. */
+export const DIGEST_SETTINGS: Readonly<Record<string, string>> = { lc_monetary: 'C' };
+
+/**
+ * `count(*)` and two sums of a 64-bit hash of every row's text.
+ *
+ * - A row is the text of a composite value of the named columns in their order: quoted so that NULL, '' and moved
+ *   borders between columns differ; by the types' output functions, so that numeric scale, −0 and jsonb spelling count.
+ *   Generated columns belong to it: the target computed them itself, and whoever reads them expects the same.
+ * - "C": the hash of a text under a nondeterministic collation ignores what that collation ignores.
+ * - The sum, not xor: two equal extra rows do not cancel out. Two seeds make 128 bits.
+ * - OFFSET 0 keeps the text from being computed once per seed. ONLY: rows of inheritance children are theirs.
+ * - `recode`: servers of different encodings hash different bytes, so both hash an ASCII spelling of the UTF-8 text.
+ */
+export function digestSql(
+  relation: RelationName,
+  columns: readonly Pick<PlannedColumn, 'name'>[],
+  recode: boolean,
+): string {
+  const row = `row(${columns.map((column) => `t.${ident(column.name)}`).join(', ')})::text`;
+  const text = recode ? `encode(convert_to(${row}, 'UTF8'), 'escape')` : row;
+  return `select count(*)::text as rows, sum(hashtextextended(r.text, 1))::text as first,
+    sum(hashtextextended(r.text, 2))::text as second
+    from (select ${text} collate "C" as text from only ${identRelation(relation)} as t offset 0) as r`;
+}
+
+/** Both sums modulo 2^64 as one 128-bit number, decimal. */
+export function combineDigest(first: string | null, second: string | null): string {
+  const high = BigInt.asUintN(64, BigInt(first ?? '0'));
+  const low = BigInt.asUintN(64, BigInt(second ?? '0'));
+  return ((high << 64n) | low).toString();
+}

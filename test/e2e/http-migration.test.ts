@@ -1,0 +1,217 @@
+// A whole migration by HTTP as the README tells it, from an old source to a new target, while writers go on.
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { createParser, type EventSourceMessage } from 'eventsource-parser';
+import { expect, onTestFinished, test } from 'vitest';
+import { expectEqualTables, rowsOf } from '../support/compare.ts';
+import { leaksOf, makePair, waitFor } from '../support/databases.ts';
+import {
+  cutOver,
+  makeDataDir,
+  migrationBody,
+  startMigration,
+  startService,
+  type ServiceProcess,
+} from '../support/service-process.ts';
+import { loadShop, shopTables, startWriters } from '../support/shop.ts';
+
+/** Collects server-sent events until the test ends. */
+async function collectEvents(
+  service: ServiceProcess,
+  path: string,
+  lastEventId?: string,
+): Promise<EventSourceMessage[]> {
+  const controller = new AbortController();
+  onTestFinished(() => controller.abort());
+  const response = await fetch(`${service.url}/api/v1${path}`, {
+    signal: controller.signal,
+    headers: lastEventId === undefined ? {} : { 'last-event-id': lastEventId },
+  });
+  expect(response.headers.get('content-type')).toContain('text/event-stream');
+  const events: EventSourceMessage[] = [];
+  const parser = createParser({ onEvent: (event) => void events.push(event) });
+  void (async () => {
+    const decoder = new TextDecoder();
+    for await (const chunk of response.body as unknown as AsyncIterable<Uint8Array>)
+      parser.feed(decoder.decode(chunk, { stream: true }));
+  })().catch(() => undefined);
+  return events;
+}
+
+const statesOf = (events: readonly EventSourceMessage[]): string[] =>
+  events
+    .filter((event) => event.event === 'state')
+    .map((event) => (JSON.parse(event.data) as { state: string }).state);
+
+test.each([13, 16] as const)(
+  'PostgreSQL %s to 18: every table arrives while writers go on',
+  async (major) => {
+    const pair = await makePair({ source: major, target: 18 });
+    await loadShop(pair.source, 3_000);
+    const dataDir = makeDataDir();
+    const service = await startService({ dataDir });
+    const body = migrationBody(pair, { id: `shop_${major}`, table_suffix: '_migrated' });
+
+    const preflight = await service.call<{
+      blocked: boolean;
+      findings: { severity: string; remedy: string | null }[];
+    }>('POST', '/preflight', body);
+    expect(preflight.status).toBe(200);
+    expect(preflight.body.blocked).toBe(false);
+
+    const id = await startMigration(service, body);
+    const repeated = await service.call('POST', '/migrations', body);
+    expect([repeated.status, repeated.body['id']]).toEqual([200, id]);
+    expect((await service.call('POST', '/migrations', { ...body, table_suffix: '_other' })).status).toBe(409);
+    const writers = await startWriters(pair.source, 4);
+    const events = await collectEvents(service, `/migrations/${id}/events`);
+    await service.reaches(id, 'syncingWal');
+    const before = writers.writes();
+    await waitFor(() => writers.writes() > before + 200);
+    await cutOver(service, id);
+    await writers.stop();
+    expect(writers.refused()).toBeGreaterThan(0);
+
+    await expectEqualTables(pair.source, pair.target, shopTables('_migrated'));
+    const { body: tables } = await service.call<{
+      tables: { table: string; state: string; rows_copied: number; format: string }[];
+    }>('GET', `/migrations/${id}/tables`);
+    expect(tables.tables.map(({ table, state }) => `${table} ${state}`).toSorted()).toEqual(
+      ['public.audit_new', 'public.audit_old', 'public.orders', 'public.users', 'sales.Order Lines'].map(
+        (table) => `${table} ready`,
+      ),
+    );
+    const { body: task } = await service.call<{
+      certificate: { tables: { equal: boolean; source_rows: number }[]; sequences: unknown[] };
+    }>('GET', `/migrations/${id}`);
+    expect(task.certificate.tables).toHaveLength(5);
+    expect(task.certificate.tables.every((table) => table.equal)).toBe(true);
+    expect(task.certificate.tables.reduce((sum, table) => sum + table.source_rows, 0)).toBeGreaterThan(
+      20_000,
+    );
+
+    // the target can be written to: sequences and identities go on where the source stood
+    await pair.target.query(`insert into public.users_migrated (email) values ('new@example.org')`);
+    await pair.target.query(`insert into public.orders_migrated (user_id, total) values (1, 1)`);
+    await expect(
+      pair.target.query(`insert into public.orders_migrated (user_id, total) values (-1, 1)`),
+    ).rejects.toMatchObject({ code: '23503' });
+
+    await waitFor(() => statesOf(events).includes('completed'));
+    const seen = [...new Set(statesOf(events))];
+    expect(seen).toEqual([
+      'created',
+      'queued',
+      'init',
+      'creatingTables',
+      'migratingData',
+      'syncingWal',
+      'stoppingWrites',
+      'validating',
+      'finalizing',
+      'completed',
+    ]);
+    const third = events.filter((event) => event.event === 'state')[2];
+    const resumed = await collectEvents(service, `/migrations/${id}/events`, third?.id);
+    await waitFor(() => statesOf(resumed).includes('completed'));
+    expect(statesOf(resumed)).toEqual(statesOf(events).slice(3));
+
+    await expect(pair.source.query('delete from public.orders')).rejects.toMatchObject({ code: '25006' });
+    expect((await service.call('DELETE', `/migrations/${id}`)).status).toBe(409); // it still fences the source
+    expect((await service.call('POST', `/migrations/${id}/unfence`)).status).toBe(200);
+    await pair.source.query(`update public.users set bio = 'writable again' where id = 1`);
+    expect((await service.call('DELETE', `/migrations/${id}`)).status).toBe(204);
+    expect((await service.call('GET', `/migrations/${id}`)).status).toBe(404);
+
+    const { password } = pair.source;
+    const answers = JSON.stringify([
+      preflight.body,
+      task,
+      events,
+      tables,
+      (await service.call('GET', '/migrations')).body,
+    ]);
+    expect(answers).not.toContain(password);
+    expect(service.log.join('\n')).not.toContain(password);
+    for (const file of readdirSync(dataDir))
+      expect(readFileSync(join(dataDir, file)).includes(password), file).toBe(false);
+  },
+);
+
+test('users and orders alone bring their types and sequences, and nothing else', async () => {
+  const pair = await makePair();
+  await loadShop(pair.source, 200);
+  const service = await startService({ dataDir: makeDataDir() });
+  const id = await startMigration(
+    service,
+    migrationBody(pair, {
+      tables: ['users', 'orders'],
+      table_suffix: '_migrated',
+      options: { cutover: 'auto', keep_fence: false },
+    }),
+  );
+  await service.reaches(id, 'completed');
+  await expectEqualTables(pair.source, pair.target, shopTables('_migrated').slice(0, 2));
+  const { rows } = await pair.target.query<{ name: string }>(
+    `select relname as name from pg_class where relkind in ('r', 'p') and relnamespace::regnamespace::text in ('public', 'sales') order by 1`,
+  );
+  expect(rows.map(({ name }) => name)).toEqual(['orders_migrated', 'users_migrated']);
+  expect(await leaksOf(pair.source)).toEqual([]);
+});
+
+test('the same database can be source and target under a suffix', async () => {
+  const { source } = await makePair({ source: 18, target: 18 });
+  await loadShop(source, 200);
+  const service = await startService({ dataDir: makeDataDir() });
+  const id = await startMigration(
+    service,
+    migrationBody(
+      { source, target: source },
+      { tables: ['users'], table_suffix: '_copy', options: { cutover: 'auto', keep_fence: false } },
+    ),
+  );
+  await service.reaches(id, 'completed');
+  expect(await rowsOf(source, 'public.users_copy')).toEqual(await rowsOf(source, 'public.users'));
+});
+
+test('PAUSE in syncing closes every connection, keeps the slot, and RESUME loses nothing', async () => {
+  const pair = await makePair();
+  await loadShop(pair.source, 500);
+  const service = await startService({ dataDir: makeDataDir() });
+  const id = await startMigration(service, migrationBody(pair, { table_suffix: '_m' }));
+  const writers = await startWriters(pair.source, 3);
+  await service.reaches(id, 'syncingWal');
+  expect((await service.call('POST', `/migrations/${id}/pause`)).status).toBe(200);
+  expect((await service.call('POST', `/migrations/${id}/pause`)).status).toBe(200); // already holds
+  await waitFor(async () => (await service.status(id)).connections === 0);
+  const { rows } = await pair.source.query('select active from pg_replication_slots where slot_name = $1', [
+    `dts_${id}`,
+  ]);
+  expect(rows).toEqual([{ active: false }]);
+  const before = writers.writes();
+  await waitFor(() => writers.writes() > before + 100);
+  await service.call('POST', `/migrations/${id}/resume`);
+  await cutOver(service, id);
+  await writers.stop();
+  await expectEqualTables(pair.source, pair.target, shopTables('_m'));
+  await service.call('POST', `/migrations/${id}/unfence`);
+});
+
+test('SIGTERM ends the service within five seconds and the tasks resume', async () => {
+  const pair = await makePair();
+  await loadShop(pair.source, 2_000);
+  const dataDir = makeDataDir();
+  const first = await startService({ dataDir });
+  const id = await startMigration(
+    first,
+    migrationBody(pair, { table_suffix: '_m', options: { cutover: 'manual', keep_fence: false } }),
+  );
+  await first.reaches(id, 'syncingWal');
+  const since = Date.now();
+  await first.kill('SIGTERM');
+  expect(Date.now() - since).toBeLessThan(5_000);
+  expect((await first.exited).code).toBe(0);
+  const second = await startService({ dataDir });
+  await cutOver(second, id);
+  await expectEqualTables(pair.source, pair.target, shopTables('_m'));
+});

@@ -1,0 +1,184 @@
+// The library's surface on real servers: createService and its task manager.
+import { expect, onTestFinished, test } from 'vitest';
+import { createService, parseConfig, type TaskRequest } from '../../src/index.ts';
+import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { reaches, startLibrary } from '../support/library.ts';
+import { makeDataDir } from '../support/service-process.ts';
+
+const request = (pair: DatabasePair, over: Partial<TaskRequest> = {}): TaskRequest => ({
+  sourceDb: pair.source.connection,
+  targetDb: pair.target.connection,
+  tables: ['t'],
+  tableSuffix: '_m',
+  ...over,
+});
+
+async function makeTables(pair: DatabasePair): Promise<void> {
+  await pair.source.query('create table t (id int primary key, v text)');
+  await pair.source.query('insert into t select i, md5(i::text) from generate_series(1, 5000) i');
+}
+
+test('startTask refuses unknown, running and ended tasks with a code', async () => {
+  const pair = await makePair();
+  await makeTables(pair);
+  const service = startLibrary();
+  await expect(service.startTask('nobody')).rejects.toMatchObject({ code: 'task_not_found' });
+  const { task } = await service.createTask(
+    request(pair, { options: { cutover: 'auto', keepFence: false } }),
+  );
+  await service.startTask(task.id);
+  await expect(service.startTask(task.id)).rejects.toMatchObject({ code: 'task_already_running' });
+  await reaches(service, task.id, 'completed');
+  await expect(service.startTask(task.id)).rejects.toMatchObject({ code: 'task_ended' });
+});
+
+test('of two starts at the same time one wins', async () => {
+  const pair = await makePair();
+  await makeTables(pair);
+  const service = startLibrary();
+  const { task } = await service.createTask(
+    request(pair, { options: { cutover: 'auto', keepFence: false } }),
+  );
+  const outcomes = await Promise.allSettled(Array.from({ length: 5 }, () => service.startTask(task.id)));
+  expect(outcomes.filter(({ status }) => status === 'fulfilled')).toHaveLength(1);
+  await reaches(service, task.id, 'completed');
+});
+
+test('a live task shows state, progress and connections; an ended one has none and is no live task', async () => {
+  const pair = await makePair();
+  await makeTables(pair);
+  const service = startLibrary();
+  const { taskManager } = service;
+  const { task } = await service.createTask(request(pair, { options: { keepFence: false } }));
+  expect(taskManager.getTask(task.id)).toBeUndefined();
+  await service.startTask(task.id);
+  await reaches(service, task.id, 'syncingWal');
+  const live = taskManager.getTask(task.id);
+  expect(live).toMatchObject({ id: task.id, state: 'syncingWal', progress: 99 });
+  expect(live?.getConnectionCount()).toBeGreaterThan(0);
+  expect(taskManager.getTaskCount()).toBe(1);
+  expect(taskManager.listTasks().map(({ id }) => id)).toEqual([task.id]);
+  await waitFor(async () => {
+    await service.cutover(task.id);
+    return (await service.getTask(task.id)).state === 'completed';
+  });
+  await waitFor(() => taskManager.getTaskCount() === 0);
+  await waitFor(async () => (await service.getTask(task.id)).connections === 0);
+});
+
+test('removeTask closes every connection and returns their errors; the task stays resumable', async () => {
+  const pair = await makePair();
+  await makeTables(pair);
+  const service = startLibrary();
+  const { task } = await service.createTask(request(pair));
+  await service.startTask(task.id);
+  await reaches(service, task.id, 'syncingWal');
+  expect(await service.taskManager.removeTask(task.id)).toEqual([]);
+  expect(service.taskManager.getTask(task.id)).toBeUndefined();
+  await waitFor(async () => (await leaksOf(pair.source)).every((leak) => !leak.includes('connection')));
+  await service.cancelTask(task.id);
+  await reaches(service, task.id, 'cancelled');
+});
+
+test('aborting the signal given to startTask pauses the task', async () => {
+  const pair = await makePair();
+  await makeTables(pair);
+  const service = startLibrary();
+  const { task } = await service.createTask(request(pair));
+  const controller = new AbortController();
+  await service.startTask(task.id, controller.signal);
+  await reaches(service, task.id, 'syncingWal');
+  controller.abort();
+  await waitFor(async () => (await service.getTask(task.id)).state === 'paused');
+  await service.cancelTask(task.id);
+  await reaches(service, task.id, 'cancelled');
+});
+
+test.each(['creatingTables', 'migratingData', 'syncingWal'])(
+  'CANCEL in %s leaves nothing on the source; target tables only when asked',
+  async (state) => {
+    const pair = await makePair();
+    await makeTables(pair);
+    const service = startLibrary();
+    const { task } = await service.createTask(request(pair));
+    await service.startTask(task.id);
+    const abort = new AbortController();
+    for await (const event of service.events({ id: task.id, signal: abort.signal }))
+      if (event.state === state) break;
+    await service.cancelTask(task.id, { dropTarget: true });
+    await reaches(service, task.id, 'cancelled');
+    await waitFor(
+      async () => (await leaksOf(pair.source)).length + (await leaksOf(pair.target)).length === 0,
+      10_000,
+      'no leak',
+    );
+    const { rows } = await pair.target.query(`select to_regclass('public.t_m') is null as gone`);
+    expect(rows).toEqual([{ gone: true }]);
+  },
+);
+
+test('findings block before anything is made and name the remedy', async () => {
+  const pair = await makePair();
+  await pair.source.query('create table t (v text)');
+  const service = startLibrary();
+  const { task } = await service.createTask(request(pair));
+  await service.startTask(task.id);
+  await waitFor(async () => (await service.getTask(task.id)).state === 'paused');
+  const view = await service.getTask(task.id);
+  expect(view.error).toMatchObject({ code: 'preflight_blocked' });
+  expect(view.findings.find((finding) => finding.severity === 'blocking')?.remedy).toContain('alter table');
+  await pair.source.query('alter table t add column id serial primary key');
+  await service.resumeTask(task.id);
+  await reaches(service, task.id, 'syncingWal');
+  await service.cancelTask(task.id, { dropTarget: true });
+  await reaches(service, task.id, 'cancelled');
+});
+
+test('lists by state with limit, offset and total; deletes only what has ended', async () => {
+  const pair = await makePair();
+  const service = startLibrary();
+  for (const id of ['a', 'b', 'c']) await service.createTask(request(pair, { id }));
+  await service.cancelTask('b');
+  expect(await service.listTasks({ state: 'created', limit: 1, offset: 1 })).toMatchObject({
+    total: 2,
+    tasks: [{ id: 'a' }],
+  });
+  await expect(service.listTasks({ limit: 0 })).rejects.toMatchObject({ code: 'invalid_request' });
+  await service.deleteTask('b');
+  await expect(service.getTask('b')).rejects.toMatchObject({ code: 'task_not_found' });
+  await expect(service.cutover('a')).rejects.toMatchObject({
+    code: 'event_not_accepted',
+    details: { state: 'created', allowed: ['START', 'CANCEL'] },
+  });
+});
+
+test('one row that cannot be restored fails alone', async () => {
+  const pair = await makePair();
+  await makeTables(pair);
+  const dataDir = makeDataDir();
+  const config = parseConfig({ DTS_DATA_DIR: dataDir });
+  const first = createService(config);
+  for (const id of ['good', 'bad']) {
+    await first.createTask(request(pair, { id, tableSuffix: `_${id}`, options: { keepFence: false } }));
+    await first.startTask(id);
+    await reaches(first, id, 'syncingWal');
+  }
+  await first.stop();
+  const { default: Database } = await import('better-sqlite3');
+  const sqlite = new Database(config.databasePath);
+  sqlite
+    .prepare(
+      `update task set actor_snapshot = '{"value":"nowhere","status":"active","context":{},"children":{}}' where id = 'bad'`,
+    )
+    .run();
+  sqlite.close();
+  const second = createService(config);
+  onTestFinished(() => second.stop());
+  await waitFor(async () => (await second.getTask('bad')).state === 'failed');
+  expect((await second.listTasks()).total).toBe(2);
+  await second.cutover('good');
+  await reaches(second, 'good', 'completed');
+  await second.taskManager.cleanupCompletedTasks(); // what the broken task left on the servers
+  expect((await second.getTask('bad')).cleanupPending).toBe(false);
+  await pair.target.query('drop table t_bad');
+});

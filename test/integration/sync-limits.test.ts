@@ -1,0 +1,299 @@
+// The stream where it hurts: huge transactions, slow networks, a target that does not take them, a session of ours that
+// commits after its connection broke, a slot whose WAL was removed.
+import { execFileSync } from 'node:child_process';
+import { chmodSync, chownSync, statSync } from 'node:fs';
+import { connect, createServer, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
+import pg from 'pg';
+import { describe, expect, it, onTestFinished } from 'vitest';
+import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
+import { ensurePublication } from '../../src/postgres/publication.ts';
+import { ensureSlot, slotOf } from '../../src/postgres/slot.ts';
+import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import {
+  contents,
+  copyAll,
+  drainStream,
+  prepare,
+  startStream,
+  untilEvent,
+  type RunningStream,
+} from '../support/replication.ts';
+import { makeScope, type TestScope } from '../support/scope.ts';
+
+async function streaming(
+  pair: DatabasePair,
+  ddl: string,
+): Promise<{ scope: TestScope; stream: RunningStream }> {
+  const scope = await prepare(pair, ddl);
+  const stream = startStream(scope);
+  await untilEvent(stream, 'SLOT_READY');
+  await copyAll(scope, pair);
+  await untilEvent(stream, 'CAUGHT_UP');
+  return { scope, stream };
+}
+
+/** Forwards to `port`, holding everything back for `delayMs` in each direction, order kept. */
+async function delayingProxy(port: number, delayMs: number): Promise<number> {
+  const sockets = new Set<Socket>();
+  const server = createServer((near) => {
+    const far = connect(port, '127.0.0.1');
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      sockets.add(from);
+      from.setNoDelay(true);
+      from.on('error', () => to.destroy());
+      from.on('data', (chunk) => void setTimeout(() => void to.write(chunk), delayMs));
+      from.on('close', () => void setTimeout(() => void to.end(), delayMs * 2));
+    }
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  onTestFinished(async () => {
+    for (const socket of sockets) socket.destroy();
+    await new Promise((resolve) => server.close(resolve));
+  });
+  const address = server.address();
+  if (address === null || typeof address === 'string') throw new Error('no port');
+  return address.port;
+}
+
+describe('the stream', () => {
+  it('does not spend a round trip on every row', async () => {
+    const pair = await makePair();
+    const port = await delayingProxy(pair.target.port, 20);
+    const near: DatabasePair = {
+      source: pair.source,
+      target: { ...pair.target, connection: { ...pair.target.connection, port } },
+    };
+    const { scope, stream } = await streaming(near, 'create table public.t (id int primary key, n int)');
+    await pair.source.query('insert into public.t select g, 0 from generate_series(1, 3000) g');
+    await drainStream(scope, pair, stream);
+    const started = Date.now();
+    await pair.source.query('update public.t set n = n + 1');
+    // and 300 small transactions of their own
+    await pair.source.query(
+      `do $$ begin for i in 1..300 loop update public.t set n = -i where id = i; commit; end loop; end $$`,
+    );
+    await drainStream(scope, pair, stream);
+    // 3,300 rows of 40 ms each would be more than two minutes
+    expect(Date.now() - started).toBeLessThan(20_000);
+    expect(await contents(scope, pair.target, 'target')).toEqual(
+      await contents(scope, pair.source, 'source'),
+    );
+    await stream.stop();
+  });
+
+  it('takes a transaction of 300,000 rows with bounded memory, also while the target does not move', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key, v text)');
+    const locker = await pair.target.connect();
+    await locker.query('begin; lock table public.t in access exclusive mode');
+    let peak = 0;
+    // What is held, not what waits for the collector.
+    setFlagsFromString('--expose-gc');
+    const collect = runInNewContext('gc') as () => void;
+    const used = (): number => {
+      collect();
+      const { heapUsed, external } = process.memoryUsage();
+      return heapUsed + external;
+    };
+    const base = used();
+    const timer = setInterval(() => (peak = Math.max(peak, used() - base)), 250);
+    onTestFinished(() => clearInterval(timer));
+    await pair.source.query(
+      `insert into public.t select g, repeat(md5(g::text), 10) from generate_series(1, 300000) g`,
+    );
+    // The walsender waits for us, lastingly: what we do not take stays on the source. (Or it has sent everything.)
+    let held = 0;
+    await waitFor(
+      async () => {
+        const { rows } = await pair.source.query<{ event: string | null }>(
+          'select wait_event as event from pg_stat_activity where application_name = $1',
+          [`dts/${scope.taskId}/source/walsender`],
+        );
+        const event = rows[0]?.event ?? '';
+        held = event === 'WalSenderWriteData' ? held + 1 : 0;
+        return held >= 50 || /WalSenderMain|WalSenderWaitForWAL/i.test(event);
+      },
+      60_000,
+      'backpressure',
+    );
+    await locker.query('commit');
+    await drainStream(scope, pair, stream, 100_000);
+    clearInterval(timer);
+    // 100 MB of rows; queue and window are 8 + 16 MB, decoded rows weigh more than their bytes
+    const peakMb = Math.round(peak / 1024 / 1024);
+    expect(peakMb).toBeGreaterThan(0);
+    expect(peakMb).toBeLessThan(64);
+    const { rows } = await pair.target.query<{ count: string; sum: string }>(
+      'select count(*), sum(length(v)) from public.t',
+    );
+    expect(rows[0]).toEqual({ count: '300000', sum: String(300_000 * 320) });
+    expect(scope.sync.at(-1)?.changesApplied).toBeGreaterThanOrEqual(0);
+    await stream.stop();
+  });
+
+  it('waits for a session of ours that commits after its connection broke, and does not repeat its batch', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key)');
+    await drainStream(scope, pair, stream);
+    await stream.stop();
+    await pair.source.query('insert into public.t values (1)');
+    const { rows } = await pair.source.query<{ lsn: string }>('select pg_current_wal_lsn()::text as lsn');
+    // What the server still runs for a dead connection: row and position, not committed yet.
+    const zombie = await pair.target.connect();
+    await zombie.query('begin; insert into public.t values (1)');
+    await zombie.query(
+      'update dts.progress set applied_lsn = $2::pg_lsn, acked_lsn = $2::pg_lsn where task_id = $1',
+      [scope.taskId, rows[0]?.lsn],
+    );
+    const again = makeScope(pair, {}, scope);
+    const second = startStream(again);
+    await waitFor(
+      async () => {
+        const { rowCount } = await pair.target.query(
+          `select 1 from pg_stat_activity where application_name = $1 and wait_event_type = 'Lock'`,
+          [`dts/${scope.taskId}/target/apply`],
+        );
+        return rowCount === 1;
+      },
+      20_000,
+      'a wait for the progress row',
+    );
+    await zombie.query('commit');
+    await pair.source.query('insert into public.t values (2)');
+    await drainStream(again, pair, second);
+    expect(await contents(scope, pair.target, 'target')).toEqual({ 'public.t': ['(1)', '(2)'] });
+    expect(again.waits.some((wait) => wait?.includes('connects again'))).toBe(true);
+    await second.stop();
+  });
+
+  it('tells the slot exactly what is stored on the target, never a byte more', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key)');
+    for (let id = 1; id <= 3; id++) {
+      await pair.source.query('insert into public.t values ($1)', [id]);
+      await drainStream(scope, pair, stream);
+      await waitFor(
+        async () => {
+          const confirmed = await pair.source.query<{ lsn: string }>(
+            'select confirmed_flush_lsn::text as lsn from pg_replication_slots where slot_name = $1',
+            [slotOf(scope).name],
+          );
+          const acked = await pair.target.query<{ lsn: string }>(
+            'select acked_lsn::text as lsn from dts.progress where task_id = $1',
+            [scope.taskId],
+          );
+          return confirmed.rows[0]?.lsn === acked.rows[0]?.lsn;
+        },
+        15_000,
+        'confirmed_flush_lsn = acked_lsn',
+      );
+    }
+    await stream.stop();
+  });
+});
+
+/** A source that the test has for itself, with settings of its own; the target is a test database as usual. */
+async function ownSource(
+  settings: Readonly<Record<string, string>>,
+  sslmode: 'disable' | 'require',
+): Promise<{ pair: DatabasePair; server: EmbeddedServer }> {
+  const server = await startEmbeddedPostgres({ major: 16, settings });
+  onTestFinished(() => server.stop());
+  const pair = await makePair();
+  const pool = new pg.Pool({ connectionString: server.url('postgres'), ssl: false });
+  onTestFinished(() => pool.end());
+  const { host, port, user, password } = server;
+  const source = {
+    ...pair.source,
+    // `require` without a root certificate encrypts and does not verify
+    connection: { host, port, user, password, dbname: 'postgres', sslmode: sslmode as 'disable' },
+    query: (sql: string, params?: unknown[]) => pool.query(sql, params),
+    connect: async () => {
+      const client = new pg.Client({ connectionString: server.url('postgres'), ssl: false });
+      await client.connect();
+      onTestFinished(() => client.end());
+      return client;
+    },
+  } as DatabasePair['source'];
+  return { pair: { source, target: pair.target }, server };
+}
+
+describe('a slot whose WAL was removed', () => {
+  it('is lost, with a remedy, before a connection and under a running stream', async () => {
+    const { pair } = await ownSource(
+      { max_slot_wal_keep_size: '1MB', wal_keep_size: '0', max_wal_size: '32MB', min_wal_size: '32MB' },
+      'disable',
+    );
+    const scope = await prepare(pair, 'create table public.t (id int primary key)');
+    await ensurePublication(scope);
+    const slot = await ensureSlot(scope);
+    const stream = startStream(scope);
+    await untilEvent(stream, 'SLOT_READY');
+    await waitFor(() => scope.sync.length > 0);
+    await pair.source.query('create table public.waste (v text)');
+    const removed = async (): Promise<boolean> => {
+      await pair.source.query(
+        'insert into public.waste select repeat(md5(g::text), 100) from generate_series(1, 5000) g',
+      );
+      await pair.source.query('select pg_switch_wal()');
+      await pair.source.query('checkpoint');
+      const { rows } = await pair.source.query<{ status: string }>(
+        'select wal_status as status from pg_replication_slots where slot_name = $1',
+        [slot.name],
+      );
+      return rows[0]?.status === 'lost';
+    };
+    await waitFor(removed, 60_000, 'a lost slot');
+    const error = await stream.failed;
+    expect(error).toMatchObject({ code: 'slot_lost', kind: 'lost' });
+    expect(error.message).toContain('max_slot_wal_keep_size');
+    await expect(ensureSlot(makeScope(pair, {}, scope))).rejects.toMatchObject({ code: 'slot_lost' });
+  });
+});
+
+describe('a source with TLS', () => {
+  it('is streamed encrypted, held back while the target is slow, and left at once', async () => {
+    const { pair, server } = await ownSource({}, 'require');
+    const { uid, gid } = statSync(server.directory);
+    const request =
+      'req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout server.key -out server.crt';
+    execFileSync('openssl', request.split(' '), { cwd: server.directory, stdio: 'pipe' });
+    for (const name of ['server.key', 'server.crt']) {
+      chownSync(join(server.directory, name), uid, gid);
+      chmodSync(join(server.directory, name), 0o600);
+    }
+    await pair.source.query(`alter system set ssl_cert_file = '${join(server.directory, 'server.crt')}'`);
+    await pair.source.query(`alter system set ssl_key_file = '${join(server.directory, 'server.key')}'`);
+    await pair.source.query('alter system set ssl = on');
+    await pair.source.query('select pg_reload_conf()');
+    await waitFor(async () => (await pair.source.query<{ ssl: string }>('show ssl')).rows[0]?.ssl === 'on');
+    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key, v text)');
+    const locker = await pair.target.connect();
+    await locker.query('begin; lock table public.t in access exclusive mode');
+    await pair.source.query(
+      'insert into public.t select g, repeat(md5(g::text), 10) from generate_series(1, 60000) g',
+    );
+    await waitFor(
+      async () => {
+        const { rowCount } = await pair.source.query(
+          `select 1 from pg_stat_activity a join pg_stat_ssl s using (pid)
+           where application_name = $1 and s.ssl and wait_event = 'WalSenderWriteData'`,
+          [`dts/${scope.taskId}/source/walsender`],
+        );
+        return rowCount === 1;
+      },
+      30_000,
+      'an encrypted walsender that is held back',
+    );
+    await locker.query('commit');
+    await drainStream(scope, pair, stream);
+    expect((await pair.target.query('select 1 from public.t')).rowCount).toBe(60_000);
+    expect(await stream.stop()).toBeLessThan(2_000);
+  });
+});

@@ -1,0 +1,542 @@
+// The stream against real servers: what the source commits arrives on the target once and in order, whatever the copies
+// had seen, whatever dies when; and what it cannot apply stops it with a reason instead of being guessed.
+import { randomBytes } from 'node:crypto';
+import pg from 'pg';
+import { describe, expect, inject, it, onTestFinished } from 'vitest';
+import type { Failpoint } from '../../src/model/failpoints.ts';
+import { isCopyComplete, markCopyComplete } from '../../src/postgres/copy-state.ts';
+import { findSlot, slotOf } from '../../src/postgres/slot.ts';
+import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
+import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { randomTables, startWriters, type Writers } from '../support/random-writers.ts';
+import {
+  contents,
+  copyAll,
+  copyTable,
+  drainStream,
+  prepare,
+  startStream,
+  untilEvent,
+  type RunningStream,
+} from '../support/replication.ts';
+import { makeScope, type TestScope } from '../support/scope.ts';
+
+/** Slot, copy, stream: what most tests start from. */
+async function streaming(
+  pair: DatabasePair,
+  ddl: string,
+  rows = '',
+  over: Parameters<typeof prepare>[2] = {},
+): Promise<{ scope: TestScope; stream: RunningStream }> {
+  const scope = await prepare(pair, ddl, over);
+  if (rows !== '') await pair.source.query(rows);
+  const stream = startStream(scope);
+  await untilEvent(stream, 'SLOT_READY');
+  await copyAll(scope, pair);
+  return { scope, stream };
+}
+
+async function expectEqual(scope: TestScope, pair: DatabasePair): Promise<Record<string, string[]>> {
+  const source = await contents(scope, pair.source, 'source');
+  expect(await contents(scope, pair.target, 'target')).toEqual(source);
+  return source;
+}
+
+async function appliedLsn(scope: TestScope, pair: DatabasePair): Promise<string | null> {
+  const { rows } = await pair.target.query<{ lsn: string }>(
+    'select applied_lsn::text as lsn from dts.progress where task_id = $1',
+    [scope.taskId],
+  );
+  return rows[0]?.lsn ?? null;
+}
+
+/** Waits until the writers have ended `count` more transactions. */
+async function more(writers: Writers, count: number): Promise<void> {
+  const goal = writers.done() + count;
+  await waitFor(() => writers.done() >= goal, 60_000, `${count} more transactions`);
+}
+
+describe('the filtered replay', () => {
+  it.each([
+    [16, 1],
+    [16, 2],
+    [13, 3],
+    [18, 4],
+  ] as const)('meets a source %i under random writers exactly (seed %i)', async (source, seed) => {
+    const pair = await makePair({ source });
+    const scope = await prepare(pair, randomTables);
+    const writers = startWriters(pair.source, seed);
+    try {
+      await more(writers, 50);
+      const stream = startStream(scope);
+      await untilEvent(stream, 'SLOT_READY');
+      // Every table under a snapshot of its own, read while the writers go on.
+      for (const table of schemaPlanOf(scope).tables) {
+        await more(writers, 15);
+        await copyTable(scope, pair, table, () => more(writers, 15));
+      }
+      markCopyComplete(scope);
+      await more(writers, 200);
+      await writers.stop();
+      await drainStream(scope, pair, stream);
+      const rows = await expectEqual(scope, pair);
+      expect(Object.values(rows).flat().length).toBeGreaterThan(20);
+      expect(await stream.stop()).toBeLessThan(2_000);
+      expect(stream.failure()).toBeNull();
+    } finally {
+      await writers.stop();
+    }
+  });
+
+  it('applies each transaction once when it is killed around its commits', async () => {
+    const pair = await makePair();
+    let scope = await prepare(pair, randomTables);
+    const writers = startWriters(pair.source, 7);
+    try {
+      const deaths: readonly Failpoint[] = [
+        'sync.before-target-commit',
+        'sync.committed-not-acknowledged',
+        'sync.batch-applied',
+      ];
+      let stream = startStream(scope);
+      await untilEvent(stream, 'SLOT_READY');
+      await more(writers, 20);
+      await copyAll(scope, pair);
+      for (const death of [...deaths, ...deaths]) {
+        await stream.stop();
+        expect(stream.failure()).toBeNull();
+        let left = 3;
+        scope = Object.assign(makeScope(pair, {}, scope), {
+          failpoint: (name: Failpoint) => {
+            if (name === death && --left === 0) throw new Error(`dies at ${death}`);
+          },
+        });
+        const dying = startStream(scope);
+        expect((await dying.failed).message).toContain(death);
+        await scope.connections.closeAll();
+        scope = makeScope(pair, {}, scope);
+        stream = startStream(scope);
+        await untilEvent(stream, 'STREAM_PROGRESS');
+      }
+      await writers.stop();
+      await drainStream(scope, pair, stream);
+      await expectEqual(scope, pair);
+      await stream.stop();
+    } finally {
+      await writers.stop();
+    }
+  });
+});
+
+describe('a change', () => {
+  it('keeps out-of-line values that were not sent, also when the key moves', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(
+      pair,
+      `create table public.t (id int primary key, v text, big text);
+       alter table public.t alter big set storage external`,
+      `insert into public.t select g, 'v', repeat(md5(g::text), 400) from generate_series(1, 3) g`,
+    );
+    await pair.source.query(`update public.t set v = 'changed' where id = 1`);
+    await pair.source.query(`update public.t set id = 20 where id = 2`);
+    await pair.source.query(`update public.t set id = 30, big = 'short' where id = 3`);
+    await drainStream(scope, pair, stream);
+    await expectEqual(scope, pair);
+    await stream.stop();
+  });
+
+  it('finds its row in a keyless table by all columns, NULLs, duplicates and types without equality included', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(
+      pair,
+      `create table public.t (a int, b text, j json, p point, x xml, n numeric, f float8, bx box);
+       alter table public.t replica identity full`,
+      `insert into public.t select 1, null, '{"k":  1}', '(1,2)', '<a/>', 1.10, '-0', '(1,1),(0,0)' from generate_series(1, 3);
+       insert into public.t values (1, null, '{"k":1}', '(1,2)', '<a/>', 1.1, 0, '(2,0.5),(0,0)'), (null, '', null, null, null, 'NaN', 'Infinity', null)`,
+    );
+    await pair.source.query(
+      `update public.t set b = 'one of three' where ctid = (select min(ctid) from public.t)`,
+    );
+    await pair.source.query(
+      `delete from public.t where ctid = (select min(ctid) from public.t where n::text = '1.1')`,
+    );
+    await pair.source.query(`update public.t set j = '[]' where n = 'NaN'`);
+    await pair.source.query(
+      `delete from public.t where b is null and f::text = '-0' and ctid in (select max(ctid) from public.t where b is null)`,
+    );
+    await drainStream(scope, pair, stream);
+    await expectEqual(scope, pair);
+    await stream.stop();
+  });
+
+  it('moves keys of ALWAYS identity columns and leaves generated columns to the target', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(
+      pair,
+      `create table public.t (id bigint generated always as identity primary key, v text, big text,
+         size int generated always as (length(v)) stored);
+       alter table public.t alter big set storage external;
+       create table public.u (id int primary key, n int generated always as identity, v text);
+       create table public.w (n int generated always as identity, v text);
+       alter table public.w replica identity full`,
+      `insert into public.t (v, big) select 'v' || g, repeat(md5(g::text), 300) from generate_series(1, 5) g;
+       insert into public.u (id, v) select g, 'u' from generate_series(1, 3) g;
+       insert into public.w (v) select 'w' from generate_series(1, 3) g`,
+    );
+    await pair.source.query(`update public.t set id = default where id = 2`);
+    await pair.source.query(`update public.t set v = 'longer' where id = 3`);
+    await pair.source.query(`insert into public.t (v) values ('new')`);
+    await pair.source.query(`update public.u set n = default where id = 1`);
+    await pair.source.query(`update public.u set v = 'x' where id = 2`);
+    await pair.source.query(`update public.w set v = 'x' where n = 1`);
+    await pair.source.query(`update public.w set n = default where n = 2`);
+    await drainStream(scope, pair, stream);
+    await expectEqual(scope, pair);
+    await stream.stop();
+  });
+
+  it('keeps values of every kind exactly, under settings of the source that print them otherwise', async () => {
+    const pair = await makePair();
+    await pair.source.query(`do $$ begin
+      execute format('alter database %I set datestyle = ''German''', current_database());
+      execute format('alter database %I set intervalstyle = ''sql_standard''', current_database());
+      execute format('alter database %I set timezone = ''Asia/Kathmandu''', current_database());
+      execute format('alter database %I set extra_float_digits = -10', current_database());
+      execute format('alter database %I set bytea_output = ''escape''', current_database());
+    end $$`);
+    const { scope, stream } = await streaming(
+      pair,
+      `create type public.mood as enum ('sad', 'it''s ok');
+       create domain public.small as int check (value < 100);
+       create type public.duo as (a int, b text);
+       create table public."We ird" (id int primary key, "a""b" public.mood, d public.small, c public.duo, m public.mood[],
+         f float8, r real, n numeric, ts timestamp, tz timestamptz, dt date, iv interval(3), by bytea, ar text[], jb jsonb,
+         rg int4range, bt bit(5), vb varbit, ch char(6), vc varchar(4), q "char", mo money, net inet, tt timetz, u uuid,
+         rc regclass, ts2 tsvector)`,
+    );
+    await pair.source.query(
+      `insert into public."We ird" values
+        (1, 'it''s ok', 99, row(1, 'x,"y'), '{sad,NULL}', 'NaN', 'Infinity', 'NaN', 'infinity', '-infinity', 'infinity',
+         '1 year -2 days 03:00:00.1234', '\\x00ff', '{"a,b",NULL,"\\\\"}', '{"a": 1.0}', '[1,5)', '10101', '1', 'ab', 'äöü', 'x',
+         -1234.5, '10.0.0.1/24', '12:00+05:45', md5('a')::uuid, 'pg_catalog.pg_class', 'a:1 b:2'),
+        (2, null, null, null, '{}', 0.1, 1e-30, 1.000, '0044-03-15 BC', '2024-02-29 12:00+05:45', '0044-03-15 BC', '-00:00:01',
+         '', '{}', 'null', 'empty', '00000', '', '', '', null, 0, '::1', null, null, null, '')`,
+    );
+    await pair.source.query(`update public."We ird" set f = 1.1234567890123457, mo = 0.01 where id = 2`);
+    await drainStream(scope, pair, stream);
+    await expectEqual(scope, pair);
+    await stream.stop();
+  });
+
+  it('swaps values under a deferred unique constraint, also where the role may not switch triggers off', async () => {
+    const role = `plain_${randomBytes(4).toString('hex')}`;
+    const { port, password } = inject('servers')[18];
+    const admin = new pg.Client({
+      host: '127.0.0.1',
+      port,
+      user: 'postgres',
+      password,
+      database: 'postgres',
+    });
+    await admin.connect();
+    await admin.query(`create role ${role} login password 'secret'`);
+    onTestFinished(async () => {
+      await admin.query(`drop role ${role}`);
+      await admin.end();
+    });
+    const pair = await makePair();
+    await pair.target.query(
+      `do $$ begin execute format('grant create on database %I to ${role}', current_database()); end $$`,
+    );
+    await pair.target.query(`grant all on schema public to ${role}`);
+    const limited: DatabasePair = {
+      source: pair.source,
+      target: { ...pair.target, connection: { ...pair.target.connection, user: role, password: 'secret' } },
+    };
+    const scope = await prepare(
+      limited,
+      `create table public.t (id int primary key, pos int, unique (pos) deferrable initially immediate)`,
+    );
+    await pair.target.query(`alter table public.t owner to ${role}; alter schema dts owner to ${role};
+      alter table dts.part owner to ${role}`);
+    await pair.source.query('insert into public.t select g, g from generate_series(1, 20) g');
+    const stream = startStream(scope);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(scope, pair);
+    await pair.source.query(`update public.t set pos = 21 - pos`);
+    await drainStream(scope, pair, stream);
+    await expectEqual(scope, pair);
+    await stream.stop();
+  });
+
+  it('travels from a table that only takes inserts for want of a key', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(
+      pair,
+      `create table public.t (v text)`,
+      `insert into public.t values ('a')`,
+    );
+    await pair.source.query(`insert into public.t values ('b'), (null)`);
+    await pair.source.query(`truncate public.t; insert into public.t values ('c')`);
+    await drainStream(scope, pair, stream);
+    expect(await expectEqual(scope, pair)).toEqual({ 'public.t': ['(c)'] });
+    await stream.stop();
+  });
+});
+
+describe('a difference', () => {
+  it('stops the stream with table, key and position when a row is missing or surplus', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(
+      pair,
+      `create table public.t (id int primary key, v text)`,
+      `insert into public.t select g, 'v' from generate_series(1, 3) g`,
+    );
+    await untilEvent(stream, 'CAUGHT_UP');
+    await pair.target.query('delete from public.t where id = 2');
+    await pair.source.query(`update public.t set v = 'w' where id = 2`);
+    const missing = await stream.failed;
+    expect(missing).toMatchObject({
+      code: 'unexpected_row',
+      kind: 'divergence',
+      details: { table: 'public.t', key: { id: '2' }, operation: 'update' },
+    });
+    expect(missing.details?.['lsn']).toMatch(/^[0-9A-F]+\/[0-9A-F]+$/);
+    // Repaired, it goes on from where it stood.
+    await pair.target.query(`insert into public.t values (2, 'v')`);
+    const again = makeScope(pair, {}, scope);
+    const second = startStream(again);
+    await drainStream(again, pair, second);
+    await pair.target.query(`insert into public.t values (9, 'surplus')`);
+    await pair.source.query(`insert into public.t values (9, 'mine')`);
+    const surplus = await second.failed;
+    expect(surplus).toMatchObject({
+      code: 'unexpected_row',
+      details: { operation: 'insert', table: 'public.t' },
+    });
+    await pair.target.query('delete from public.t where id = 9');
+    const third = makeScope(pair, {}, again);
+    const last = startStream(third);
+    await drainStream(third, pair, last);
+    await expectEqual(third, pair);
+    await last.stop();
+  });
+
+  it.each([
+    ['add column extra int', /extra was added/],
+    ['drop column v', /v was dropped/],
+    ['rename column v to w', /renamed to w/],
+    ['alter column v type varchar(10)', /changed its type from text to character varying\(10\)/],
+    ['rename to t_renamed', /renamed/],
+    ['replica identity full', /replica identity/],
+  ])('of structure (%s) stops the stream before it is guessed', async (ddl, expected) => {
+    const pair = await makePair();
+    const { stream } = await streaming(
+      pair,
+      `create table public.t (id int primary key, v text)`,
+      `insert into public.t values (1, 'v')`,
+    );
+    await untilEvent(stream, 'CAUGHT_UP');
+    await pair.source.query(`alter table public.t ${ddl}`);
+    await pair.source.query(
+      ddl.startsWith('rename to') ? 'delete from public.t_renamed' : 'delete from public.t',
+    );
+    const error = await stream.failed;
+    expect(error.code).toBe('source_ddl');
+    expect(error.message).toMatch(expected);
+    expect(error.hint).toContain('resume');
+    expect((await pair.target.query('select 1 from public.t')).rowCount).toBe(1);
+  });
+});
+
+describe('the stream', () => {
+  it('applies nothing before the copy is complete, and shows lag and slot meanwhile', async () => {
+    const pair = await makePair();
+    const scope = await prepare(pair, 'create table public.t (id int primary key)');
+    const stream = startStream(scope);
+    await untilEvent(stream, 'SLOT_READY');
+    await pair.source.query('insert into public.t select generate_series(1, 5000)');
+    await waitFor(() => (scope.sync.at(-1)?.lagBytes ?? 0) > 10_000, 10_000, 'lag');
+    expect(scope.sync.at(-1)?.slot?.walStatus).toBe('reserved');
+    expect(isCopyComplete(scope)).toBe(false);
+    expect((await pair.target.query('select 1 from public.t')).rowCount).toBe(0);
+    await copyAll(scope, pair);
+    await untilEvent(stream, 'CAUGHT_UP');
+    await drainStream(scope, pair, stream);
+    await expectEqual(scope, pair);
+    await stream.stop();
+  });
+
+  it('follows WAL of others on an idle source, so that lag and slot move on', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key)');
+    await untilEvent(stream, 'CAUGHT_UP');
+    await pair.source.query(
+      'create table public.unrelated as select g, md5(g::text) from generate_series(1, 20000) g',
+    );
+    const { rows } = await pair.source.query<{ lsn: string }>('select pg_current_wal_lsn()::text as lsn');
+    const there = rows[0]?.lsn;
+    await waitFor(
+      async () => {
+        const found = await pair.source.query(
+          'select 1 from pg_replication_slots where slot_name = $1 and confirmed_flush_lsn >= $2::pg_lsn',
+          [slotOf(scope).name, there],
+        );
+        return found.rowCount === 1;
+      },
+      20_000,
+      'the slot to move',
+    );
+    expect(scope.sync.at(-1)?.lagBytes).toBeLessThan(1_000_000);
+    // What the slot was told is on the target, and was there first.
+    const acked = await pair.target.query(
+      'select 1 from dts.progress where task_id = $1 and acked_lsn >= $2::pg_lsn',
+      [scope.taskId, there],
+    );
+    expect(acked.rowCount).toBe(1);
+    await stream.stop();
+  });
+
+  it('survives a killed walsender and a killed apply session', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key)');
+    await drainStream(scope, pair, stream);
+    for (const [side, purpose] of [
+      ['source', 'walsender'],
+      ['target', 'apply'],
+      ['source', 'walsender'],
+    ] as const) {
+      const { rowCount } = await pair[side].query(
+        'select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1',
+        [`dts/${scope.taskId}/${side}/${purpose}`],
+      );
+      expect(rowCount).toBe(1);
+      await pair.source.query('insert into public.t select coalesce(max(id), 0) + 1 from public.t');
+      await drainStream(scope, pair, stream);
+    }
+    expect(stream.events.filter((event) => event.type === 'STREAM_PROGRESS')).toHaveLength(4);
+    await expectEqual(scope, pair);
+    await stream.stop();
+  });
+
+  it('says that it fell behind and caught up again', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(
+      pair,
+      'create table public.t (id int primary key, v text)',
+      '',
+      {
+        options: { cutoverMaxLagBytes: 100_000 },
+      },
+    );
+    await untilEvent(stream, 'CAUGHT_UP');
+    const locker = await pair.target.connect();
+    await locker.query('begin; lock table public.t in access exclusive mode');
+    await pair.source.query(`insert into public.t select g, md5(g::text) from generate_series(1, 5000) g`);
+    await untilEvent(stream, 'FELL_BEHIND');
+    await waitFor(() => scope.waits.some((wait) => wait?.includes('holds a lock')), 10_000, 'a named lock');
+    await locker.query('commit');
+    await drainStream(scope, pair, stream);
+    await waitFor(() => stream.events.filter((event) => event.type === 'CAUGHT_UP').length === 2);
+    expect(stream.events.map((event) => event.type).filter((type) => /CAUGHT|FELL/.test(type))).toEqual([
+      'CAUGHT_UP',
+      'FELL_BEHIND',
+      'CAUGHT_UP',
+    ]);
+    await stream.stop();
+  });
+
+  it('stops within two seconds in the middle of a blocked batch, keeping nothing of it', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key)');
+    await untilEvent(stream, 'CAUGHT_UP');
+    const locker = await pair.target.connect();
+    await locker.query('begin; lock table public.t in access exclusive mode');
+    await pair.source.query('insert into public.t values (1)');
+    await waitFor(async () => {
+      const { rowCount } = await pair.target.query(
+        `select 1 from pg_stat_activity where application_name = $1 and wait_event_type = 'Lock'`,
+        [`dts/${scope.taskId}/target/apply`],
+      );
+      return rowCount === 1;
+    });
+    expect(await stream.stop()).toBeLessThan(2_000);
+    await locker.query('commit');
+    expect(scope.connections.connectionCount).toBeLessThanOrEqual(8);
+    await waitFor(async () => {
+      const { rowCount } = await pair.source.query(
+        'select 1 from pg_replication_slots where slot_name = $1 and active',
+        [slotOf(scope).name],
+      );
+      return rowCount === 0;
+    });
+    expect((await pair.target.query('select 1 from public.t')).rowCount).toBe(0);
+  });
+
+  it('reports the slot as lost when it is dropped under it', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key)');
+    await untilEvent(stream, 'CAUGHT_UP');
+    const { name } = slotOf(scope);
+    await pair.source.query(
+      `select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = $1`,
+      [name],
+    );
+    await waitFor(async () => {
+      try {
+        await pair.source.query('select pg_drop_replication_slot($1)', [name]);
+        return true;
+      } catch {
+        return false;
+      }
+    });
+    expect((await stream.failed).code).toBe('slot_lost');
+    expect(findSlot(scope)?.name).toBe(name);
+  });
+
+  it.each(['source', 'target'] as const)('no setting of the %s alters a value', async (side) => {
+    const pair = await makePair();
+    const hostile = {
+      array_nulls: 'off',
+      quote_all_identifiers: 'on',
+      standard_conforming_strings: 'off',
+      transform_null_equals: 'on',
+      xmloption: 'document',
+      bytea_output: 'escape',
+      datestyle: 'SQL, DMY',
+      intervalstyle: 'sql_standard',
+      timezone: 'Asia/Kathmandu',
+      extra_float_digits: '-15',
+    };
+    for (const [name, value] of Object.entries(hostile))
+      await pair[side].query(`alter database "${pair[side].dbname}" set ${name} = '${value}'`);
+    const { scope, stream } = await streaming(
+      pair,
+      `create table public.t (id int primary key, a text[], f float8, d date, at timestamptz, i interval, b bytea, s text,
+         c regclass, p regtype)`,
+    );
+    await pair.source.query(String.raw`set standard_conforming_strings = on; set datestyle = 'ISO, YMD';
+      insert into public.t values (1, array['x', null, 'NULL'], 1.0 / 3, '2020-03-04', '2020-03-04 05:06:07+00', '1 mon -2 days 03:04',
+        '\x00ff5c27', 'back\slash ''quote''', 'pg_class', 'text')`);
+    await drainStream(scope, pair, stream);
+    await stream.stop();
+    await pair[side].query(`alter database "${pair[side].dbname}" reset all`); // for the comparison
+    const [row] = (await expectEqual(scope, pair))['public.t'] ?? [];
+    expect(row).toContain('{x,NULL,""NULL""}');
+  });
+
+  it('refuses a target whose progress belongs to another slot, and one that another session moves on', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key)');
+    await untilEvent(stream, 'CAUGHT_UP');
+    await drainStream(scope, pair, stream);
+    const before = await appliedLsn(scope, pair);
+    await stream.stop();
+    await pair.target.query(`update dts.progress set slot_incarnation = 'other' where task_id = $1`, [
+      scope.taskId,
+    ]);
+    const again = makeScope(pair, {}, scope);
+    expect((await startStream(again).failed).code).toBe('slot_stranger');
+    expect(await appliedLsn(scope, pair)).toBe(before);
+  });
+});

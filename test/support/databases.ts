@@ -1,0 +1,145 @@
+// A pair of databases for one test: an old source, a new target. Teardown fails the test on anything that DTS left
+// behind: slots, publications, connections, fence triggers.
+import { randomBytes } from 'node:crypto';
+import pg from 'pg';
+import { expect, inject, onTestFinished } from 'vitest';
+import type { EmbeddedMajor } from '../../src/cli/embedded-postgres.ts';
+
+export interface TestDatabase {
+  readonly major: EmbeddedMajor;
+  readonly port: number;
+  readonly password: string;
+  readonly dbname: string;
+  readonly url: string;
+  /** Connection fields of a create request (superuser). */
+  readonly connection: {
+    host: string;
+    port: number;
+    user: string;
+    password: string;
+    dbname: string;
+    sslmode: 'disable';
+  };
+  query<R extends pg.QueryResultRow = pg.QueryResultRow>(
+    sql: string,
+    params?: unknown[],
+  ): Promise<pg.QueryResult<R>>;
+  /** A connection of its own (transactions, locks); closed by the teardown. */
+  connect(): Promise<pg.Client>;
+}
+
+export interface DatabasePair {
+  readonly source: TestDatabase;
+  readonly target: TestDatabase;
+}
+
+async function makeDatabase(
+  major: EmbeddedMajor,
+  prefix: string,
+): Promise<{ database: TestDatabase; drop: () => Promise<void> }> {
+  const { port, password } = inject('servers')[major];
+  const dbname = `${prefix}_${randomBytes(5).toString('hex')}`;
+  const server = { host: '127.0.0.1', port, user: 'postgres', password, ssl: false } as const;
+  const admin = async (sql: string): Promise<pg.QueryResult> => {
+    const client = new pg.Client({ ...server, database: 'postgres' });
+    await client.connect();
+    try {
+      return await client.query(sql);
+    } finally {
+      await client.end();
+    }
+  };
+  await admin(`create database "${dbname}"`);
+  const pool = new pg.Pool({ ...server, database: dbname, max: 8, application_name: 'test' });
+  pool.on('error', () => undefined);
+  const clients: pg.Client[] = [];
+  const database: TestDatabase = {
+    major,
+    port,
+    password,
+    dbname,
+    url: `postgresql://postgres:${password}@127.0.0.1:${port}/${dbname}?sslmode=disable`,
+    connection: { host: '127.0.0.1', port, user: 'postgres', password, dbname, sslmode: 'disable' },
+    query: (sql, params) => pool.query(sql, params),
+    async connect() {
+      const client = new pg.Client({ ...server, database: dbname, application_name: 'test' });
+      client.on('error', () => undefined);
+      await client.connect();
+      clients.push(client);
+      return client;
+    },
+  };
+  const drop = async (): Promise<void> => {
+    await Promise.all(clients.map((client) => client.end().catch(() => undefined)));
+    await pool.end();
+    const slots = await admin(
+      `select slot_name, active_pid from pg_replication_slots where database = '${dbname}'`,
+    );
+    for (const { slot_name, active_pid } of slots.rows as {
+      slot_name: string;
+      active_pid: number | null;
+    }[]) {
+      if (active_pid !== null) await admin(`select pg_terminate_backend(${active_pid})`);
+      await waitFor(
+        async () =>
+          (await admin(`select 1 from pg_replication_slots where slot_name = '${slot_name}' and active`))
+            .rowCount === 0,
+      );
+      await admin(`select pg_drop_replication_slot('${slot_name}')`);
+    }
+    await admin(`drop database "${dbname}" with (force)`);
+  };
+  return { database, drop };
+}
+
+/** Databases that live until the test has finished. With `checkLeaks` (default) the teardown asserts that nothing of DTS is left. */
+export async function makePair(
+  options: { source?: EmbeddedMajor; target?: EmbeddedMajor; checkLeaks?: boolean } = {},
+): Promise<DatabasePair> {
+  const source = await makeDatabase(options.source ?? 16, 'src');
+  const target = await makeDatabase(options.target ?? 18, 'tgt');
+  onTestFinished(async () => {
+    const leaks = options.checkLeaks === false ? [] : await lastingLeaks([source.database, target.database]);
+    await source.drop();
+    await target.drop();
+    expect(leaks).toEqual([]);
+  });
+  return { source: source.database, target: target.database };
+}
+
+/** A backend outlives its closed socket by some milliseconds: what is still there after two seconds is a leak. */
+async function lastingLeaks(databases: readonly TestDatabase[]): Promise<string[]> {
+  for (const deadline = Date.now() + 2_000; ; ) {
+    const leaks = (await Promise.all(databases.map(leaksOf))).flat();
+    if (leaks.length === 0 || Date.now() > deadline) return leaks;
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+/** Everything of ours that is left in a database, in words. */
+export async function leaksOf(database: TestDatabase): Promise<string[]> {
+  const { rows } = await database.query<{ leak: string }>(`
+    select 'slot ' || slot_name as leak from pg_replication_slots where database = current_database()
+    union all select 'publication ' || pubname from pg_publication
+    union all select 'trigger ' || tgname from pg_trigger where tgname like 'dts\\_%'
+    union all select 'schema ' || nspname from pg_namespace where nspname = 'dts'
+    union all select 'connection ' || application_name from pg_stat_activity
+      where datname = current_database() and application_name like 'dts/%'`);
+  return rows.map((row) => `${database.dbname}: ${row.leak}`);
+}
+
+/** Polls until `condition` holds; fails after `timeoutMs` with the last value seen. */
+export async function waitFor<T>(
+  condition: () => Promise<T> | T,
+  timeoutMs = 30_000,
+  what = 'condition',
+): Promise<NonNullable<T>> {
+  const deadline = Date.now() + timeoutMs;
+  for (;;) {
+    const value = await condition();
+    if (value) return value;
+    if (Date.now() > deadline)
+      throw new Error(`${what} did not hold within ${timeoutMs} ms; last value ${JSON.stringify(value)}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}

@@ -1,0 +1,34 @@
+// Starts one PostgreSQL server of each major for the whole run; tests make databases of their own on them.
+import type { TestProject } from 'vitest/node';
+import {
+  embeddedMajors,
+  startEmbeddedPostgres,
+  type EmbeddedMajor,
+  type EmbeddedServer,
+} from '../../src/cli/embedded-postgres.ts';
+
+export interface ServerAddress {
+  readonly port: number;
+  readonly password: string;
+}
+
+declare module 'vitest' {
+  export interface ProvidedContext {
+    servers: Record<EmbeddedMajor, ServerAddress>;
+  }
+}
+
+export default async function setup(project: TestProject): Promise<() => Promise<void>> {
+  const servers: EmbeddedServer[] = await Promise.all(
+    embeddedMajors.map((major) =>
+      startEmbeddedPostgres({ major, settings: { max_prepared_transactions: '20', shared_buffers: '64MB' } }),
+    ),
+  );
+  const addresses = Object.fromEntries(
+    servers.map(({ major, port, password }) => [major, { port, password }]),
+  );
+  project.provide('servers', addresses as Record<EmbeddedMajor, ServerAddress>);
+  return async () => {
+    await Promise.all(servers.map((server) => server.stop()));
+  };
+}

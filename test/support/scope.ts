@@ -1,0 +1,80 @@
+// A TaskScope without runtime: real connections, checkpoints and progress in memory. For tests of domain steps.
+import { randomUUID } from 'node:crypto';
+import { onTestFinished } from 'vitest';
+import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
+import type { SyncStatus, TableProgress } from '../../src/model/task.ts';
+import { TaskConnections } from '../../src/postgres/connections.ts';
+import type { TaskScope } from '../../src/postgres/task-scope.ts';
+import type { DatabasePair } from './databases.ts';
+
+export interface TestScope extends TaskScope {
+  readonly connections: TaskConnections;
+  readonly controller: AbortController;
+  readonly tables: Map<string, TableProgress>;
+  readonly sync: SyncStatus[];
+  readonly waits: (string | null)[];
+  readonly failpointsHit: string[];
+}
+
+/** `over` replaces parts of the create request; `taskId` lets two scopes share one task (a restart). */
+export function makeScope(
+  pair: DatabasePair,
+  over: Partial<TaskRequest> = {},
+  previous?: TestScope,
+): TestScope {
+  const { spec, secrets, id } = parseRequest({
+    sourceDb: pair.source.connection,
+    targetDb: pair.target.connection,
+    tables: ['*'],
+    ...over,
+  });
+  const taskId = previous?.taskId ?? id ?? `t${randomUUID().slice(0, 8)}`;
+  const connections = new TaskConnections(taskId, { source: spec.sourceDb, target: spec.targetDb }, (role) =>
+    Promise.resolve(secrets[role]),
+  );
+  onTestFinished(async () => void (await connections.closeAll()));
+  const controller = new AbortController();
+  const notes: Map<string, string> = previous
+    ? (previous as TestScope & { notes: Map<string, string> }).notes
+    : new Map<string, string>();
+  const tables = new Map<string, TableProgress>();
+  const sync: SyncStatus[] = [];
+  const waits: (string | null)[] = [];
+  const failpointsHit: string[] = [];
+  const silent = (): void => undefined;
+  const scope = {
+    taskId,
+    incarnation: previous?.incarnation ?? randomUUID(),
+    spec,
+    connections,
+    controller,
+    tables,
+    sync,
+    waits,
+    failpointsHit,
+    notes,
+    source: connections.source,
+    target: connections.target,
+    checkpoints: {
+      get: <T>(key: string): T | undefined =>
+        notes.has(key) ? (JSON.parse(notes.get(key) ?? 'null') as T) : undefined,
+      set: (key: string, value: unknown) => void notes.set(key, JSON.stringify(value)),
+      delete: (key: string) => void notes.delete(key),
+    },
+    progress: {
+      setTables: (list: readonly TableProgress[]) => {
+        for (const table of list) if (!tables.has(table.table)) tables.set(table.table, table);
+      },
+      updateTable: (table: string, patch: Partial<TableProgress>) => {
+        const known = tables.get(table);
+        if (known) tables.set(table, { ...known, ...patch });
+      },
+      setSync: (status: SyncStatus) => void sync.push(status),
+      setWaitingFor: (reason: string | null) => void waits.push(reason),
+    },
+    log: { debug: silent, info: silent, warn: silent, error: silent },
+    signal: controller.signal,
+    failpoint: (name: string) => void failpointsHit.push(name),
+  };
+  return scope;
+}

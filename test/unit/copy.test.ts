@@ -1,0 +1,237 @@
+// The pure half of the copy: messages, formats, statements, the order of index builds.
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { binaryForm, chooseFormat, type CatalogType, type SideTypes } from '../../src/copy/format.ts';
+import { planIndexes } from '../../src/copy/index-plan.ts';
+import { buildMemoryBytes } from '../../src/copy/indexes.ts';
+import { copyStatements } from '../../src/copy/part.ts';
+import { planParts } from '../../src/copy/plan.ts';
+import type { PlannedColumn, PlannedStatement, PlannedTable } from '../../src/model/schema-plan.ts';
+import { CopyInFramer, CopyOutWalker, FRAME_BYTES } from '../../src/postgres/copy-messages.ts';
+
+function message(type: string, body: Buffer): Buffer {
+  const header = Buffer.alloc(5);
+  header.write(type, 'latin1');
+  header.writeInt32BE(body.length + 4, 1);
+  return Buffer.concat([header, body]);
+}
+
+interface Walked {
+  readonly payload: Buffer;
+  readonly control: Buffer;
+  readonly rest: Buffer | null;
+  readonly messages: number;
+}
+
+function walk(bytes: Buffer, sizes: readonly number[]): Walked {
+  const payload: Buffer[] = [];
+  const control: Buffer[] = [];
+  let rest: Buffer | null = null;
+  const walker = new CopyOutWalker({
+    payload: (part) => void payload.push(Buffer.from(part)),
+    control: (part) => void control.push(part),
+    ready: (part) => (rest = Buffer.from(part)),
+  });
+  for (let at = 0, i = 0; at < bytes.length && rest === null; i++) {
+    const size = sizes[i % sizes.length] ?? 1;
+    walker.push(Buffer.from(bytes.subarray(at, at + size)));
+    at += size;
+  }
+  return {
+    payload: Buffer.concat(payload),
+    control: Buffer.concat(control),
+    rest,
+    messages: walker.messages,
+  };
+}
+
+describe('the walk over a COPY', () => {
+  it('separates rows from everything else, however the bytes are cut', () => {
+    const row = fc.uint8Array({ maxLength: 200 }).map((body) => message('d', Buffer.from(body)));
+    const other = fc
+      .tuple(fc.constantFrom('N', 'S', 'A', 'H', 'c', 'C', 'E'), fc.uint8Array({ maxLength: 30 }))
+      .map(([type, body]) => message(type, Buffer.from(body)));
+    fc.assert(
+      fc.property(
+        fc.array(fc.oneof({ weight: 4, arbitrary: row }, { weight: 1, arbitrary: other }), { maxLength: 30 }),
+        fc.array(fc.integer({ min: 1, max: 300 }), { minLength: 1, maxLength: 10 }),
+        (messages, sizes) => {
+          const ready = message('Z', Buffer.from('T'));
+          const walked = walk(Buffer.concat([...messages, ready]), sizes);
+          const rows = messages.filter((one) => one[0] === 0x64);
+          expect(walked.payload).toEqual(Buffer.concat(rows.map((one) => one.subarray(5))));
+          expect(walked.messages).toBe(rows.length);
+          expect(walked.control).toEqual(
+            Buffer.concat([...messages.filter((one) => one[0] !== 0x64), ready]),
+          );
+          expect(walked.rest).toEqual(Buffer.alloc(0));
+        },
+      ),
+    );
+  });
+
+  it('hands over what follows ReadyForQuery and refuses bytes that are no message of a COPY', () => {
+    const bytes = Buffer.concat([message('Z', Buffer.from('I')), Buffer.from('next')]);
+    expect(walk(bytes, [1_000]).rest?.toString()).toBe('next');
+    expect(() => walk(Buffer.from('garbage'), [1_000])).toThrow(RangeError);
+    expect(() => walk(Buffer.from([0x64, 0, 0, 0, 1, 0]), [1_000])).toThrow(RangeError);
+  });
+});
+
+describe('the frames for the target', () => {
+  it('carry the same bytes in messages of 128 KiB, in buffers that are used again', () => {
+    const messages: Buffer[] = [];
+    const frames = new Set<Buffer>();
+    const framer = new CopyInFramer((framed, frame) => {
+      messages.push(Buffer.from(framed));
+      frames.add(frame);
+      framer.release(frame);
+    });
+    const piece = Buffer.from(Array.from({ length: 50_021 }, (_, i) => i % 251));
+    for (let i = 0; i < 20; i++) framer.append(piece);
+    framer.flush();
+    framer.flush();
+    const sent = Buffer.concat(messages.map((one) => one.subarray(5)));
+    expect(sent.equals(Buffer.concat(Array.from({ length: 20 }, () => piece)))).toBe(true);
+    expect(messages.every((one) => one[0] === 0x64 && one.readInt32BE(1) === one.length - 1)).toBe(true);
+    expect(messages.slice(0, -1).every((one) => one.length === FRAME_BYTES + 5)).toBe(true);
+    expect(frames.size).toBe(1);
+  });
+});
+
+const typeRow = (oid: number, name: string, over: Partial<CatalogType> = {}): CatalogType => ({
+  oid,
+  name,
+  schema: 'pg_catalog',
+  kind: 'b',
+  baseOid: 0,
+  elementOid: 0,
+  ...over,
+});
+const types = new Map(
+  [
+    typeRow(23, 'int4'),
+    typeRow(1007, '_int4', { elementOid: 23 }),
+    typeRow(25, 'text'),
+    typeRow(24, 'regproc'),
+    typeRow(3614, 'tsvector'),
+    typeRow(20_000, 'positive', { schema: 'public', kind: 'd', baseOid: 23 }),
+    typeRow(20_001, '_positive', { schema: 'public', elementOid: 20_000 }),
+    typeRow(20_002, 'mood', { schema: 'public', kind: 'e' }),
+    typeRow(20_003, '_mood', { schema: 'public', elementOid: 20_002 }),
+    typeRow(20_004, 'int4', { schema: 'public' }),
+  ].map((type) => [type.oid, type]),
+);
+const column = (name: string, over: Partial<PlannedColumn> = {}): PlannedColumn => ({
+  name,
+  type: 'integer',
+  generated: false,
+  identityAlways: false,
+  notNull: false,
+  ...over,
+});
+const table = (
+  name: string,
+  bytesEstimated: number,
+  columns: readonly PlannedColumn[] = [],
+): PlannedTable => ({
+  source: { schema: 'public', name },
+  target: { schema: 'public', name: `${name}_new` },
+  columns,
+  keyColumns: [],
+  replicaIdentity: 'full',
+  rowsEstimated: 0,
+  bytesEstimated,
+});
+
+describe('the format', () => {
+  it.each([
+    [23, 'int4'],
+    [1007, 'int4[]'],
+    [20_000, 'int4'],
+    [20_002, 'enum'],
+    [20_001, null], // an array names its element's OID
+    [20_003, null],
+    [24, null], // a bare OID
+    [3614, null],
+    [20_004, null], // the name alone proves nothing
+    [99_999, null],
+  ])('binary form of type %i is %s', (oid, form) => expect(binaryForm(oid, types)).toBe(form));
+
+  const side = (relation: string, columns: Record<string, number>): SideTypes => ({
+    types,
+    tables: new Map([[relation, new Map(Object.entries(columns))]]),
+  });
+
+  it('is text as soon as one copied column differs or is unsafe, and says which', () => {
+    const plan = table('t', 0, [column('a'), column('g', { generated: true })]);
+    const source = side('public.t', { a: 23, g: 3614 });
+    expect(chooseFormat(plan, source, side('public.t_new', { a: 23 })).format).toBe('binary');
+    expect(chooseFormat(plan, source, side('public.t_new', { a: 20_000 })).format).toBe('binary');
+    const differs = chooseFormat(plan, source, side('public.t_new', { a: 25 }));
+    expect(differs).toMatchObject({ format: 'text', reason: expect.stringContaining('column a') as string });
+    expect(chooseFormat(plan, side('public.t', { a: 3614 }), side('public.t_new', { a: 3614 })).format).toBe(
+      'text',
+    );
+  });
+});
+
+describe('the plan', () => {
+  it('takes the largest table first', () => {
+    expect(planParts([table('a', 1), table('b', 3), table('c', 2)]).map(({ relation }) => relation)).toEqual([
+      'public.b',
+      'public.c',
+      'public.a',
+    ]);
+  });
+
+  it('names the columns, quoted, without generated ones, and none where there is none', () => {
+    const [part] = planParts([table('T"x', 0, [column('a b'), column('g', { generated: true })])]);
+    const [bare] = planParts([table('bare', 0)]);
+    expect(part && copyStatements(part, 'binary')).toEqual({
+      copyOut: 'copy "public"."T""x" ("a b") to stdout (format binary)',
+      copyIn: 'copy "public"."T""x_new" ("a b") from stdin (format binary)',
+    });
+    expect(bare && copyStatements(bare, 'text').copyOut).toBe('copy "public"."bare" to stdout (format text)');
+  });
+
+  it('gives index builds the memory of the buffers, at most 1 GB each, never less than the server does', () => {
+    expect(buildMemoryBytes(8 * 1024 ** 3, 64 * 1024 ** 2, 2)).toBe(1024 ** 3);
+    expect(buildMemoryBytes(1024 ** 3, 64 * 1024 ** 2, 4)).toBe(256 * 1024 ** 2);
+    expect(buildMemoryBytes(64 * 1024 ** 2, 128 * 1024 ** 2, 2)).toBe(128 * 1024 ** 2);
+  });
+});
+
+describe('the order of keys and indexes', () => {
+  const statement = (
+    n: number,
+    phase: PlannedStatement['phase'],
+    sql: string,
+    of: string | null,
+  ): PlannedStatement => ({ n, phase, sql, table: of, object: sql, creates: null });
+
+  it('is keys first, then what may run together, and roots and ATTACH last in the order of the dump', () => {
+    const plan = planIndexes(
+      [
+        statement(0, 'pre-data', 'create table a ()', 'a'),
+        statement(1, 'index', 'CREATE INDEX i1 ON a (x)', 'a'),
+        statement(2, 'index', 'create unique index i2 on a (y)', 'a'),
+        statement(3, 'index', 'alter table a cluster on i1', 'a'),
+        statement(4, 'index', 'create index i3 on a (z)', 'a'),
+        statement(5, 'key', 'alter table only a add primary key (x)', 'a'),
+        statement(6, 'index', 'create index ri on only root (x)', 'root'),
+        statement(7, 'key', 'alter index rp attach partition ap', 'a'),
+        statement(8, 'key', 'alter table only b add primary key (x)', 'b'),
+        statement(9, 'index', 'create statistics s on x, y from b', 'b'),
+        statement(10, 'final', 'create trigger', 'b'),
+      ],
+      new Set(['a', 'b']),
+      new Set([9]),
+    );
+    const numbers = (of: string): number[][] | undefined =>
+      plan.byTable.get(of)?.map((group) => group.map(({ n }) => n));
+    expect(numbers('a')).toEqual([[5], [1, 2], [3], [4]]);
+    expect(numbers('b')).toEqual([[8]]);
+    expect(plan.last.map(({ n }) => n)).toEqual([6, 7]);
+  });
+});

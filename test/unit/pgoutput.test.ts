@@ -1,0 +1,237 @@
+// The decoder of pgoutput: every message that it can be sent comes back as it was written, and nothing that it can be
+// sent breaks it otherwise than with a typed error.
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { MigrationError } from '../../src/model/errors.ts';
+import { bigintToLsn } from '../../src/model/lsn.ts';
+import { decodePgoutput, UNCHANGED, type PgoutputMessage, type Tuple } from '../../src/postgres/pgoutput.ts';
+
+const u8 = (value: number): Buffer => Buffer.from([value]);
+const u16 = (value: number): Buffer => {
+  const buffer = Buffer.alloc(2);
+  buffer.writeUInt16BE(value);
+  return buffer;
+};
+const u32 = (value: number): Buffer => {
+  const buffer = Buffer.alloc(4);
+  buffer.writeUInt32BE(value >>> 0);
+  return buffer;
+};
+const i64 = (value: bigint): Buffer => {
+  const buffer = Buffer.alloc(8);
+  buffer.writeBigInt64BE(BigInt.asIntN(64, value));
+  return buffer;
+};
+const lsn = (text: string): Buffer => {
+  const [high = '0', low = '0'] = text.split('/');
+  return Buffer.concat([u32(Number.parseInt(high, 16)), u32(Number.parseInt(low, 16))]);
+};
+const cstring = (text: string): Buffer => Buffer.concat([Buffer.from(text), u8(0)]);
+const char = (letter: string): Buffer => Buffer.from(letter, 'latin1');
+
+function tuple(values: Tuple): Buffer {
+  return Buffer.concat([
+    u16(values.length),
+    ...values.flatMap((value) => {
+      if (value === null) return [char('n')];
+      if (value === UNCHANGED) return [char('u')];
+      const bytes = Buffer.from(value);
+      return [char(typeof value === 'string' ? 't' : 'b'), u32(bytes.length), bytes];
+    }),
+  ]);
+}
+
+const identities = { default: 'd', nothing: 'n', full: 'f', index: 'i' } as const;
+
+function encode(message: PgoutputMessage): Buffer {
+  switch (message.tag) {
+    case 'begin':
+      return Buffer.concat([char('B'), lsn(message.commitLsn), i64(message.commitTime), u32(message.xid)]);
+    case 'commit':
+      return Buffer.concat([
+        char('C'),
+        u8(0),
+        lsn(message.commitLsn),
+        lsn(message.endLsn),
+        i64(message.commitTime),
+      ]);
+    case 'origin':
+      return Buffer.concat([char('O'), lsn(message.lsn), cstring(message.name)]);
+    case 'relation':
+      return Buffer.concat([
+        char('R'),
+        u32(message.relationId),
+        cstring(message.schema),
+        cstring(message.name),
+        char(identities[message.replicaIdentity]),
+        u16(message.columns.length),
+        ...message.columns.flatMap((column) => [
+          u8(column.key ? 1 : 0),
+          cstring(column.name),
+          u32(column.typeOid),
+          u32(column.typmod),
+        ]),
+      ]);
+    case 'type':
+      return Buffer.concat([char('Y'), u32(message.typeOid), cstring(message.schema), cstring(message.name)]);
+    case 'insert':
+      return Buffer.concat([char('I'), u32(message.relationId), char('N'), tuple(message.new)]);
+    case 'update': {
+      const old = message.old ? [char(message.oldKind === 'key' ? 'K' : 'O'), tuple(message.old)] : [];
+      return Buffer.concat([char('U'), u32(message.relationId), ...old, char('N'), tuple(message.new)]);
+    }
+    case 'delete':
+      return Buffer.concat([
+        char('D'),
+        u32(message.relationId),
+        char(message.oldKind === 'key' ? 'K' : 'O'),
+        tuple(message.old),
+      ]);
+    case 'truncate':
+      return Buffer.concat([
+        char('T'),
+        u32(message.relationIds.length),
+        u8((message.cascade ? 1 : 0) | (message.restartIdentity ? 2 : 0)),
+        ...message.relationIds.map(u32),
+      ]);
+    case 'message':
+      return Buffer.concat([
+        char('M'),
+        u8(message.transactional ? 1 : 0),
+        lsn(message.lsn),
+        cstring(message.prefix),
+        u32(message.content.length),
+        message.content,
+      ]);
+  }
+}
+
+const oid = fc.nat({ max: 0xffffffff });
+const position = fc.bigInt({ min: 0n, max: (1n << 64n) - 1n }).map(bigintToLsn);
+const time = fc.bigInt({ min: -(1n << 63n), max: (1n << 63n) - 1n });
+const text = fc.string({ unit: 'grapheme' });
+const name = text.filter((value) => !value.includes('\0'));
+const bytes = fc.uint8Array().map((array) => Buffer.from(array));
+const row = fc.array(fc.oneof(text, bytes, fc.constant(null), fc.constant(UNCHANGED)), { maxLength: 8 });
+
+const message: fc.Arbitrary<PgoutputMessage> = fc.oneof(
+  fc.record({ tag: fc.constant('begin' as const), commitLsn: position, commitTime: time, xid: oid }),
+  fc.record({
+    tag: fc.constant('commit' as const),
+    commitLsn: position,
+    endLsn: position,
+    commitTime: time,
+  }),
+  fc.record({ tag: fc.constant('origin' as const), lsn: position, name }),
+  fc.record({
+    tag: fc.constant('relation' as const),
+    relationId: oid,
+    schema: name.filter((value) => value !== ''),
+    name,
+    replicaIdentity: fc.constantFrom('default', 'nothing', 'full', 'index'),
+    columns: fc.array(fc.record({ key: fc.boolean(), name, typeOid: oid, typmod: fc.integer({ min: -1 }) }), {
+      maxLength: 5,
+    }),
+  }),
+  fc.record({ tag: fc.constant('type' as const), typeOid: oid, schema: name, name }),
+  fc.record({ tag: fc.constant('insert' as const), relationId: oid, new: row }),
+  fc.record({
+    tag: fc.constant('update' as const),
+    relationId: oid,
+    oldKind: fc.constantFrom('key', 'full'),
+    old: row,
+    new: row,
+  }),
+  fc.record({
+    tag: fc.constant('update' as const),
+    relationId: oid,
+    oldKind: fc.constant('none' as const),
+    old: fc.constant(null),
+    new: row,
+  }),
+  fc.record({
+    tag: fc.constant('delete' as const),
+    relationId: oid,
+    oldKind: fc.constantFrom('key', 'full'),
+    old: row,
+  }),
+  fc.record({
+    tag: fc.constant('truncate' as const),
+    relationIds: fc.array(oid, { maxLength: 4 }),
+    cascade: fc.boolean(),
+    restartIdentity: fc.boolean(),
+  }),
+  fc.record({
+    tag: fc.constant('message' as const),
+    transactional: fc.boolean(),
+    lsn: position,
+    prefix: name,
+    content: bytes,
+  }),
+);
+
+/** Decodes, or tells the code of the typed error; anything else escapes and fails the test. */
+function outcome(buffer: Buffer): PgoutputMessage | string {
+  try {
+    return decodePgoutput(buffer);
+  } catch (error) {
+    if (error instanceof MigrationError) return error.code;
+    throw error;
+  }
+}
+
+describe('decodePgoutput', () => {
+  it('gives back every message as it was written', () => {
+    fc.assert(
+      fc.property(message, (sent) => {
+        expect(decodePgoutput(encode(sent))).toEqual(sent);
+      }),
+    );
+  });
+
+  it('answers random bytes with a message or a typed error', () => {
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 200 }), (array) => {
+        const result = outcome(Buffer.from(array));
+        if (typeof result === 'string') expect(['internal', 'schema_unsupported']).toContain(result);
+      }),
+      { numRuns: 2_000 },
+    );
+  });
+
+  it('refuses every message that was cut short or has surplus bytes', () => {
+    fc.assert(
+      fc.property(message, fc.nat(), (sent, at) => {
+        const whole = encode(sent);
+        expect(outcome(whole.subarray(0, at % whole.length))).toBe('internal');
+        expect(outcome(Buffer.concat([whole, u8(0)]))).toBe('internal');
+      }),
+    );
+  });
+
+  it('names the offset of what is malformed', () => {
+    const cut = encode({ tag: 'insert', relationId: 7, new: ['abcdef'] }).subarray(0, 14);
+    expect(() => decodePgoutput(cut)).toThrow(/at offset 13/);
+  });
+
+  it('refuses streamed and two-phase messages: they were not requested', () => {
+    for (const tag of ['S', 'E', 'c', 'A', 'b', 'P', 'K', 'r', 'p'])
+      expect(() => decodePgoutput(Buffer.from(`${tag}xxxxxxxx`))).toThrow(/not requested/);
+  });
+
+  it('refuses text that is not UTF-8 instead of replacing it', () => {
+    const whole = encode({ tag: 'insert', relationId: 7, new: ['ab'] });
+    whole[whole.length - 1] = 0xe9;
+    expect(outcome(whole)).toBe('schema_unsupported');
+    expect(decodePgoutput(encode({ tag: 'insert', relationId: 7, new: ['a\uFFFD'] }))).toMatchObject({
+      new: ['a\uFFFD'],
+    });
+  });
+
+  it('keeps nothing of the buffer, which the connection reuses', () => {
+    const whole = encode({ tag: 'insert', relationId: 7, new: ['text', Buffer.from('bytes')] });
+    const decoded = decodePgoutput(whole);
+    whole.fill(0);
+    expect(decoded).toEqual({ tag: 'insert', relationId: 7, new: ['text', Buffer.from('bytes')] });
+  });
+});

@@ -1,0 +1,177 @@
+// The replay loop without servers: what becomes a batch, what only moves the position, what is left out.
+import { describe, expect, it } from 'vitest';
+import type { Lsn } from '../../src/model/lsn.ts';
+import { parsePgSnapshot } from '../../src/model/pg-snapshot.ts';
+import type { PgoutputMessage } from '../../src/postgres/pgoutput.ts';
+import type { TaskScope } from '../../src/postgres/task-scope.ts';
+import type { WalItem, WalStream } from '../../src/postgres/wal-stream.ts';
+import type { Applier, BatchEnd } from '../../src/sync/apply.ts';
+import { CopyFilter } from '../../src/sync/filter.ts';
+import type { RelationMap, StreamedTable } from '../../src/sync/relations.ts';
+import { Replay } from '../../src/sync/replay.ts';
+
+const table = { key: 'public.t' } as StreamedTable;
+const message = (sent: PgoutputMessage): WalItem => ({ kind: 'message', message: sent });
+const keepalive = (walEnd: Lsn, replyRequested = false): WalItem => ({
+  kind: 'keepalive',
+  walEnd,
+  replyRequested,
+});
+const begin = (commitLsn: Lsn, xid = 1): WalItem => message({ tag: 'begin', commitLsn, commitTime: 0n, xid });
+const commit = (endLsn: Lsn): WalItem =>
+  message({ tag: 'commit', commitLsn: endLsn, endLsn, commitTime: 0n });
+const insert = (id: string): WalItem => message({ tag: 'insert', relationId: 1, new: [id] });
+const marker = (id: string, prefix = 'dts/task', transactional = true): WalItem =>
+  message({ tag: 'message', transactional, lsn: '0/1', prefix, content: Buffer.from(id) });
+
+/** Runs the chunks one take() each and returns what happened, in order. */
+async function replay(chunks: readonly (readonly WalItem[])[], appliedLsn: Lsn = '0/100'): Promise<string[]> {
+  const log: string[] = [];
+  const ended = new Error('nothing more');
+  let applied = appliedLsn;
+  let open = false;
+  const queue = [...chunks];
+  const stream = {
+    take: () => {
+      const items = queue.shift();
+      return items ? Promise.resolve(items) : Promise.reject(ended);
+    },
+    drained: true,
+    acknowledge: (lsn: Lsn) => void log.push(`ack ${lsn}`),
+    reply: () => void log.push('reply'),
+  };
+  const applier = {
+    get isOpen() {
+      return open;
+    },
+    get appliedLsn() {
+      return applied;
+    },
+    open: () => void (open = true),
+    insert: (_table: StreamedTable, row: readonly string[]) => {
+      open = true;
+      log.push(`insert ${row[0]}`);
+    },
+    truncate: (tables: readonly StreamedTable[]) => {
+      open = true;
+      log.push(`truncate ${tables.map((each) => each.key).join(' ')}`);
+    },
+    throttle: () => Promise.resolve(),
+    push: () => undefined,
+    commit: (end: BatchEnd) => {
+      log.push(`commit ${end.position}${end.marker ? ` marker ${end.marker.id} ${end.marker.lsn}` : ''}`);
+      applied = end.position;
+      open = false;
+      return Promise.resolve();
+    },
+  };
+  const parts = [
+    {
+      relation: 'public.t',
+      part: 0,
+      range: null,
+      pgSnapshot: parsePgSnapshot('10:20:'),
+      horizonLsn: '0/1000',
+    },
+  ];
+  const loop = new Replay({
+    scope: { taskId: 'task', failpoint: () => undefined } as unknown as TaskScope,
+    stream: stream as unknown as WalStream,
+    applier: applier as unknown as Applier,
+    relations: { get: () => ({ kind: 'table', table }) } as unknown as RelationMap,
+    filter: new CopyFilter(parts),
+    figures: { transactionsApplied: 0, changesApplied: 0 },
+    onStored: () => undefined,
+  });
+  await loop.run().catch((error: unknown) => {
+    if (error !== ended) throw error;
+  });
+  return log;
+}
+
+describe('the replay', () => {
+  it('commits many source transactions at once and acknowledges after the commit', async () => {
+    const items = [
+      begin('0/2000'),
+      insert('1'),
+      commit('0/2010'),
+      begin('0/2020'),
+      insert('2'),
+      commit('0/2030'),
+    ];
+    expect(await replay([items])).toEqual(['insert 1', 'insert 2', 'commit 0/2030', 'ack 0/2030']);
+  });
+
+  it('never commits inside a source transaction, nor takes a keepalive there for progress', async () => {
+    const chunks = [
+      [begin('0/2000'), insert('1'), keepalive('0/3000', true)],
+      [insert('2'), commit('0/2010')],
+    ];
+    expect(await replay(chunks)).toEqual(['insert 1', 'reply', 'insert 2', 'commit 0/2010', 'ack 0/2010']);
+  });
+
+  it('leaves out a transaction that is on the target already', async () => {
+    const items = [
+      begin('0/2000'),
+      insert('1'),
+      commit('0/2010'),
+      begin('0/2020'),
+      insert('2'),
+      commit('0/2030'),
+    ];
+    expect(await replay([items], '0/2010')).toEqual(['insert 2', 'commit 0/2030', 'ack 0/2030']);
+  });
+
+  it('applies a marker at once, with the end of its commit and everything before it', async () => {
+    const items = [begin('0/2000'), insert('1'), commit('0/2010')];
+    const later = [
+      begin('0/2020'),
+      marker('m'),
+      commit('0/2030'),
+      begin('0/2040'),
+      insert('2'),
+      commit('0/2050'),
+    ];
+    expect(await replay([[...items, ...later]])).toEqual([
+      'insert 1',
+      'commit 0/2030 marker m 0/2030',
+      'ack 0/2030',
+      'insert 2',
+      'commit 0/2050',
+      'ack 0/2050',
+    ]);
+  });
+
+  it('ignores messages of others and what is not transactional', async () => {
+    const foreign = [begin('0/2000'), marker('m', 'dts/other'), commit('0/2010')];
+    const heartbeat = [marker('', 'dts/task/heartbeat', false), marker('x', 'dts/task', false)];
+    expect(await replay([foreign, heartbeat])).toEqual([]);
+  });
+
+  it('skips what the copy saw, and only moves the position for it', async () => {
+    const seen = [begin('0/500', 9), insert('seen'), commit('0/510')];
+    const truncated = [
+      begin('0/520', 9),
+      message({ tag: 'truncate', relationIds: [1], cascade: false, restartIdentity: false }),
+      commit('0/530'),
+    ];
+    const running = [begin('0/540', 20), insert('unseen'), commit('0/550')];
+    const behind = [begin('0/1000', 9), insert('behind'), commit('0/1010')];
+    expect(await replay([[...seen, ...truncated], running, behind])).toEqual([
+      'insert unseen',
+      'commit 0/550',
+      'ack 0/550',
+      'insert behind',
+      'commit 0/1010',
+      'ack 0/1010',
+    ]);
+  });
+
+  it('stores an idle position at once when the server asks for a reply: it may be shutting down', async () => {
+    expect(await replay([[keepalive('0/3000')], [keepalive('0/3000', true)]])).toEqual([
+      'reply',
+      'commit 0/3000',
+      'ack 0/3000',
+    ]);
+  });
+});

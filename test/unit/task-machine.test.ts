@@ -1,0 +1,496 @@
+// The statechart without servers: activities are promises that the test settles, time passes by events only. Every
+// committed snapshot is sent through JSON, so that nothing in it can be lost by persisting.
+import { createActor, fromCallback, fromPromise, type Snapshot } from 'xstate';
+import { describe, expect, test } from 'vitest';
+import type { ActivityName } from '../../machines/activities.ts';
+import { taskMachine } from '../../machines/task.ts';
+import { taskStateOf } from '../../machines/task-state.ts';
+import type { TaskMachineEvent } from '../../machines/task-context.ts';
+import { MigrationError, type ErrorCode } from '../../src/model/errors.ts';
+import { parseRequest } from '../../src/model/request.ts';
+import { taskCommands, type TaskState } from '../../src/model/task.ts';
+
+const activities: readonly ActivityName[] = [
+  'preflight',
+  'createTables',
+  'copyTables',
+  'installFence',
+  'armFence',
+  'drain',
+  'disarmFence',
+  'compareTables',
+  'prepareTarget',
+  'settle',
+  'cleanUp',
+  'release',
+];
+
+interface Call {
+  readonly name: string;
+  readonly resolve: (output: unknown) => void;
+  readonly reject: (error: unknown) => void;
+  readonly signal: AbortSignal;
+  settled: boolean;
+}
+
+const isOpen = (call: Call): boolean => !call.settled && !call.signal.aborted;
+
+const db = { host: 'h', user: 'u', dbname: 'd', password: 'secret' };
+
+function makeTask(options: { cutover?: 'manual' | 'auto' } = {}, snapshot?: Snapshot<unknown>) {
+  const { spec } = parseRequest({ sourceDb: db, targetDb: db, tables: ['users'], options });
+  const calls: Call[] = [];
+  let streamEvents: (event: TaskMachineEvent) => void = () => undefined;
+  let streams = 0;
+  const activity = (name: string) =>
+    fromPromise<never, object>(
+      ({ signal }) =>
+        new Promise<never>((resolve, reject) =>
+          calls.push({ name, resolve: resolve as never, reject, signal, settled: false }),
+        ),
+    );
+  const machine = taskMachine.provide({
+    actors: {
+      ...(Object.fromEntries(activities.map((name) => [name, activity(name)])) as object),
+      deadline: activity('deadline') as never,
+      stream: fromCallback(({ sendBack }) => {
+        streams++;
+        streamEvents = sendBack;
+        return () => void streams--;
+      }) as never,
+    },
+  });
+  const actor = createActor(machine, {
+    input: { taskId: 't', spec },
+    ...(snapshot ? { snapshot } : {}),
+  });
+  actor.start();
+  const settled = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+  const find = (name: string): Call => {
+    const call = calls.findLast((candidate) => candidate.name === name && isOpen(candidate));
+    if (!call)
+      throw new Error(
+        `${name} is not running; running: ${calls
+          .filter(isOpen)
+          .map((open) => open.name)
+          .join(', ')}`,
+      );
+    call.settled = true;
+    return call;
+  };
+  return {
+    actor,
+    get state(): TaskState {
+      return taskStateOf(actor.getSnapshot().value);
+    },
+    get context() {
+      return actor.getSnapshot().context;
+    },
+    get streamRunning() {
+      return streams === 1;
+    },
+    send: (event: TaskMachineEvent) => actor.send(event),
+    stream: (event: TaskMachineEvent) => streamEvents(event),
+    async done(name: string, output: unknown = null) {
+      find(name).resolve(output);
+      await settled();
+    },
+    async fail(name: string, code: ErrorCode) {
+      find(name).reject(new MigrationError(code, `${name} failed`));
+      await settled();
+    },
+    isRunning: (name: string) => calls.some((call) => call.name === name && isOpen(call)),
+    persisted: () => JSON.parse(JSON.stringify(actor.getPersistedSnapshot())) as Snapshot<unknown>,
+  };
+}
+
+type Task = ReturnType<typeof makeTask>;
+
+/** Drives a task to a state by the shortest way. */
+async function driveTo(state: TaskState, options: { cutover?: 'manual' | 'auto' } = {}): Promise<Task> {
+  const task = makeTask(options);
+  const steps: readonly (readonly [TaskState, () => Promise<void> | void])[] = [
+    ['created', () => undefined],
+    ['queued', () => task.send({ type: 'START' })],
+    ['init', () => task.send({ type: 'ADMIT' })],
+    ['creatingTables', () => task.done('preflight', { findings: [] })],
+    ['migratingData', () => task.done('createTables', { findings: [] })],
+    [
+      'syncingWal',
+      async () => {
+        task.stream({ type: 'SLOT_READY' });
+        await task.done('copyTables');
+      },
+    ],
+    [
+      'stoppingWrites',
+      async () => {
+        await task.done('installFence');
+        task.stream({ type: 'CAUGHT_UP' });
+        if (options.cutover !== 'auto') task.send({ type: 'CUTOVER' });
+      },
+    ],
+    [
+      'validating',
+      async () => {
+        await task.done('armFence', { fenceLsn: '0/1' });
+        await task.done('drain', { markerLsn: '0/2' });
+      },
+    ],
+    ['finalizing', () => task.done('compareTables', { tables: [{ table: 'public.users', equal: true }] })],
+  ];
+  for (const [name, step] of steps) {
+    await step();
+    expect(task.state).toBe(name);
+    if (name === state) return task;
+  }
+  throw new Error(`no way to ${state}`);
+}
+
+const settledOutput = { certificate: { taskId: 't' }, cleanupPending: false };
+
+describe('the way to completed', () => {
+  test('passes every state of the API in order', async () => {
+    const task = await driveTo('finalizing');
+    await task.done('prepareTarget');
+    expect(task.context.pastPointOfNoReturn).toBe(true);
+    await task.done('settle', settledOutput);
+    expect(task.state).toBe('completed');
+    expect(task.context.certificate).toEqual({ taskId: 't' });
+  });
+
+  test('the stream lives from before the copy until the comparison is done', async () => {
+    const task = await driveTo('migratingData');
+    expect(task.streamRunning).toBe(true);
+    expect(task.isRunning('copyTables')).toBe(false); // not before the slot stands
+    const later = await driveTo('validating');
+    expect(later.streamRunning).toBe(true);
+    await later.done('compareTables', { tables: [{ table: 'public.users', equal: true }] });
+    expect(later.streamRunning).toBe(false);
+  });
+
+  test('auto cuts over as soon as the gates open, without a command', async () => {
+    await driveTo('stoppingWrites', { cutover: 'auto' });
+  });
+
+  test('CUTOVER waits for every gate: caught up and fence installed', async () => {
+    const task = await driveTo('syncingWal');
+    task.send({ type: 'CUTOVER' });
+    task.stream({ type: 'CAUGHT_UP' });
+    expect(task.state).toBe('syncingWal');
+    task.stream({ type: 'FELL_BEHIND' });
+    await task.done('installFence');
+    expect(task.state).toBe('syncingWal');
+    task.stream({ type: 'CAUGHT_UP' });
+    expect(task.state).toBe('stoppingWrites');
+  });
+
+  test('a blocking finding pauses before anything is made', async () => {
+    const task = await driveTo('init');
+    const finding = {
+      code: 'wal_level',
+      severity: 'blocking',
+      object: 'source',
+      message: 'wal_level is replica',
+      remedy: 'x',
+    };
+    await task.done('preflight', { findings: [finding] });
+    expect(task.state).toBe('paused');
+    expect(task.context.error).toMatchObject({ code: 'preflight_blocked' });
+    expect(task.context.findings).toEqual([finding]);
+  });
+});
+
+describe('errors', () => {
+  const working = ['init', 'creatingTables', 'migratingData', 'syncingWal'] as const;
+  const running: Record<(typeof working)[number], string> = {
+    init: 'preflight',
+    creatingTables: 'createTables',
+    migratingData: 'copyTables',
+    syncingWal: 'installFence',
+  };
+
+  test.each(working)('%s: a transient error is retried and goes on where it was', async (state) => {
+    const task = await driveTo(state);
+    if (state === 'migratingData') task.stream({ type: 'SLOT_READY' });
+    await task.fail(running[state], 'connection_failed');
+    if (state !== 'syncingWal') {
+      expect(task.state).toBe('retrying');
+      expect(task.context.retryAt).not.toBeNull();
+      expect(task.context.error).toMatchObject({ code: 'connection_failed' });
+      await task.done('deadline');
+    }
+    expect(task.state).toBe(state);
+  });
+
+  test.each(working)(
+    '%s: an error that a person can fix pauses, RESUME goes on where it was',
+    async (state) => {
+      const task = await driveTo(state);
+      if (state === 'migratingData') task.stream({ type: 'SLOT_READY' });
+      await task.fail(running[state], 'disk_full');
+      expect(task.state).toBe('paused');
+      expect(task.streamRunning).toBe(false);
+      await task.done('release');
+      task.send({ type: 'RESUME' });
+      expect(task.state).toBe('queued');
+      task.send({ type: 'ADMIT' });
+      expect(task.state).toBe(state);
+    },
+  );
+
+  test.each(working)('%s: a bug fails the task and cleans up', async (state) => {
+    const task = await driveTo(state);
+    if (state === 'migratingData') task.stream({ type: 'SLOT_READY' });
+    await task.fail(running[state], 'internal');
+    expect(task.state).toBe('failing');
+    await task.done('cleanUp', { cleanupPending: true, error: null });
+    expect(task.state).toBe('failed');
+    expect(task.context).toMatchObject({ cleanupPending: true, error: { code: 'internal' } });
+  });
+
+  test('the retries end in a pause when nothing ever progresses', async () => {
+    const task = await driveTo('init');
+    for (let attempt = 0; task.state !== 'paused' && attempt < 50; attempt++) {
+      await task.fail('preflight', 'connection_failed');
+      if (task.state === 'retrying') await task.done('deadline');
+    }
+    expect(task.state).toBe('paused');
+    expect(task.context.attempt).toBe(12);
+  });
+
+  test('progress of the stream renews the budget of retries', async () => {
+    const task = await driveTo('syncingWal');
+    task.stream({ type: 'STREAM_FAILED', error: new MigrationError('connection_failed', 'gone').toReport() });
+    expect(task.state).toBe('retrying');
+    expect(task.context.attempt).toBe(1);
+    await task.done('deadline');
+    expect(task.state).toBe('syncingWal');
+    expect(task.streamRunning).toBe(true);
+    task.stream({ type: 'STREAM_PROGRESS' });
+    expect(task.context).toMatchObject({ attempt: 0, error: null });
+  });
+
+  test('a lost slot pauses and says so', async () => {
+    const task = await driveTo('syncingWal');
+    task.stream({ type: 'STREAM_FAILED', error: new MigrationError('slot_lost', 'gone').toReport() });
+    expect(task.state).toBe('paused');
+    expect(task.context.error).toMatchObject({ code: 'slot_lost', kind: 'lost' });
+  });
+});
+
+describe('under the fence', () => {
+  const fenced = ['stoppingWrites', 'validating', 'finalizing'] as const;
+
+  test.each(fenced)('%s: PAUSE allows writes again before it pauses', async (state) => {
+    const task = await driveTo(state);
+    task.send({ type: 'PAUSE' });
+    expect(task.state).toBe('stoppingWrites');
+    expect(task.isRunning('disarmFence')).toBe(true);
+    await task.done('disarmFence');
+    expect(task.state).toBe('paused');
+    expect(task.context.resumesAt).toBe('syncingWal');
+  });
+
+  test.each(fenced)('%s: a restart allows writes again and goes on syncing', async (state) => {
+    const before = await driveTo(state);
+    const snapshot = before.persisted();
+    before.actor.stop();
+    const task = makeTask({}, snapshot);
+    task.send({ type: 'RESTORED' });
+    await task.done('disarmFence');
+    expect(task.state).toBe('syncingWal');
+    expect(task.streamRunning).toBe(true);
+    expect(task.context).toMatchObject({ cutoverRequested: false, error: { code: 'cutover_interrupted' } });
+  });
+
+  test.each(fenced)('%s: the deadline allows writes again', async (state) => {
+    const task = await driveTo(state);
+    await task.done('deadline');
+    expect(task.isRunning('disarmFence')).toBe(true);
+    await task.done('disarmFence');
+    expect(task.state).toBe('syncingWal');
+    expect(task.context.error).toMatchObject({ code: 'cutover_timeout' });
+  });
+
+  test.each(fenced)('%s: CANCEL cleans up at once, which disarms first', async (state) => {
+    const task = await driveTo(state);
+    task.send({ type: 'CANCEL', dropTarget: true });
+    expect(task.state).toBe('cancelling');
+    expect(task.context.dropTarget).toBe(true);
+    await task.done('cleanUp', { cleanupPending: false, error: null });
+    expect(task.state).toBe('cancelled');
+  });
+
+  test('a difference found by validation stops the cutover, not the replication', async () => {
+    const task = await driveTo('validating');
+    await task.done('compareTables', { tables: [{ table: 'public.users', equal: false }] });
+    await task.done('disarmFence');
+    expect(task.state).toBe('syncingWal');
+    expect(task.streamRunning).toBe(true);
+    expect(task.context.error).toMatchObject({
+      code: 'validation_failed',
+      details: { tables: ['public.users'] },
+    });
+  });
+
+  test('un-fencing is tried until it works', async () => {
+    const task = await driveTo('stoppingWrites');
+    await task.fail('armFence', 'fence_failed');
+    for (let attempt = 0; attempt < 20; attempt++) {
+      await task.fail('disarmFence', 'connection_failed');
+      await task.done('deadline');
+    }
+    await task.done('disarmFence');
+    expect(task.state).toBe('paused');
+  });
+
+  test('a stream that fails under the fence is started again after un-fencing', async () => {
+    const task = await driveTo('stoppingWrites');
+    task.stream({ type: 'STREAM_FAILED', error: new MigrationError('connection_failed', 'gone').toReport() });
+    await task.done('disarmFence');
+    expect(task.state).toBe('retrying');
+    await task.done('deadline');
+    expect(task.state).toBe('syncingWal');
+    expect(task.streamRunning).toBe(true);
+  });
+
+  test('PAUSE while un-fencing does not overtake it', async () => {
+    const task = await driveTo('stoppingWrites');
+    await task.fail('armFence', 'lock_timeout');
+    task.send({ type: 'PAUSE' });
+    expect(task.isRunning('disarmFence')).toBe(true);
+    await task.done('disarmFence');
+    expect(task.state).toBe('paused');
+  });
+
+  test('an automatic cutover gives up after three failures and waits for a person', async () => {
+    const task = await driveTo('stoppingWrites', { cutover: 'auto' });
+    for (let failure = 1; failure < 3; failure++) {
+      await task.fail('armFence', 'lock_timeout');
+      await task.done('disarmFence');
+      await task.done('installFence');
+      expect(task.state).toBe('syncingWal');
+      await task.done('deadline'); // the space between two tries
+      expect(task.state).toBe('stoppingWrites');
+    }
+    await task.fail('armFence', 'lock_timeout');
+    await task.done('disarmFence');
+    await task.done('installFence');
+    await task.done('deadline');
+    expect(task.state).toBe('syncingWal');
+    task.send({ type: 'CUTOVER' });
+    expect(task.state).toBe('stoppingWrites');
+  });
+});
+
+describe('after the point of no return', () => {
+  const past = async (): Promise<Task> => {
+    const task = await driveTo('finalizing');
+    await task.done('prepareTarget');
+    return task;
+  };
+
+  test('no command is accepted', async () => {
+    const task = await past();
+    expect(taskCommands.filter((type) => task.actor.getSnapshot().can({ type }))).toEqual([]);
+  });
+
+  test('every error is retried, only forward', async () => {
+    const task = await past();
+    for (const code of ['connection_failed', 'disk_full', 'internal', 'slot_lost'] as const) {
+      await task.fail('settle', code);
+      expect(task.state).toBe('finalizing');
+      expect(task.context.error).toMatchObject({ code });
+      await task.done('deadline');
+    }
+    await task.done('settle', settledOutput);
+    expect(task.state).toBe('completed');
+  });
+
+  test('a restart goes on forward', async () => {
+    const before = await past();
+    const task = makeTask({}, before.persisted());
+    task.send({ type: 'RESTORED' });
+    expect(task.isRunning('disarmFence')).toBe(false);
+    await task.done('settle', settledOutput);
+    expect(task.state).toBe('completed');
+  });
+});
+
+describe('persisting', () => {
+  const all = ['created', 'queued', 'init', 'creatingTables', 'migratingData', 'syncingWal'] as const;
+
+  test.each(all)('%s: a restored task is in the same state and does the same work', async (state) => {
+    const before = await driveTo(state);
+    const running = activities.filter((name) => before.isRunning(name));
+    const task = makeTask({}, before.persisted());
+    task.send({ type: 'RESTORED' });
+    expect(task.state).toBe(state);
+    expect(activities.filter((name) => task.isRunning(name))).toEqual(running);
+    expect(task.context).toEqual(before.context);
+  });
+
+  test('a task killed while copying copies again without a new SLOT_READY', async () => {
+    const before = await driveTo('migratingData');
+    before.stream({ type: 'SLOT_READY' });
+    const task = makeTask({}, before.persisted());
+    task.send({ type: 'RESTORED' });
+    task.stream({ type: 'SLOT_READY' });
+    await task.done('copyTables');
+    expect(task.state).toBe('syncingWal');
+  });
+});
+
+describe('commands', () => {
+  /** Which commands each state accepts. A row that is missing here does not compile. */
+  const accepted: Record<
+    Exclude<
+      TaskState,
+      'retrying' | 'cancelling' | 'failing' | 'completed' | 'cancelled' | 'failed' | 'paused'
+    >,
+    string[]
+  > = {
+    created: ['START', 'CANCEL'],
+    queued: ['PAUSE', 'CANCEL', 'ABANDON'],
+    init: ['PAUSE', 'CANCEL', 'ABANDON'],
+    creatingTables: ['PAUSE', 'CANCEL', 'ABANDON'],
+    migratingData: ['PAUSE', 'CANCEL', 'ABANDON'],
+    syncingWal: ['PAUSE', 'CANCEL', 'ABANDON', 'CUTOVER'],
+    stoppingWrites: ['PAUSE', 'CANCEL', 'ABANDON'],
+    validating: ['PAUSE', 'CANCEL', 'ABANDON'],
+    finalizing: ['PAUSE', 'CANCEL', 'ABANDON'],
+  };
+
+  test.each(Object.entries(accepted))('%s accepts %s', async (state, commands) => {
+    const task = await driveTo(state as TaskState);
+    expect(taskCommands.filter((type) => task.actor.getSnapshot().can({ type })).toSorted()).toEqual(
+      commands.toSorted(),
+    );
+  });
+
+  test('paused accepts RESUME, CANCEL and ABANDON, and rests without an actor', async () => {
+    const task = await driveTo('syncingWal');
+    task.send({ type: 'PAUSE' });
+    expect(task.state).toBe('paused');
+    expect(task.actor.getSnapshot().hasTag('dormant')).toBe(false);
+    await task.done('release');
+    expect(task.actor.getSnapshot().hasTag('dormant')).toBe(true);
+    expect(taskCommands.filter((type) => task.actor.getSnapshot().can({ type }))).toEqual([
+      'RESUME',
+      'CANCEL',
+      'ABANDON',
+    ]);
+  });
+
+  test('a queued task that has made nothing is cancelled at once; one that has is cleaned up', async () => {
+    const fresh = await driveTo('queued');
+    fresh.send({ type: 'CANCEL' });
+    expect(fresh.state).toBe('cancelled');
+    const resumed = await driveTo('creatingTables');
+    resumed.send({ type: 'PAUSE' });
+    resumed.send({ type: 'RESUME' });
+    resumed.send({ type: 'CANCEL' });
+    expect(resumed.state).toBe('cancelling');
+  });
+});
