@@ -1,0 +1,111 @@
+// SIGKILL in the states beside the straight way: waiting, giving up, un-fencing. What a person asked for still happens
+// after the restart, and nothing is left on the servers.
+import { expect, test } from 'vitest';
+import { expectEqualTables } from '../support/compare.ts';
+import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import {
+  cutOver,
+  makeDataDir,
+  migrationBody,
+  startMigration,
+  startService,
+  type ServiceProcess,
+} from '../support/service-process.ts';
+
+const ROWS = 500;
+
+async function makeTable(): Promise<DatabasePair> {
+  const pair = await makePair();
+  await pair.source.query(`create table t (id int primary key, v text);
+    insert into t select i, md5(i::text) from generate_series(1, ${ROWS}) i`);
+  return pair;
+}
+
+const body = (pair: DatabasePair, options: Record<string, unknown> = {}): Record<string, unknown> =>
+  migrationBody(pair, { tables: ['t'], table_suffix: '_m', options: { keep_fence: false, ...options } });
+
+async function expectMigrated(service: ServiceProcess, id: string, pair: DatabasePair): Promise<void> {
+  await cutOver(service, id);
+  await expectEqualTables(pair.source, pair.target, [['t', 't_m']]);
+}
+
+test('killed in paused, the task stays paused, holds no connection, and goes on when resumed', async () => {
+  const pair = await makeTable();
+  const dataDir = makeDataDir();
+  const doomed = await startService({ dataDir });
+  const id = await startMigration(doomed, body(pair));
+  await doomed.reaches(id, 'syncingWal');
+  await doomed.call('POST', `/migrations/${id}/pause`);
+  await waitFor(async () => (await doomed.status(id)).connections === 0);
+  await doomed.kill();
+  await pair.source.query(`update t set v = 'changed while nobody looked' where id <= 10`);
+  const service = await startService({ dataDir });
+  expect(await service.status(id)).toMatchObject({ state: 'paused', connections: 0 });
+  expect((await service.call('POST', `/migrations/${id}/resume`)).status).toBe(200);
+  await expectMigrated(service, id, pair);
+});
+
+test('killed in retrying, the task tries again at its time', async () => {
+  const pair = await makeTable();
+  const dataDir = makeDataDir();
+  const doomed = await startService({ dataDir });
+  const holder = await pair.source.connect();
+  await holder.query('create table held (); drop table held; begin; select pg_current_xact_id()');
+  const id = await startMigration(doomed, body(pair, { slot_timeout_ms: 1_000 }));
+  await waitFor(async () => (await doomed.status(id)).state === 'retrying', 30_000, 'retrying');
+  await doomed.kill();
+  await holder.query('rollback');
+  const service = await startService({ dataDir });
+  await expectMigrated(service, id, pair);
+});
+
+test('killed in queued, the task waits for its place again', async () => {
+  const pair = await makeTable();
+  const dataDir = makeDataDir();
+  const env = { DTS_MAX_RUNNING_TASKS: '1' };
+  const doomed = await startService({ dataDir, env });
+  const first = await startMigration(doomed, body(pair));
+  const second = await startMigration(doomed, { ...body(pair), table_suffix: '_n' });
+  expect((await doomed.status(second)).state).toBe('queued');
+  await doomed.kill();
+  const service = await startService({ dataDir, env });
+  expect((await service.status(second)).state).toBe('queued');
+  await expectMigrated(service, first, pair);
+  await cutOver(service, second);
+  await expectEqualTables(pair.source, pair.target, [['t', 't_n']]);
+});
+
+test.each(['cancel', 'abandon'])(
+  'killed while %s cleans up, nothing is left on either server',
+  async (command) => {
+    const pair = await makeTable();
+    const dataDir = makeDataDir();
+    const doomed = await startService({ dataDir, failpoint: 'cancel.mid-cleanup:1' });
+    const id = await startMigration(doomed, body(pair));
+    await doomed.reaches(id, 'syncingWal');
+    await doomed.call('POST', `/migrations/${id}/${command}`, { drop_target: true }).catch(() => undefined); // it dies before or after it has answered
+    expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
+    const service = await startService({ dataDir });
+    const ended = command === 'cancel' ? 'cancelled' : 'failed';
+    await waitFor(async () => (await service.status(id)).state === ended, 30_000, ended);
+    expect(await service.status(id)).toMatchObject({ cleanup_pending: false, connections: 0 });
+    expect([...(await leaksOf(pair.source)), ...(await leaksOf(pair.target))]).toEqual([]);
+    expect((await pair.target.query(`select to_regclass('t_m') as t`)).rows).toEqual([{ t: null }]);
+  },
+);
+
+test('killed with the fence armed, the source takes writes again after the restart', async () => {
+  const pair = await makeTable();
+  const dataDir = makeDataDir();
+  const doomed = await startService({ dataDir, failpoint: 'fence.armed:1' });
+  const id = await startMigration(doomed, body(pair));
+  await doomed.reaches(id, 'syncingWal');
+  await doomed.call('POST', `/migrations/${id}/cutover`);
+  expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
+  await expect(pair.source.query('delete from t where id = 1')).rejects.toMatchObject({ code: '25006' });
+  const service = await startService({ dataDir });
+  await service.reaches(id, 'syncingWal');
+  expect(await service.status(id)).toMatchObject({ fenced: false, error: { code: 'cutover_interrupted' } });
+  await pair.source.query('delete from t where id = 1');
+  await expectMigrated(service, id, pair);
+});
