@@ -2,7 +2,7 @@
 // it. What a body means is the library's business (model/request.ts).
 import type { Context } from 'hono';
 import { z } from 'zod';
-import { faultsOf, type FieldFault } from '../model/request.ts';
+import { faultMessage, faultsOf, type FieldFault } from '../model/request.ts';
 import { camelName, snakePath, toCamel } from './case.ts';
 import { Refusal, refuseFields } from './problem.ts';
 
@@ -62,7 +62,7 @@ function parseJson(bytes: Buffer): unknown {
 /** A small body of HTTP's own (commands), checked here; absent is `{}`. */
 export async function readFields<T>(c: Context, schema: z.ZodType<T>): Promise<T> {
   const body = await readJson(c);
-  const result = schema.safeParse(body === undefined ? {} : body);
+  const result = schema.safeParse(body === undefined ? {} : body, { error: faultMessage });
   if (result.success) return result.data;
   throw refuseFields(
     faultsOf(result.error.issues).map((fault) => ({ ...fault, field: snakePath(fault.field) })),
@@ -83,7 +83,7 @@ export function readQuery<T extends z.ZodRawShape>(c: Context, shape: T): z.outp
     else if (values.length > 1) faults.push({ field: name, message: 'is given more than once' });
     else given[key] = values[0] ?? '';
   }
-  const result = z.object(shape).safeParse(given);
+  const result = z.object(shape).safeParse(given, { error: faultMessage });
   if (!result.success)
     faults.push(
       ...faultsOf(result.error.issues).map((fault) => ({ ...fault, field: snakePath(fault.field) })),

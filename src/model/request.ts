@@ -148,7 +148,7 @@ export interface FieldFault {
 
 /** Validates; throws `invalid_request` with every fault in `details.fields`. */
 export function parseRequest(input: unknown): ParsedRequest {
-  const result = request.safeParse(input);
+  const result = request.safeParse(input, { error: faultMessage });
   if (!result.success) throw invalidRequest(faultsOf(result.error.issues));
   const { id, sourceDb, targetDb, ...rest } = result.data;
   const [source, sourceSecrets] = splitConnection(sourceDb);
@@ -168,6 +168,15 @@ export function invalidRequest(fields: readonly FieldFault[]): MigrationError {
     .map(({ field, message }) => `${field === '' ? 'body' : field}: ${message}`)
     .join('; ');
   return new MigrationError('invalid_request', summary, { details: { fields } });
+}
+
+/** Says of a missing or mistyped field what belongs there; other faults keep their own words. */
+export function faultMessage(issue: z.core.$ZodRawIssue): string | undefined {
+  if (issue.code !== 'invalid_type') return undefined;
+  const article = /^[aeiou]/.test(issue.expected) ? 'an' : 'a';
+  return issue.input === undefined
+    ? `is required: ${article} ${issue.expected}`
+    : `must be ${article} ${issue.expected}`;
 }
 
 /** Zod's issues with one line a field; of a union, the branch that matches the value's shape. */

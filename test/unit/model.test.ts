@@ -175,6 +175,12 @@ describe('create request', () => {
     ]);
   });
 
+  test('a missing field is said to be required, a mistyped one what it must be', () => {
+    expect(() => parseRequest({ sourceDb: { ...db, port: '5432' } })).toThrow(
+      'sourceDb.port: must be a number; targetDb: is required: an object',
+    );
+  });
+
   test.each<[string, unknown, string[]]>([
     ['nothing', {}, ['sourceDb', 'targetDb']],
     ['no object', 7, ['']],
