@@ -23,7 +23,10 @@ const tables = `
   create table if not exists dts.progress (
     task_id text primary key references dts.task on delete cascade, slot_incarnation text not null,
     applied_lsn pg_lsn not null, acked_lsn pg_lsn not null, marker text, marker_lsn pg_lsn,
-    updated_at timestamptz not null default now());`;
+    tracking boolean not null default false, updated_at timestamptz not null default now());
+  create table if not exists dts.changed (
+    task_id text not null references dts.task on delete cascade, n bigint generated always as identity,
+    relation text not null, keys text, primary key (task_id, n));`;
 
 /** Takes the lock that serialises DDL on schema `dts`; released at the end of the transaction. */
 export async function lockBookkeeping(client: PoolClient): Promise<void> {
@@ -65,7 +68,7 @@ export async function removeBookkeeping(scope: TaskScope): Promise<void> {
     ]);
     const left = await client.query('select 1 from dts.task limit 1');
     if (left.rowCount !== 0) return;
-    await client.query('drop table dts.statement, dts.part, dts.progress, dts.task');
+    await client.query('drop table dts.statement, dts.part, dts.progress, dts.changed, dts.task');
     await dropSchemaIfEmpty(client);
   });
 }

@@ -10,6 +10,7 @@ import type { DeleteMessage, Tuple, UpdateMessage } from '../postgres/pgoutput.t
 import type { SlotRecord } from '../postgres/slot.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { classify, unexpectedRow, type ChangeContext } from './apply-errors.ts';
+import { ChangedKeys } from './changed-keys.ts';
 import type { SourceTransaction } from './filter.ts';
 import type { StreamedTable } from './relations.ts';
 import { deleteRow, insertRows, oldRowOf, truncateTables, updateRow, type Statement } from './statements.ts';
@@ -41,6 +42,7 @@ export class Applier {
   readonly #session: Session;
   readonly #slot: SlotRecord;
   readonly #prepared = new Map<string, string>();
+  readonly #changed: ChangedKeys;
   #applied: Lsn;
   #open = false;
   #run: {
@@ -63,6 +65,7 @@ export class Applier {
     this.#session = session;
     this.#slot = slot;
     this.#applied = appliedLsn;
+    this.#changed = new ChangedKeys(scope.taskId);
   }
 
   /** Whether a target transaction is open. */
@@ -91,6 +94,7 @@ export class Applier {
 
   insert(table: StreamedTable, row: Tuple, transaction: SourceTransaction): void {
     this.#begin();
+    this.#changed.noteRow(table, null, row);
     if (this.#run?.table !== table) {
       this.#flushRun();
       this.#run = { table, rows: [], bytes: 0, transaction };
@@ -105,6 +109,7 @@ export class Applier {
 
   update(table: StreamedTable, message: UpdateMessage, transaction: SourceTransaction): void {
     this.#begin();
+    this.#changed.noteRow(table, message.old, message.new);
     this.#flushRun();
     this.#send(updateRow(table, message), 1, {
       operation: 'update',
@@ -116,6 +121,7 @@ export class Applier {
 
   delete(table: StreamedTable, message: DeleteMessage, transaction: SourceTransaction): void {
     this.#begin();
+    this.#changed.noteRow(table, message.old, null);
     this.#flushRun();
     this.#send(deleteRow(table, message.old, message.oldKind === 'full'), 1, {
       operation: 'delete',
@@ -129,6 +135,7 @@ export class Applier {
     const [table] = tables;
     if (!table) return;
     this.#begin();
+    this.#changed.noteTruncate(tables);
     this.#flushRun();
     this.#send(truncateTables(tables, restartIdentity), null, {
       operation: 'truncate',
@@ -140,6 +147,7 @@ export class Applier {
   /** Waits while too much is unanswered; throws the first failure of the batch. Call it between changes. */
   async throttle(): Promise<void> {
     if (this.#failure) await this.#raise(this.#failure);
+    if (this.#changed.isFull) this.#sendChangedKeys();
     if (this.#unanswered < MAX_UNANSWERED && this.#unansweredBytes < MAX_UNANSWERED_BYTES) return;
     await this.#answered(MAX_UNANSWERED / 2, MAX_UNANSWERED_BYTES / 2);
   }
@@ -157,6 +165,7 @@ export class Applier {
   async commit(end: BatchEnd): Promise<void> {
     this.#begin();
     this.#flushRun();
+    this.#sendChangedKeys();
     this.#send(
       {
         text: `update dts.progress set applied_lsn = $3::pg_lsn, acked_lsn = $3::pg_lsn, updated_at = now(),
@@ -220,6 +229,10 @@ export class Applier {
       null,
       { operation: 'progress' },
     );
+  }
+
+  #sendChangedKeys(): void {
+    for (const statement of this.#changed.take()) this.#send(statement, null, { operation: 'progress' });
   }
 
   #flushRun(): void {
