@@ -24,7 +24,10 @@ function taken(changed: ChangedKeys): Record<string, unknown> {
   return Object.fromEntries(
     changed
       .take()
-      .map(({ values: [, relation, keys] }) => [relation, keys === null ? null : JSON.parse(String(keys))]),
+      .map(({ values: [, relation, keys] }): [string, unknown] => [
+        String(relation),
+        keys === null ? null : (JSON.parse(String(keys)) as unknown),
+      ]),
   );
 }
 

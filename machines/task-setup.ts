@@ -1,0 +1,149 @@
+// What the chart of task.ts is written in: types, names of the invoked activities, guards and actions. Pure: guards and
+// actions only read and assign the context; whatever touches a server is an invoke.
+import { assign, fromCallback, fromPromise, setup, type EventObject } from 'xstate';
+import type { ErrorReport } from '../src/model/errors.ts';
+import { errorVerdict, MAX_ATTEMPTS, retryDelayMs, type ErrorVerdict } from '../src/model/retry.ts';
+import type { StreamEvent } from '../src/model/stream.ts';
+import type { Activities, ActivityName, TaskRef } from './activities.ts';
+import { type ResumePoint, type TaskContext, type TaskInput, type TaskMachineEvent } from './task-context.ts';
+
+/** Runtime provides the code; a chart without it refuses to run instead of pretending. */
+function contract<N extends ActivityName>(name: N) {
+  return fromPromise<Activities[N]['output'], TaskRef>(() =>
+    Promise.reject(new Error(`${name} is not provided`)),
+  );
+}
+
+export const inMs = (delayMs: number): string => new Date(Date.now() + delayMs).toISOString();
+
+/** The error that an event carries: of a failed activity, of the stream, or of the verify region. */
+export function errorOf(event: { readonly type: string }): ErrorReport {
+  const { error } = event as { error?: unknown };
+  if (
+    typeof error === 'object' &&
+    error !== null &&
+    'toReport' in error &&
+    typeof error.toReport === 'function'
+  ) {
+    return (error.toReport as () => ErrorReport)();
+  }
+  if (typeof error === 'object' && error !== null && 'code' in error && 'kind' in error)
+    return error as ErrorReport;
+  return { code: 'internal', kind: 'bug', message: error instanceof Error ? error.message : String(error) };
+}
+
+export const ref = ({ context }: { context: TaskContext }): TaskRef => ({ taskId: context.taskId });
+
+export const taskSetup = setup({
+  types: {
+    context: {} as TaskContext,
+    input: {} as TaskInput,
+    events: {} as TaskMachineEvent,
+    tags: {} as 'dormant',
+  },
+  actors: {
+    preflight: contract('preflight'),
+    createTables: contract('createTables'),
+    copyTables: contract('copyTables'),
+    installFence: contract('installFence'),
+    armFence: contract('armFence'),
+    drain: contract('drain'),
+    disarmFence: contract('disarmFence'),
+    compareTables: contract('compareTables'),
+    prepareTarget: contract('prepareTarget'),
+    settle: contract('settle'),
+    cleanUp: contract('cleanUp'),
+    release: contract('release'),
+    /** Resolves at an absolute time: xstate's own delays do not survive a restart. */
+    deadline: fromPromise<null, { readonly at: string | null }>(() =>
+      Promise.reject(new Error('deadline is not provided')),
+    ),
+    stream: fromCallback<EventObject, TaskRef, StreamEvent>(() => {
+      throw new Error('stream is not provided');
+    }),
+  },
+  guards: {
+    errorFails: ({ event }) => errorVerdict(errorOf(event).kind) === 'fail',
+    /** An activity that was aborted although its state still stands lost its connections: it is run again. */
+    errorRetries: ({ context, event }) =>
+      context.attempt < MAX_ATTEMPTS &&
+      (['retry', 'ignore'] satisfies ErrorVerdict[] as ErrorVerdict[]).includes(
+        errorVerdict(errorOf(event).kind),
+      ),
+    resumesAt: ({ context }, point: ResumePoint) => context.resumesAt === point,
+    cutoverGatesOpen: ({ context }) => context.cutoverRequested && context.caughtUp && context.fenceInstalled,
+    hasFailedBefore: ({ context }) => context.attempt > 0,
+    nothingMade: ({ context }) => context.resumesAt === 'init',
+    isBehind: ({ context }) => !context.caughtUp,
+    isCaughtUp: ({ context }) => context.caughtUp,
+    mustWaitForAuto: ({ context }) => context.auto && context.cutoverFailures > 0,
+    after: ({ context }, next: TaskContext['afterUnfencing']) => context.afterUnfencing === next,
+  },
+  actions: {
+    recordError: assign({ error: ({ event }) => errorOf(event) }),
+    scheduleRetry: assign({
+      attempt: ({ context }) => context.attempt + 1,
+      retryAt: ({ context }) => inMs(retryDelayMs(context.attempt + 1, Math.random())),
+    }),
+    succeed: assign({ attempt: 0, retryAt: null, error: null }),
+    /** Progress after failed attempts. Other errors (a failed validation) stay visible. */
+    recover: assign(({ context }) => (context.attempt > 0 ? { attempt: 0, retryAt: null, error: null } : {})),
+    /** A person asked to go on: the budget of retries starts afresh, the error stays until a step succeeds. */
+    renewBudget: assign({ attempt: 0, retryAt: null }),
+    markStarted: assign({ startedAt: ({ context }) => context.startedAt ?? inMs(0) }),
+    markEnded: assign({ endedAt: () => inMs(0) }),
+    resumeAt: assign((_, point: ResumePoint) => ({ resumesAt: point })),
+    waitFor: assign((_, delayMs: number) => ({ deadlineAt: inMs(delayMs) })),
+    unfenceThen: assign((_, next: TaskContext['afterUnfencing']) => ({ afterUnfencing: next })),
+    reportInterrupted: assign(({ context }) => ({
+      error: {
+        code: 'cutover_interrupted',
+        kind: 'transient',
+        message: 'the cutover was interrupted; the source accepts writes again',
+        hint: context.auto ? 'it is tried again by itself' : 'request the cutover again',
+      } satisfies ErrorReport,
+    })),
+    reportTimeout: assign(({ context }) => ({
+      error: {
+        code: 'cutover_timeout',
+        kind: 'transient',
+        message: `the cutover did not finish by ${context.deadlineAt ?? 'its deadline'}; the source accepts writes again`,
+        hint: 'look at waiting_for for who held it up, or raise options.cutover_timeout_ms or validation_timeout_ms',
+      } satisfies ErrorReport,
+    })),
+    /**
+     * A failed step of the cutover: where un-fencing leads depends on what the error means. Differences stop the
+     * cutover, not the replication: the operator looks at them while the stream goes on.
+     */
+    recordCutoverError: assign(({ event }) => {
+      const error = errorOf(event);
+      const next: Record<ErrorVerdict, TaskContext['afterUnfencing']> = {
+        retry: 'syncingWal',
+        ignore: 'syncingWal',
+        pause: error.kind === 'divergence' ? 'syncingWal' : 'paused',
+        fail: 'failing',
+      };
+      return { error, afterUnfencing: next[errorVerdict(error.kind)] };
+    }),
+    /** The stream ended under the fence: it starts again only with `replicating`, so un-fencing leads out of it. */
+    recordStreamError: assign(({ context, event }) => {
+      const error = errorOf(event);
+      const next: Record<ErrorVerdict, TaskContext['afterUnfencing']> = {
+        retry: 'retrying',
+        ignore: 'retrying',
+        pause: 'paused',
+        fail: 'failing',
+      };
+      const attempt = context.attempt + 1;
+      return {
+        error,
+        afterUnfencing: next[errorVerdict(error.kind)],
+        attempt,
+        retryAt: inMs(retryDelayMs(attempt, Math.random())),
+      };
+    }),
+    setDropTarget: assign({
+      dropTarget: ({ event }) => ('dropTarget' in event ? event.dropTarget === true : false),
+    }),
+  },
+});
