@@ -12,7 +12,6 @@ import { asMigrationError, MigrationError, type ErrorReport } from '../model/err
 import type { Failpoint } from '../model/failpoints.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskCommands, taskStates, type TaskState } from '../model/task.ts';
-import { TaskConnections } from '../postgres/connections.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
 import { settle } from '../cutover/settle.ts';
@@ -23,7 +22,8 @@ import { durable, toJson } from './durable.ts';
 import type { EventHub } from './event-hub.ts';
 import { persistedSnapshotOf } from './restore.ts';
 import type { SecretVault } from './secrets.ts';
-import { progressPercent, TaskTelemetry } from './telemetry.ts';
+import { TaskResources } from './task-resources.ts';
+import { progressPercent, type TaskTelemetry } from './telemetry.ts';
 import { restingSnapshot, type TaskSnapshot } from './view.ts';
 
 const ENDED: readonly TaskState[] = taskStates.filter(isEnded);
@@ -51,8 +51,7 @@ export class Supervisor implements TaskManager, ActivityHost {
   readonly notes: TaskNotes;
   readonly runner: ActivityRunner;
   readonly #options: SupervisorOptions;
-  readonly #connections = new Map<string, TaskConnections>();
-  readonly #telemetry = new Map<string, TaskTelemetry>();
+  readonly #resources: TaskResources;
   readonly #cleaning = new Set<string>();
   readonly #respawns = new Set<NodeJS.Timeout>();
   readonly #manager;
@@ -62,6 +61,12 @@ export class Supervisor implements TaskManager, ActivityHost {
     this.#options = options;
     this.tasks = new TaskStore(options.store);
     this.notes = new TaskNotes(options.store);
+    this.#resources = new TaskResources({
+      ...options,
+      notes: this.notes,
+      isLive: (taskId) => this.actorOf(taskId) !== undefined,
+      partDone: (taskId) => this.#tell(taskId, { type: 'PART_DONE' }),
+    });
     this.runner = new ActivityRunner(options.log, (taskId) => this.releaseConnections(taskId));
     const task = durable(taskMachine.provide({ actors: { ...taskActors(this), deadline } }), {
       load: (taskId) => persistedSnapshotOf(this.row(taskId)),
@@ -224,24 +229,7 @@ export class Supervisor implements TaskManager, ActivityHost {
   // ---- what activities work with
 
   scopeOf(taskId: string, signal: AbortSignal): TaskScope {
-    const row = this.row(taskId);
-    const { source, target } = this.#connectionsOf(row);
-    return {
-      taskId,
-      incarnation: row.incarnation,
-      spec: row.spec,
-      source,
-      target,
-      checkpoints: {
-        get: <T>(key: string) => this.notes.checkpoint(taskId, key) as T | undefined,
-        set: (key, value) => this.notes.setCheckpoint(taskId, key, value),
-        delete: (key) => this.notes.deleteCheckpoint(taskId, key),
-      },
-      progress: this.telemetryOf(taskId),
-      log: scopedLog(this.#options.log, taskId),
-      signal,
-      failpoint: this.#options.failpoint,
-    };
+    return this.#resources.scopeOf(this.row(taskId), signal);
   }
 
   dropTargetOf(taskId: string): boolean {
@@ -250,43 +238,17 @@ export class Supervisor implements TaskManager, ActivityHost {
   }
 
   telemetryOf(taskId: string): TaskTelemetry {
-    const known = this.#telemetry.get(taskId);
-    if (known) return known;
-    const fresh = new TaskTelemetry(taskId, this.notes, {
-      changed: () => this.#options.hub.progressChanged(taskId),
-      partDone: () => this.#tell(taskId, { type: 'PART_DONE' }),
-    });
-    this.#telemetry.set(taskId, fresh);
-    return fresh;
+    return this.#resources.telemetryOf(taskId);
   }
 
   connectionCountOf(taskId: string): number {
-    return this.#connections.get(taskId)?.connectionCount ?? 0;
+    return this.#resources.connectionCountOf(taskId);
   }
 
   async releaseConnections(taskId: string): Promise<void> {
-    for (const error of await this.#closeConnections(taskId)) {
+    for (const error of await this.#resources.close(taskId)) {
       this.#options.log.warn({ taskId, err: error }, 'a connection did not close cleanly');
     }
-  }
-
-  async #closeConnections(taskId: string): Promise<Error[]> {
-    const open = this.#connections.get(taskId);
-    this.#connections.delete(taskId);
-    this.#telemetry.get(taskId)?.rest();
-    if (!this.actorOf(taskId)) this.#telemetry.delete(taskId);
-    return open ? open.closeAll() : [];
-  }
-
-  #connectionsOf(row: TaskRow): TaskConnections {
-    const known = this.#connections.get(row.id);
-    if (known) return known;
-    const endpoints = { source: row.spec.sourceDb, target: row.spec.targetDb };
-    const fresh = new TaskConnections(row.id, endpoints, (role) =>
-      this.#options.vault.open(row.id, role, endpoints[role]),
-    );
-    this.#connections.set(row.id, fresh);
-    return fresh;
   }
 
   #tell(taskId: string, event: TaskMachineEvent): void {
@@ -311,13 +273,13 @@ export class Supervisor implements TaskManager, ActivityHost {
   async removeTask(id: string): Promise<Error[]> {
     if (this.actorOf(id)) this.#manager.send({ type: 'RESTED', taskId: id });
     await this.runner.idle(id, STOP_TIMEOUT_MS);
-    return this.#closeConnections(id);
+    return this.#resources.close(id);
   }
 
   async cleanupCompletedTasks(): Promise<void> {
     const { log } = this.#options;
     try {
-      for (const id of [...this.#connections.keys(), ...this.#liveIds()]) {
+      for (const id of [...this.#resources.connectedTasks, ...this.#liveIds()]) {
         const row = this.tasks.find(id);
         if (row && !isEnded(row.state)) continue;
         if (this.#cleaning.has(id)) continue;
@@ -374,7 +336,7 @@ export class Supervisor implements TaskManager, ActivityHost {
     for (const controller of this.#stopSignals) controller.abort();
     this.#manager.stop();
     await Promise.all(this.runner.busyTasks.map((id) => this.runner.idle(id, STOP_TIMEOUT_MS)));
-    await Promise.all([...this.#connections.keys()].map((id) => this.releaseConnections(id)));
+    await Promise.all(this.#resources.connectedTasks.map((id) => this.releaseConnections(id)));
   }
 
   #refuseWhileStopping(): void {
@@ -405,13 +367,4 @@ function asReport(error: unknown): ErrorReport {
   return typeof error === 'object' && error !== null && 'kind' in error && !(error instanceof Error)
     ? (error as ErrorReport)
     : asMigrationError(error).toReport();
-}
-
-function scopedLog(log: Log, taskId: string): Log {
-  return {
-    debug: (fields, message) => log.debug({ taskId, ...fields }, message),
-    info: (fields, message) => log.info({ taskId, ...fields }, message),
-    warn: (fields, message) => log.warn({ taskId, ...fields }, message),
-    error: (fields, message) => log.error({ taskId, ...fields }, message),
-  };
 }
