@@ -25,6 +25,7 @@ export const errorCodes = {
   event_not_accepted: ['operator', 'the state of the task does not accept this command'],
   secret_unavailable: ['operator', 'a stored or referenced password cannot be read'],
   service_stopped: ['aborted', 'the service is shutting down'],
+  store_in_use: ['operator', 'another service is at work in this data directory'],
   // connections
   connection_failed: ['transient', 'the server cannot be reached or dropped the connection'],
   authentication_failed: ['operator', 'user, password or pg_hba.conf refuse the connection'],

@@ -73,6 +73,14 @@ describe('settings', () => {
   });
 });
 
+test('a store is one service’s at a time, and free again once it is closed', () => {
+  const path = join(temporaryFolder(), 'dts.sqlite');
+  const first = openStore(path);
+  expect(() => openStore(path, 50)).toThrow(expect.objectContaining({ code: 'store_in_use' }));
+  first.close();
+  openStore(path, 50).close();
+});
+
 describe('secrets', () => {
   const endpoint = {
     host: 'h',
