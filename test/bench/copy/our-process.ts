@@ -1,0 +1,25 @@
+// DTS as a bench runs it: a process of its own that migrates one database until every part and index stands on the
+// target, then ends. argv: source URL, target URL, data folder, options as JSON (library spelling).
+import { createService, parseConfig } from '../../../src/index.ts';
+import type { TaskRequest } from '../../../src/model/request.ts';
+
+const [, , sourceDb = '', targetDb = '', dataDir = '', options = '{}'] = process.argv;
+const service = createService(parseConfig({ DTS_DATA_DIR: dataDir, DTS_LOG_LEVEL: 'warn' }));
+try {
+  const { task } = await service.createTask({
+    id: 'bench',
+    sourceDb,
+    targetDb,
+    options: JSON.parse(options) as NonNullable<TaskRequest['options']>,
+  });
+  if (task.state === 'created') await service.startTask(task.id);
+  for (;;) {
+    const { state, error } = await service.getTask(task.id);
+    if (state === 'syncingWal') break;
+    if (['paused', 'failed', 'cancelled'].includes(state))
+      throw new Error(`the task is ${state}: ${JSON.stringify(error)}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+} finally {
+  await service.stop();
+}

@@ -1,0 +1,75 @@
+// What processes cost, from /proc: CPU seconds and peak memory of whole trees, so that a server counts with every backend
+// that it forked and a tool with its children. Linux only, like every figure in RESULTS.md.
+import { readdirSync, readFileSync } from 'node:fs';
+
+/** Clock ticks a second in /proc (sysconf(_SC_CLK_TCK), 100 on every Linux that we know). */
+const TICKS_PER_SECOND = 100;
+
+interface ProcessStat {
+  readonly pid: number;
+  readonly parent: number;
+  /** utime + stime of the process. */
+  readonly ownTicks: number;
+  /** The same of its children that have ended and were waited for. */
+  readonly endedTicks: number;
+}
+
+function readStat(pid: number): ProcessStat | null {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, 'latin1');
+    // the command's name, in parentheses, may contain anything
+    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
+    const at = (n: number): number => Number(fields[n - 3]);
+    return { pid, parent: at(4), ownTicks: at(14) + at(15), endedTicks: at(16) + at(17) };
+  } catch {
+    return null; // it has ended
+  }
+}
+
+/** The process and everything that descends from it. */
+function treeOf(root: number): ProcessStat[] {
+  const all = readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .flatMap((name) => readStat(Number(name)) ?? []);
+  const children = new Map<number, ProcessStat[]>();
+  for (const stat of all) children.set(stat.parent, [...(children.get(stat.parent) ?? []), stat]);
+  const tree = all.filter((stat) => stat.pid === root);
+  for (const stat of tree) tree.push(...(children.get(stat.pid) ?? []));
+  return tree;
+}
+
+/** CPU seconds of a tree so far, ended children included. */
+export function cpuSeconds(root: number): number {
+  const ticks = treeOf(root).reduce((sum, stat) => sum + stat.ownTicks + stat.endedTicks, 0);
+  return ticks / TICKS_PER_SECOND;
+}
+
+/** Resident memory of a tree in bytes; pages shared by its processes (a server's buffers) count once for each. */
+function residentBytes(root: number): number {
+  let kilobytes = 0;
+  for (const { pid } of treeOf(root)) {
+    try {
+      kilobytes += Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1] ?? 0);
+    } catch {
+      // it has ended
+    }
+  }
+  return kilobytes * 1024;
+}
+
+/** Watches a tree's memory until stopped; `stop` returns the largest sum seen. */
+export function watchMemory(root: number, everyMs = 50): { stop(): number } {
+  let peak = residentBytes(root);
+  const timer = setInterval(() => (peak = Math.max(peak, residentBytes(root))), everyMs);
+  return {
+    stop() {
+      clearInterval(timer);
+      return Math.max(peak, residentBytes(root));
+    },
+  };
+}
+
+/** The postmaster of a data directory. */
+export function postmasterOf(directory: string): number {
+  return Number(readFileSync(`${directory}/postmaster.pid`, 'latin1').split('\n')[0]);
+}

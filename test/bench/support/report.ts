@@ -1,0 +1,74 @@
+// Results as tables in test/bench/RESULTS.md: every bench owns the sections whose titles it writes and leaves the others
+// as they are. The machine is stated with each, because figures of two machines say nothing about each other.
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpus, platform, release, totalmem } from 'node:os';
+import { join } from 'node:path';
+import { median, type Run } from './rounds.ts';
+import type { BenchServer } from './servers.ts';
+
+/** In the checkout, not in dist/. */
+const RESULTS = join(process.cwd(), 'test/bench/RESULTS.md');
+const MEGABYTE = 1024 * 1024;
+
+export function describeMachine(source: BenchServer, target: BenchServer): string {
+  const all = cpus();
+  return (
+    `${all.length} × ${all[0]?.model.trim() ?? 'unknown processor'}, ${Math.round(totalmem() / 1024 ** 3)} GB, ` +
+    `${platform()} ${release()}, Node ${process.version}; source PostgreSQL ${source.version}, target ${target.version}, ` +
+    `all on this machine unless a URL was given`
+  );
+}
+
+function row(cells: readonly string[]): string {
+  return `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`;
+}
+
+/** A Markdown table: the first column is text, the others are as given. */
+export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
+  return [row(head), row(head.map((_, at) => (at === 0 ? '---' : '---:'))), ...rows.map(row)].join('\n');
+}
+
+const seconds = (value: number | null): string => (value === null ? '–' : value.toFixed(2));
+
+/** Medians of every tool, and the first tool's wall as a share of each other's. */
+export function medianTable(runs: ReadonlyMap<string, readonly Run[]>): string {
+  const medians = [...runs].map(([name, all]) => {
+    const of = (pick: (run: Run) => number | null): number | null => {
+      const values = all.map(pick).filter((value) => value !== null);
+      return values.length === 0 ? null : median(values);
+    };
+    return {
+      name,
+      wall: of((run) => run.wallSeconds) ?? Number.NaN,
+      spread: all.map((run) => run.wallSeconds.toFixed(2)).join(' '),
+      tool: of((run) => run.cpuSeconds),
+      source: of((run) => run.sourceCpuSeconds),
+      target: of((run) => run.targetCpuSeconds),
+      peak: of((run) => run.peakBytes) ?? 0,
+    };
+  });
+  const ours = medians[0];
+  return table(
+    ['tool', 'wall s', 'ours / this', 'tool CPU s', 'source CPU s', 'target CPU s', 'peak MB', 'each wall s'],
+    medians.map((each) => [
+      each.name,
+      seconds(each.wall),
+      ours === undefined ? '–' : (ours.wall / each.wall).toFixed(2),
+      seconds(each.tool),
+      seconds(each.source),
+      seconds(each.target),
+      (each.peak / MEGABYTE).toFixed(0),
+      each.spread,
+    ]),
+  );
+}
+
+/** Writes (or replaces) the section `## title` of RESULTS.md. */
+export function storeSection(title: string, body: string): void {
+  const head = `# Results of the benches\n\nWritten by \`npm run bench\`. Every section states its machine and when it was measured.\n`;
+  const text = existsSync(RESULTS) ? readFileSync(RESULTS, 'utf8') : head;
+  const [intro = head, ...sections] = text.split(/^(?=## )/m);
+  const kept = sections.filter((section) => !section.startsWith(`## ${title}\n`));
+  const section = `## ${title}\n\n${body.trim()}\n`;
+  writeFileSync(RESULTS, [intro, ...kept, section].map((part) => `${part.trim()}\n`).join('\n'));
+}

@@ -1,0 +1,96 @@
+// Rounds of several tools over one piece of work, in turn, so that a slow minute of the machine hits all of them: wall,
+// CPU and memory of each run, medians, and their ratios to the first tool's.
+import { spawn } from 'node:child_process';
+import { watchMemory } from './processes.ts';
+import type { BenchServer } from './servers.ts';
+
+/** What a tool's own processes cost. */
+export interface ToolCost {
+  readonly cpuSeconds: number;
+  /** Largest resident memory of all its processes together. */
+  readonly peakBytes: number;
+}
+
+export interface Run extends ToolCost {
+  readonly wallSeconds: number;
+  /** Null of a server that is not on this machine. */
+  readonly sourceCpuSeconds: number | null;
+  readonly targetCpuSeconds: number | null;
+}
+
+export interface Tool {
+  readonly name: string;
+  /** Not measured: fresh databases, schemas. */
+  prepare(): Promise<void>;
+  run(): Promise<ToolCost>;
+  /** Not measured: throws when the result is not what it should be. */
+  verify(): Promise<void>;
+}
+
+/** Runs a command to its end and says what it and its children cost; throws with its output when it fails. */
+export async function runCommand(
+  command: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<ToolCost> {
+  // `times` of the shell prints what its children took; descriptor 3, because 1 and 2 are the command's own
+  const child = spawn('sh', ['-c', '"$@" 3>&-; code=$?; times >&3; exit $code', 'sh', ...command], {
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'pipe', 'pipe'],
+    detached: true, // pgcopydb signals its whole process group when it ends
+  });
+  const memory = watchMemory(child.pid ?? 0);
+  let output = '';
+  let times = '';
+  for (const stream of [child.stdout, child.stderr])
+    stream?.on('data', (chunk: Buffer) => void (output = (output + chunk.toString()).slice(-4_000)));
+  child.stdio[3]?.on('data', (chunk: Buffer) => void (times += chunk.toString()));
+  const code = await new Promise<number | null>((resolve, reject) => {
+    child.once('error', reject);
+    child.once('close', resolve);
+  });
+  const peakBytes = memory.stop();
+  if (code !== 0) throw new Error(`${command.join(' ')} ended with ${code}: ${output}`);
+  const spent = [...(times.split('\n')[1] ?? '').matchAll(/(\d+)m([\d.]+)s/g)];
+  return { cpuSeconds: spent.reduce((sum, [, m, s]) => sum + Number(m) * 60 + Number(s), 0), peakBytes };
+}
+
+function spentBy(server: BenchServer, before: number | null): number | null {
+  const now = server.cpuSeconds();
+  return now === null || before === null ? null : now - before;
+}
+
+/** `rounds` runs of every tool, one tool after the other within each round; by the tool's name. */
+export async function runRounds(
+  tools: readonly Tool[],
+  rounds: number,
+  servers: { readonly source: BenchServer; readonly target: BenchServer },
+  say: (line: string) => void,
+): Promise<ReadonlyMap<string, readonly Run[]>> {
+  const { source, target } = servers;
+  const runs = new Map<string, Run[]>(tools.map((tool) => [tool.name, []]));
+  for (let round = 1; round <= rounds; round++) {
+    for (const tool of tools) {
+      await tool.prepare();
+      const before = { source: source.cpuSeconds(), target: target.cpuSeconds() };
+      const began = performance.now();
+      const cost = await tool.run();
+      const run: Run = {
+        ...cost,
+        wallSeconds: (performance.now() - began) / 1_000,
+        sourceCpuSeconds: spentBy(source, before.source),
+        targetCpuSeconds: spentBy(target, before.target),
+      };
+      await tool.verify();
+      runs.get(tool.name)?.push(run);
+      say(`round ${round}: ${tool.name} ${run.wallSeconds.toFixed(2)} s`);
+    }
+  }
+  return runs;
+}
+
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const upper = sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
+  const lower = sorted[Math.ceil(sorted.length / 2) - 1] ?? Number.NaN;
+  return (lower + upper) / 2;
+}
