@@ -1,6 +1,7 @@
 // Markers in `dts.part`: a part is done if and only if its marker of the present slot exists, because the marker commits
 // together with the rows. Read at the start and after every failure: the target knows, our memory may not.
 import type { Lsn } from '../model/lsn.ts';
+import { formatRange } from '../model/part-range.ts';
 import type { Session } from '../postgres/connections.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { partKey, type CopyPart, type Marker } from './plan.ts';
@@ -60,7 +61,7 @@ export async function writeMarker(
       slotIncarnation,
       part.relation,
       part.part,
-      part.range,
+      formatRange(part.range),
       read.pgSnapshot,
       read.horizonLsn,
       marker.rows,

@@ -2,11 +2,11 @@
 // are reused over parts. Whatever happens in between, the target has the whole part or nothing of it.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
+import { waitForFlush } from '../postgres/copy-flush.ts';
 import { copyError, copyStream } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
-import { waitForFlush } from './flush.ts';
 import type { CopyFormat } from './format.ts';
 import type { Generation } from './generation.ts';
 import { findMarker, writeMarker } from './markers.ts';
@@ -89,7 +89,8 @@ export async function copyPart(
   };
   try {
     await source.client.query('commit');
-    await waitForFlush(source, generation.horizonLsn, waits, generation.signal);
+    const flushing = (reason: string | null): void => waits.set(`flush ${source.pid}`, reason);
+    await waitForFlush(scope, generation.horizonLsn, flushing, generation.signal);
   } catch (error) {
     throw copyError(error, 'source', context);
   }

@@ -1,5 +1,6 @@
 // What is to be copied, as data: parts in the order in which they are taken. One part per table in this version; the
 // structures carry ranges and part numbers because markers on the target do.
+import type { PartRange } from '../model/part-range.ts';
 import { relationKey } from '../model/relation.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
 
@@ -8,8 +9,8 @@ export interface CopyPart {
   /** `relationKey` of the source table: what markers, progress and errors name. */
   readonly relation: string;
   readonly part: number;
-  /** Text of the key range; null is the whole table. */
-  readonly range: string | null;
+  /** Null is the whole table. */
+  readonly range: PartRange | null;
 }
 
 /** A marker as `dts.part` holds it: the part's rows are committed on the target. */

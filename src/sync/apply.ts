@@ -11,9 +11,17 @@ import type { SlotRecord } from '../postgres/slot.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { classify, unexpectedRow, type ChangeContext } from './apply-errors.ts';
 import { ChangedKeys } from './changed-keys.ts';
-import type { SourceTransaction } from './filter.ts';
+import type { SourceTransaction, TruncateVerdict } from './filter.ts';
 import type { StreamedTable } from './relations.ts';
-import { deleteRow, insertRows, oldRowOf, truncateTables, updateRow, type Statement } from './statements.ts';
+import {
+  deleteParts,
+  deleteRow,
+  insertRows,
+  oldRowOf,
+  truncateTables,
+  updateRow,
+  type Statement,
+} from './statements.ts';
 
 /** Rows of one INSERT. Few sizes, so that few statements are prepared; a run is cut greedily. */
 const INSERT_SIZES = [128, 16, 1] as const;
@@ -142,6 +150,29 @@ export class Applier {
       table,
       commitLsn: transaction.commitLsn,
     });
+  }
+
+  /** A truncate that some parts of the table have seen: removes the rows of the others. */
+  deleteParts(
+    table: StreamedTable,
+    parts: Pick<Extract<TruncateVerdict, { kind: 'some' }>, 'unseen' | 'seenRows'>,
+    transaction: SourceTransaction,
+  ): void {
+    this.#begin();
+    this.#changed.noteTruncate([table]);
+    this.#flushRun();
+    this.#send(deleteParts(table, parts.unseen, parts.seenRows), null, {
+      operation: 'truncate',
+      table,
+      commitLsn: transaction.commitLsn,
+    });
+  }
+
+  /** The marker of a part that the stream read itself, after its row. */
+  writePart(table: StreamedTable, marker: Statement, { commitLsn }: SourceTransaction): void {
+    this.#begin();
+    this.#flushRun();
+    this.#send(marker, 1, { operation: 'insert', table, commitLsn });
   }
 
   /** Waits while too much is unanswered; throws the first failure of the batch. Call it between changes. */

@@ -2,6 +2,7 @@
 // dts.part (which snapshot each part was read under). Read at every (re)connection: the target knows, we do not.
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
+import { parseRange } from '../model/part-range.ts';
 import { parsePgSnapshot } from '../model/pg-snapshot.ts';
 import { relationKey } from '../model/relation.ts';
 import type { SlotRecord } from '../postgres/slot.ts';
@@ -79,7 +80,7 @@ export async function loadParts(scope: TaskScope, slot: SlotRecord): Promise<rea
   return rows.map((row) => ({
     relation: row.relation,
     part: row.part,
-    range: row.range,
+    range: parseRange(row.range),
     pgSnapshot: parsePgSnapshot(row.pg_snapshot),
     horizonLsn: row.horizon,
   }));

@@ -4,12 +4,21 @@
 import { MigrationError } from '../model/errors.ts';
 import { lsnToBigint, type Lsn } from '../model/lsn.ts';
 import { markerPrefix } from '../postgres/marker.ts';
-import type { ChangeMessage, PgoutputMessage, TruncateMessage } from '../postgres/pgoutput.ts';
+import {
+  UNCHANGED,
+  type ChangeMessage,
+  type PgoutputMessage,
+  type TruncateMessage,
+  type Tuple,
+} from '../postgres/pgoutput.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { WalStream } from '../postgres/wal-stream.ts';
 import type { AppliedMarker, Applier } from './apply.ts';
 import type { CopyFilter, SourceTransaction } from './filter.ts';
+import { readAgain } from './reread.ts';
 import type { RelationMap, StreamedTable } from './relations.ts';
+
+type RowMessage = Exclude<ChangeMessage, TruncateMessage>;
 
 /** A batch ends at the next boundary when it has this many changes, is this old, or when nothing more has arrived. */
 const BATCH_CHANGES = 10_000;
@@ -186,61 +195,84 @@ export class Replay {
         if (typeof id === 'string') transaction.markerId = id;
         return;
       }
-      if (!this.#passes(message, relation.table, transaction)) return;
-      switch (message.tag) {
-        case 'insert':
-          this.#applier.insert(relation.table, message.new, transaction);
-          break;
-        case 'update':
-          this.#applier.update(relation.table, message, transaction);
-          break;
-        case 'delete':
-          this.#applier.delete(relation.table, message, transaction);
-          break;
-      }
+      const { table } = relation;
+      const passes = transaction.filtered
+        ? await this.#filtered(message, table, transaction)
+        : this.#apply(message, table, transaction);
+      if (!passes) return;
     }
     transaction.changes++;
     this.#batch.changes++;
     await this.#applier.throttle();
   }
 
-  /** Whether no copy has seen the change. */
-  #passes(
-    message: Exclude<ChangeMessage, TruncateMessage>,
-    table: StreamedTable,
-    transaction: OpenTransaction,
-  ): boolean {
-    if (!transaction.filtered) return true;
+  #apply(message: RowMessage, table: StreamedTable, transaction: OpenTransaction): true {
     switch (message.tag) {
       case 'insert':
-        return !this.#filter.sawRow(table.key, message.new, transaction);
+        this.#applier.insert(table, message.new, transaction);
+        break;
+      case 'update':
+        this.#applier.update(table, message, transaction);
+        break;
       case 'delete':
-        return !this.#filter.sawRow(table.key, message.old, transaction);
-      case 'update': {
-        const verdict = this.#filter.update(table.key, message.old, message.new, transaction);
-        if (verdict === 'apply' || verdict === 'skip') return verdict === 'apply';
-        throw new MigrationError('internal', `${table.key}: an update across parts of one table`);
+        this.#applier.delete(table, message, transaction);
+        break;
+    }
+    return true;
+  }
+
+  /** Applies what the copies have not seen; false when they have seen everything. */
+  async #filtered(message: RowMessage, table: StreamedTable, transaction: OpenTransaction): Promise<boolean> {
+    if (message.tag !== 'update') {
+      const row = message.tag === 'insert' ? message.new : message.old;
+      return !this.#filter.sawRow(table, row, transaction) && this.#apply(message, table, transaction);
+    }
+    const { relationId, old, oldKind } = message;
+    switch (this.#filter.update(table, old, message.new, transaction)) {
+      case 'skip':
+        return false;
+      case 'apply':
+        return this.#apply(message, table, transaction);
+      case 'delete-old':
+        if (old === null || oldKind === 'none')
+          throw new MigrationError('internal', `${table.key}: a key move without the old key`);
+        return this.#apply({ tag: 'delete', relationId, oldKind, old }, table, transaction);
+      case 'insert-new': {
+        const row = message.new.map((value, at) =>
+          value === UNCHANGED && oldKind === 'full' ? (old?.[at] ?? null) : value,
+        );
+        if (row.includes(UNCHANGED)) return this.#readAgain(table, row, transaction);
+        return this.#apply({ tag: 'insert', relationId, new: row }, table, transaction);
       }
     }
+  }
+
+  async #readAgain(table: StreamedTable, row: Tuple, transaction: OpenTransaction): Promise<true> {
+    const { row: found, part, marker } = await readAgain(this.#scope, table, row, this.#scope.signal);
+    if (found !== null) this.#applier.insert(table, found, transaction);
+    this.#applier.writePart(table, marker, transaction);
+    this.#filter.addRow(part);
+    return true;
   }
 
   /** False when every copy has seen it. */
   #truncate(message: TruncateMessage, transaction: OpenTransaction): boolean {
     const tables: StreamedTable[] = [];
+    let emptied = false;
     for (const relationId of message.relationIds) {
       const relation = this.#relations.get(relationId);
       if (relation.kind === 'marker') continue;
-      if (transaction.filtered) {
-        const { parts, all } = this.#filter.partsToTruncate(relation.table.key, transaction);
-        if (parts.length === 0) continue;
-        if (!all)
-          throw new MigrationError('internal', `${relation.table.key}: a truncate of some of its parts`);
-      }
-      tables.push(relation.table);
+      const { table } = relation;
+      const verdict = transaction.filtered
+        ? this.#filter.truncate(table.key, transaction)
+        : { kind: 'apply' as const };
+      if (verdict.kind === 'apply') tables.push(table);
+      if (verdict.kind !== 'some') continue;
+      this.#applier.deleteParts(table, verdict, transaction);
+      emptied = true;
     }
-    if (tables.length === 0) return false;
-    this.#applier.truncate(tables, message.restartIdentity, transaction);
-    return true;
+    if (tables.length > 0) this.#applier.truncate(tables, message.restartIdentity, transaction);
+    return emptied || tables.length > 0;
   }
 
   /** Also stores a position without changes: then the target transaction holds nothing but the progress row. */

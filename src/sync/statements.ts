@@ -2,8 +2,10 @@
 // by a cast to the planned column's type, so that the type's own input function reads what its output function wrote.
 // ONLY everywhere: a planned table holds its rows itself; children of classic inheritance are planned on their own.
 import { MigrationError } from '../model/errors.ts';
+import type { PartRange } from '../model/part-range.ts';
 import type { PlannedColumn } from '../model/schema-plan.ts';
 import { UNCHANGED, type ColumnValue, type Tuple, type UpdateMessage } from '../postgres/pgoutput.ts';
+import { rangeCondition } from '../postgres/copy-range.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import type { StreamedTable } from './relations.ts';
 
@@ -172,6 +174,22 @@ function moveRow(table: StreamedTable, message: UpdateMessage, old: Tuple, full:
 export function truncateTables(tables: readonly StreamedTable[], restartIdentity: boolean): Statement {
   const list = tables.map((table) => `only ${identRelation(table.plan.target)}`).join(', ');
   return { text: `truncate table ${list} ${restartIdentity ? 'restart' : 'continue'} identity`, values: [] };
+}
+
+/** Removes the rows of some parts; rows that are parts of their own (`except`) stay with their range's. */
+export function deleteParts(
+  table: StreamedTable,
+  parts: readonly (PartRange | null)[],
+  except: readonly PartRange[],
+): Statement {
+  const types = new Map(table.columns.map((column) => [column.name, column.type]));
+  const isOneOf = (ranges: readonly (PartRange | null)[]): string =>
+    ranges.map((range) => `(${rangeCondition(range, types)})`).join(' or ');
+  const kept = except.length === 0 ? '' : ` and not (${isOneOf(except)})`;
+  return {
+    text: `delete from only ${identRelation(table.plan.target)} where (${isOneOf(parts)})${kept}`,
+    values: [],
+  };
 }
 
 /** The identity of a row in words, for errors: `id=5`, or the whole row under identity full; long values are cut. */

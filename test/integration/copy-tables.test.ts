@@ -2,11 +2,10 @@
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { startEmbeddedPostgres } from '../../src/cli/embedded-postgres.ts';
 import { copyTables } from '../../src/copy/copy-tables.ts';
-import { waitForFlush } from '../../src/copy/flush.ts';
-import { Waits } from '../../src/copy/waits.ts';
 import type { MigrationError } from '../../src/model/errors.ts';
 import type { Failpoint } from '../../src/model/failpoints.ts';
 import { isVisible, parsePgSnapshot } from '../../src/model/pg-snapshot.ts';
+import { waitForFlush } from '../../src/postgres/copy-flush.ts';
 import { isCopyComplete } from '../../src/postgres/copy-state.ts';
 import { contentOf, makePlan, onBoth, prepareCopy } from '../support/copy-plan.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
@@ -632,12 +631,15 @@ describe('rows that a crash of the source takes back', () => {
     const pair = await makePair();
     const scope = makeScope(pair);
     await pair.source.query('create table filler (t text)');
-    const session = await scope.source.session({ purpose: 'copy', signal: scope.signal });
-    onTestFinished(() => session.close());
     const { rows } = await pair.source.query<{ lsn: string }>(
       `select (pg_current_wal_insert_lsn() + 3000000)::text as lsn`,
     );
-    const waiting = waitForFlush(session, rows[0]?.lsn ?? '', new Waits(scope), scope.signal);
+    const waiting = waitForFlush(
+      scope,
+      rows[0]?.lsn ?? '',
+      (reason) => void scope.waits.push(reason),
+      scope.signal,
+    );
     await waitFor(() => scope.waits.some((reason) => reason?.includes(rows[0]?.lsn ?? '?')));
     await pair.source.query(`insert into filler select repeat('x', 1000) from generate_series(1, 5000)`);
     await waiting;
