@@ -17,6 +17,8 @@ export const FENCED_SQLSTATE = '25006';
 /** Bounds the waits for the advisory locks and for a function that somebody else is changing. */
 const LOCK_TIMEOUT = '10s';
 const UNFENCE_ATTEMPTS = 3;
+/** A connect timeout and a lock timeout, and a little more. */
+const UNFENCE_TIMEOUT_MS = 30_000;
 /** First key of the advisory lock of one task's fence; the second is made of the task id. */
 const FENCE_LOCK = 0x66656e63; // 'fenc'
 
@@ -126,7 +128,7 @@ export async function ensureFenceFunction(scope: TaskScope): Promise<FenceState>
 export async function setFence(scope: TaskScope, armed: boolean): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {
-      await scope.source.transaction(async (client) => {
+      const replace = async (client: ClientBase): Promise<void> => {
         await client.query(`select set_config('lock_timeout', $1, true)`, [LOCK_TIMEOUT]);
         await client.query('select pg_advisory_xact_lock($1, hashtext($2))', [FENCE_LOCK, scope.taskId]);
         const found = await findFunction(scope, client);
@@ -136,7 +138,9 @@ export async function setFence(scope: TaskScope, armed: boolean): Promise<void> 
         }
         // Un-fencing always replaces it: somebody without the lock may be changing it, too.
         if (!armed || found.state !== 'armed') await client.query(replaceSql(scope.taskId, armed));
-      });
+      };
+      if (armed) await scope.source.transaction(replace);
+      else await onNewConnection(scope, (client) => inTransaction(client, replace));
       return;
     } catch (error) {
       const failure = fromPostgres(error, { role: 'source' });
@@ -148,15 +152,49 @@ export async function setFence(scope: TaskScope, armed: boolean): Promise<void> 
   }
 }
 
+/**
+ * On a connection that was open before the network broke, a statement may wait until TCP gives up, a quarter of an hour
+ * in which the source refuses writes; a new one works as soon as the network does. Bounded, and not stopped by the
+ * task's signal: an un-fencing that has begun is better done.
+ */
+async function onNewConnection(
+  scope: TaskScope,
+  work: (client: ClientBase) => Promise<unknown>,
+): Promise<void> {
+  const giveUp = AbortSignal.timeout(UNFENCE_TIMEOUT_MS);
+  try {
+    const session = await scope.source.session({ purpose: 'unfence', signal: giveUp });
+    try {
+      await work(session.client);
+    } finally {
+      await session.close();
+    }
+  } catch (error) {
+    if (!giveUp.aborted) throw error;
+    throw new MigrationError('deadline_exceeded', 'source: no answer to the lifting of the fence', {
+      details: { role: 'source' },
+      cause: error,
+    });
+  }
+}
+
+async function inTransaction(client: ClientBase, work: (client: ClientBase) => Promise<void>): Promise<void> {
+  await client.query('begin');
+  await work(client); // after a throw the connection is closed, which rolls back
+  await client.query('commit');
+}
+
 /** Ends the sessions that hold the fence's lock: ours, of a process whose machine is gone, which would stay for hours. */
 async function endHolders(scope: TaskScope): Promise<void> {
-  await scope.source.query(
-    `select pg_terminate_backend(l.pid) from pg_locks l
+  await onNewConnection(scope, (client) =>
+    client.query(
+      `select pg_terminate_backend(l.pid) from pg_locks l
        join pg_database d on d.oid = l.database and d.datname = current_database()
        join pg_stat_activity a on a.pid = l.pid and starts_with(a.application_name, $3)
      where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.pid <> pg_backend_pid()
        and l.classid = $1::bigint::oid and l.objid = (hashtext($2)::bigint & 4294967295)::oid`,
-    [FENCE_LOCK, scope.taskId, `dts/${scope.taskId}/source`],
+      [FENCE_LOCK, scope.taskId, `dts/${scope.taskId}/source`],
+    ),
   );
 }
 

@@ -10,6 +10,7 @@ import { armFence, disarmFence, installFence, removeFence } from '../../src/cuto
 import { fenceFunction, fenceState, FENCED_SQLSTATE, setFence } from '../../src/cutover/fence-function.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
+import { makeProxy, through } from '../support/proxy.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
 
 const schema = `
@@ -320,6 +321,20 @@ test('aborting ends an arming that waits, within a second', async () => {
   await liftFence(makeScope({ source, target: source }, {}, scope));
 });
 
+test('connections that a firewall has forgotten do not keep the source fenced', async () => {
+  const { source, scope: direct } = await fenced(16);
+  const network = await makeProxy(source.port);
+  const scope = makeScope({ source: through(network, source), target: source }, {}, direct);
+  await installFence(scope);
+  await armFence(scope);
+  network.forget();
+  const began = Date.now();
+  await disarmFence(scope);
+  expect(Date.now() - began).toBeLessThan(5_000);
+  await source.query('delete from users');
+  await removeFence(direct);
+});
+
 test('arming again after a kill keeps the time of the write stop, and installing lifts a fence found armed', async () => {
   const { source, scope } = await fenced(16);
   await installFence(scope);
@@ -370,9 +385,22 @@ describe('a process that was killed while its COMMIT was on the way', () => {
   ): Promise<{ arrive: () => void; done: Promise<unknown> }> {
     const killed = makeScope({ source, target: source }, {}, scope);
     const transaction = killed.source.transaction.bind(killed.source);
+    const session = killed.source.session.bind(killed.source);
     let arrive = (): void => undefined;
     const gate = new Promise<void>((resolve) => (arrive = resolve));
     let sent = false;
+    killed.source.session = async (options) => {
+      const opened = await session(options);
+      const query = opened.client.query.bind(opened.client) as (...args: unknown[]) => Promise<unknown>;
+      opened.client.query = (async (...args: unknown[]) => {
+        if (args[0] === 'commit') {
+          sent = true;
+          await gate;
+        }
+        return query(...args);
+      }) as typeof opened.client.query;
+      return opened;
+    };
     killed.source.transaction = (work, begin) =>
       transaction(async (client) => {
         const result = await work(client);

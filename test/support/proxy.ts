@@ -9,6 +9,8 @@ export interface Proxy {
   close(): Promise<void>;
   /** Open connections stay and new ones are taken, but not a byte passes any more: a firewall that drops. */
   freeze(): void;
+  /** Open connections stay, but not a byte passes over them any more; new ones work: a firewall that was restarted. */
+  forget(): void;
   /** The server is reachable again; connections from before `close` or `freeze` are gone. */
   open(): Promise<void>;
 }
@@ -52,15 +54,19 @@ export async function makeProxy(target: number): Promise<Proxy> {
   onTestFinished(async () => {
     if (server.listening) await close();
   });
+  const forget = (): void => {
+    for (const socket of sockets) {
+      socket.unpipe();
+      socket.pause();
+    }
+  };
   return {
     port,
     close,
+    forget,
     freeze() {
       frozen = true;
-      for (const socket of sockets) {
-        socket.unpipe();
-        socket.pause();
-      }
+      forget();
     },
     async open() {
       frozen = false;
