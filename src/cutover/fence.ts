@@ -9,7 +9,7 @@ import { relationKey } from '../model/relation.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { ident } from '../postgres/sql.ts';
 import { subscriptionsWriting } from '../postgres/subscriptions.ts';
-import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { dropFenceFunction, ensureFenceFunction, fenceState, setFence } from './fence-function.ts';
 import { dropTriggers, fencedRelations, installTriggers } from './fence-triggers.ts';
 import {
@@ -70,7 +70,7 @@ export async function armFence(scope: TaskScope): Promise<{ fenceLsn: Lsn }> {
   await setFence(scope, true);
   scope.failpoint('fence.armed');
   await waitForWriters(scope, oids, deadline);
-  await refuseNewPartitions(scope);
+  await refuseNewRelatives(scope, oids);
   await refuseSubscriptions(scope, oids);
   const { rows } = await scope.source.query<{ lsn: Lsn; version: string }>(
     `select pg_current_wal_insert_lsn()::text as lsn, current_setting('server_version') as version`,
@@ -149,26 +149,36 @@ async function refuseSubscriptions(scope: TaskScope, oids: readonly number[]): P
   );
 }
 
-/** ATTACH PARTITION sends nothing down the stream, so rows of a partition that we do not know would be left behind. */
-async function refuseNewPartitions(scope: TaskScope): Promise<void> {
-  const { roots } = schemaPlanOf(scope);
-  if (roots.length === 0) return;
-  const known = new Set(fencedRelations(scope).map((relation) => relationKey(relation)));
-  const oids = await relationOids(
-    scope.source,
-    roots.map((root) => root.source),
+/**
+ * Neither ATTACH PARTITION nor INHERIT sends anything down the stream. Rows of a child that we do not know would be left
+ * behind; and a statement on a parent that we do not know writes our table, but fires only the parent's triggers.
+ */
+async function refuseNewRelatives(scope: TaskScope, oids: readonly number[]): Promise<void> {
+  const { rows } = await scope.source.query<{
+    ours: number;
+    schema: string;
+    name: string;
+    is_child: boolean;
+  }>(
+    `select r.ours, n.nspname::text as schema, c.relname::text as name, r.is_child
+     from (select inhparent as ours, inhrelid as other, true as is_child from pg_inherits
+             where inhparent = any ($1::oid[]) and inhrelid <> all ($1::oid[])
+           union all
+           select inhrelid, inhparent, false from pg_inherits
+             where inhrelid = any ($1::oid[]) and inhparent <> all ($1::oid[])) r
+       join pg_class c on c.oid = r.other join pg_namespace n on n.oid = c.relnamespace
+     where c.relpersistence <> 't' order by 2, 3`,
+    [oids],
   );
-  const { rows } = await scope.source.query<{ schema: string; name: string }>(
-    `select n.nspname::text as schema, c.relname::text as name
-     from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_namespace n on n.oid = c.relnamespace
-     where i.inhparent = any ($1::oid[]) and c.relkind in ('r', 'p') order by 1, 2`,
-    [oids.filter((oid) => oid !== undefined)],
-  );
-  const unknown = rows.map((row) => relationKey(row)).filter((key) => !known.has(key));
-  if (unknown.length > 0) {
-    throw new MigrationError('source_ddl', `source: partitions were added: ${unknown.join(', ')}`, {
-      hint: 'they are not part of this migration: detach them, or cancel this migration and start a new one',
-      details: { relations: unknown },
-    });
-  }
+  if (rows.length === 0) return;
+  const children = rows.filter((row) => row.is_child).map((row) => relationKey(row));
+  const parents = rows.filter((row) => !row.is_child).map((row) => relationKey(row));
+  const what = [
+    ...(children.length === 0 ? [] : [`partitions or children were added: ${children.join(', ')}`]),
+    ...(parents.length === 0 ? [] : [`tables were put under ${parents.join(', ')}`]),
+  ];
+  throw new MigrationError('source_ddl', `source: ${what.join('; ')}`, {
+    hint: 'they are not part of this migration: detach them (or NO INHERIT), or cancel this migration and start a new one',
+    details: { relations: [...children, ...parents] },
+  });
 }

@@ -376,6 +376,29 @@ test('a partition that was attached meanwhile stops the cutover', async () => {
   await liftFence(scope);
 });
 
+test.each([
+  ['a child by inheritance', 'create table users_old () inherits (users)', 'public.users_old'],
+  [
+    'a parent by inheritance, whose updates and deletes reach our rows past our trigger',
+    'create table people (id bigint not null, name text); alter table users inherit people',
+    'public.people',
+  ],
+  [
+    'a partitioned parent, whose inserts do',
+    `create table people (id bigint not null, name text) partition by range (id);
+     alter table people attach partition users for values from (0) to (100)`,
+    'public.people',
+  ],
+])('%s, added meanwhile, stops the cutover', async (_what, ddl, name) => {
+  const { source, scope } = await fenced(16);
+  await installFence(scope);
+  await source.query(ddl);
+  const error = await errorOf(armFence(scope));
+  expect(error.code).toBe('source_ddl');
+  expect(error.message).toContain(name);
+  await liftFence(scope);
+});
+
 describe('a process that was killed while its COMMIT was on the way', () => {
   /** Changes the fence as a task of its own would, but for a COMMIT that arrives only when it is let go. */
   async function inFlight(
