@@ -10,7 +10,13 @@ import { fromPostgres } from '../postgres/errors.ts';
 import { ident } from '../postgres/sql.ts';
 import { subscriptionsWriting } from '../postgres/subscriptions.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
-import { dropFenceFunction, ensureFenceFunction, fenceState, setFence } from './fence-function.ts';
+import {
+  dropFenceFunction,
+  ensureFenceFunction,
+  fenceState,
+  fenceTriggerName,
+  setFence,
+} from './fence-function.ts';
 import { dropTriggers, fencedRelations, installTriggers } from './fence-triggers.ts';
 import {
   describeHolders,
@@ -80,6 +86,38 @@ export async function armFence(scope: TaskScope): Promise<{ fenceLsn: Lsn }> {
   const note: FenceNote = { armedAt, fenceLsn: row.lsn, sourceVersion: row.version };
   scope.checkpoints.set(cutoverNotes.fence, note);
   return { fenceLsn: note.fenceLsn };
+}
+
+/**
+ * A last look before the point of no return. Errors: `fence_failed` when the fence does not stand as it was armed (lifted
+ * or dropped by somebody, a trigger disabled, another server behind the source's address), `source_ddl`.
+ */
+export async function confirmFence(scope: TaskScope): Promise<void> {
+  const relations = fencedRelations(scope);
+  const { rows } = await scope.source.query<{ schema: string; name: string; oid: number | null }>(
+    `select w.schema, w.name, t.tgrelid as oid
+     from unnest($1::text[], $2::text[]) as w(schema, name)
+       left join pg_namespace s on s.nspname = w.schema
+       left join pg_class c on c.relnamespace = s.oid and c.relname = w.name
+       left join pg_trigger t on t.tgrelid = c.oid and t.tgname = $3 and t.tgenabled = 'A'`,
+    [
+      relations.map(({ schema }) => schema),
+      relations.map(({ name }) => name),
+      fenceTriggerName(scope.taskId),
+    ],
+  );
+  const bare = rows.filter(({ oid }) => oid === null).map((row) => relationKey(row));
+  if (bare.length > 0 || (await fenceState(scope)) !== 'armed') {
+    const what = bare.length > 0 ? `is gone from ${bare.join(', ')}` : 'is not armed any more';
+    throw new MigrationError('fence_failed', `source: the write fence ${what}`, {
+      hint: 'find out who changes triggers, functions or tables of the source; then resume and request the cutover again',
+      details: { role: 'source', relations: bare },
+    });
+  }
+  await refuseNewRelatives(
+    scope,
+    rows.flatMap(({ oid }) => oid ?? []),
+  );
 }
 
 /** Allows writes again, at once and on all tables; the triggers stay. Also right when there is no fence. */

@@ -3,17 +3,22 @@
 // turns back here must leave a target on which the stream can go on, without triggers that fire or keys that cascade.
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
+import { confirmFence } from './fence.ts';
 import { rehearsePhases } from './planned-statements.ts';
 import { copySequences } from './sequences.ts';
 
 /** Short: the source's writers wait too. */
 const LOCK_TIMEOUT = '5s';
 
-/** Idempotent. Errors: those of the sequences, `schema_failed` for a statement that would fail after the opening. */
+/**
+ * Idempotent. Errors: those of the sequences, `schema_failed` for a statement that would fail after the opening, those of
+ * `confirmFence`.
+ */
 export async function prepareTarget(scope: TaskScope): Promise<void> {
   const sequences = await copySequences(scope);
   scope.checkpoints.set(cutoverNotes.sequences, sequences);
   scope.failpoint('finalize.sequences-set');
   await rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT });
+  await confirmFence(scope);
   scope.failpoint('finalize.before-point-of-no-return');
 }

@@ -6,7 +6,7 @@ import { cutoverNotes, type WriteStop } from '../../src/model/cutover-notes.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import { compareLsn } from '../../src/model/lsn.ts';
 import { liftFence } from '../../src/cutover/clean-up.ts';
-import { armFence, disarmFence, installFence, removeFence } from '../../src/cutover/fence.ts';
+import { armFence, confirmFence, disarmFence, installFence, removeFence } from '../../src/cutover/fence.ts';
 import { fenceFunction, fenceState, FENCED_SQLSTATE, setFence } from '../../src/cutover/fence-function.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
@@ -396,6 +396,32 @@ test.each([
   const error = await errorOf(armFence(scope));
   expect(error.code).toBe('source_ddl');
   expect(error.message).toContain(name);
+  await liftFence(scope);
+});
+
+test.each([
+  ['a trigger disabled', 'alter table orders disable trigger all', 'public.orders'],
+  [
+    'a table exchanged',
+    'alter table orders rename to orders_old; create table orders (id bigint)',
+    'public.orders',
+  ],
+  [
+    'a parent added',
+    'create table p (id bigint not null, name text); alter table users inherit p',
+    'public.p',
+  ],
+])('%s after the arming is found before the point of no return', async (_what, ddl, name) => {
+  const { source, scope } = await fenced(16);
+  await installFence(scope);
+  await armFence(scope);
+  await confirmFence(scope);
+  await source.query(ddl);
+  const error = await errorOf(confirmFence(scope));
+  expect(['fence_failed', 'source_ddl']).toContain(error.code);
+  expect(error.message).toContain(name);
+  await setFence(scope, false);
+  expect((await errorOf(confirmFence(scope))).code).toBe('fence_failed');
   await liftFence(scope);
 });
 
