@@ -24,6 +24,8 @@ export interface Activities {
   readonly drain: { readonly output: { readonly markerLsn: string } };
   /** Allows writes again. Also right when nothing was armed. */
   readonly disarmFence: { readonly output: null };
+  /** Compares range by range, then what changes, while the stream runs; ends only when it is stopped. */
+  readonly validateOnline: { readonly output: never };
   /** Compares every table on both sides, under the fence. */
   readonly compareTables: { readonly output: { readonly tables: readonly TableVerdict[] } };
   /** Sequences, foreign keys NOT VALID, triggers: what the target needs before it opens. */

@@ -29,6 +29,11 @@ export interface TaskContext {
   readonly caughtUp: boolean;
   readonly fenceInstalled: boolean;
   readonly cutoverRequested: boolean;
+  /** The online validation: begun by itself, how often asked for, whether the cutover waits for it, what it says. */
+  readonly validatesOnline: boolean;
+  readonly validationPass: number;
+  readonly needsValidation: boolean;
+  readonly validationClean: boolean;
   /** Failed cutovers since the last request; spaces the tries of `cutover: auto`. */
   readonly cutoverFailures: number;
   /** End of the wait that is running: write stop, validation or the pause between automatic cutovers. ISO 8601. */
@@ -52,6 +57,8 @@ export type TaskCommand =
   | { readonly type: 'PAUSE' }
   | { readonly type: 'RESUME' }
   | { readonly type: 'CUTOVER' }
+  /** Begin the online validation anew. */
+  | { readonly type: 'VALIDATE' }
   | { readonly type: 'CANCEL'; readonly dropTarget?: boolean }
   | { readonly type: 'ABANDON'; readonly dropTarget?: boolean };
 
@@ -66,6 +73,10 @@ export type TaskMachineEvent =
   | { readonly type: 'PART_DONE' }
   /** Between the regions: flow asks, copy and verify answer. */
   | { readonly type: 'COPY_DONE' }
+  | { readonly type: 'VALIDATION_DUE' }
+  | { readonly type: 'VALIDATION_CLEAN' }
+  | { readonly type: 'VALIDATION_NOT_CLEAN' }
+  | { readonly type: 'FENCE_COMING' }
   | { readonly type: 'VERIFY_REQUESTED' }
   | { readonly type: 'VERIFY_ENDED' }
   | { readonly type: 'VERIFIED'; readonly equal: boolean; readonly tables: readonly string[] }
@@ -87,6 +98,10 @@ export function initialContext({ taskId, spec }: TaskInput): TaskContext {
     caughtUp: false,
     fenceInstalled: false,
     cutoverRequested: false,
+    validatesOnline: spec.options.validation === 'online',
+    validationPass: 0,
+    needsValidation: spec.options.cutoverMaxValidationAgeMs !== null,
+    validationClean: false,
     cutoverFailures: 0,
     deadlineAt: null,
     afterUnfencing: 'syncingWal',

@@ -49,6 +49,7 @@ export const taskSetup = setup({
     armFence: contract('armFence'),
     drain: contract('drain'),
     disarmFence: contract('disarmFence'),
+    validateOnline: contract('validateOnline'),
     compareTables: contract('compareTables'),
     prepareTarget: contract('prepareTarget'),
     settle: contract('settle'),
@@ -70,8 +71,16 @@ export const taskSetup = setup({
       (['retry', 'ignore'] satisfies ErrorVerdict[] as ErrorVerdict[]).includes(
         errorVerdict(errorOf(event).kind),
       ),
+    errorIgnored: ({ event }) => errorVerdict(errorOf(event).kind) === 'ignore',
     resumesAt: ({ context }, point: ResumePoint) => context.resumesAt === point,
-    cutoverGatesOpen: ({ context }) => context.cutoverRequested && context.caughtUp && context.fenceInstalled,
+    cutoverGatesOpen: ({ context }) =>
+      context.cutoverRequested &&
+      context.caughtUp &&
+      context.fenceInstalled &&
+      (!context.needsValidation || context.validationClean),
+    isClean: ({ context }) => context.validationClean,
+    isNotClean: ({ context }) => !context.validationClean,
+    validatesOnline: ({ context }) => context.validatesOnline || context.validationPass > 0,
     hasFailedBefore: ({ context }) => context.attempt > 0,
     nothingMade: ({ context }) => context.resumesAt === 'init',
     isBehind: ({ context }) => !context.caughtUp,

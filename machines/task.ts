@@ -8,7 +8,7 @@
 //                  retrying ←─transient errors──              │           ↑          arming, draining   forward)
 //                                                             │           └──────── validating
 //   cancelling → cancelled                                    ├ copy:   idle ⇄ copying
-//   failing    → failed                                       └ verify: idle ⇄ verifying
+//   failing    → failed                                       └ verify: idle ⇄ online, verifying
 //
 // 1. `replicating` invokes the stream for its whole life: it owns slot and walsender, and lives through the fence.
 // 2. Nothing pauses, retries or is restored under the fence: `unfencing` comes first. After the point of no return
@@ -186,6 +186,7 @@ export const taskMachine = taskSetup.createMachine({
                     context.cutoverFailures < MAX_AUTO_CUTOVERS &&
                     context.error?.kind !== 'divergence',
                 }),
+                raise({ type: 'VALIDATION_DUE' }),
               ],
               initial: 'installing',
               states: {
@@ -226,18 +227,29 @@ export const taskMachine = taskSetup.createMachine({
                   always: { guard: 'cutoverGatesOpen', target: '#task.replicating.flow.stoppingWrites' },
                 },
               },
-              on: { CUTOVER: { actions: assign({ cutoverRequested: true, cutoverFailures: 0 }) } },
+              on: {
+                CUTOVER: { actions: assign({ cutoverRequested: true, cutoverFailures: 0 }) },
+                VALIDATE: {
+                  actions: [
+                    assign({ validationPass: ({ context }) => context.validationPass + 1 }),
+                    raise({ type: 'VALIDATION_DUE' }),
+                  ],
+                },
+              },
             },
 
             stoppingWrites: {
               initial: 'fenced',
               states: {
                 fenced: {
-                  entry: assign({
-                    deadlineAt: ({ context }) => inMs(context.cutoverTimeoutMs),
-                    afterUnfencing: 'syncingWal',
-                    error: null,
-                  }),
+                  entry: [
+                    assign({
+                      deadlineAt: ({ context }) => inMs(context.cutoverTimeoutMs),
+                      afterUnfencing: 'syncingWal',
+                      error: null,
+                    }),
+                    raise({ type: 'FENCE_COMING' }),
+                  ],
                   invoke: { ...deadline, onDone: timedOut },
                   initial: 'arming',
                   states: {
@@ -351,7 +363,31 @@ export const taskMachine = taskSetup.createMachine({
         verify: {
           initial: 'idle',
           states: {
-            idle: { on: { VERIFY_REQUESTED: 'verifying' } },
+            idle: {
+              on: {
+                VERIFY_REQUESTED: 'verifying',
+                VALIDATION_DUE: { guard: 'validatesOnline', target: 'online' },
+              },
+            },
+            // it goes on by its notes; trouble is its own and tried again inside
+            online: {
+              invoke: {
+                src: 'validateOnline',
+                input: ref,
+                onError: [
+                  { guard: 'errorIgnored', target: 'online', reenter: true },
+                  { target: 'idle', actions: 'recordError' },
+                ],
+              },
+              exit: assign({ validationClean: false }),
+              on: {
+                VALIDATION_DUE: { target: 'online', reenter: true },
+                VALIDATION_CLEAN: { guard: 'isNotClean', actions: assign({ validationClean: true }) },
+                VALIDATION_NOT_CLEAN: { guard: 'isClean', actions: assign({ validationClean: false }) },
+                FENCE_COMING: 'idle',
+                VERIFY_REQUESTED: 'verifying',
+              },
+            },
             verifying: {
               invoke: {
                 src: 'compareTables',

@@ -1,5 +1,5 @@
 // Names in JSON: snake_case outside, camelCase inside. Called for every request body and every answer. Only names that
-// are ours are changed: whatever lies inside `details` of an error is passed on as it is, because its keys may be data
+// are ours are changed: whatever lies inside `details` of an error, or the `key` of a row, is passed on as it is, because its keys may be data
 // (column names, settings), and values are never touched.
 
 /** Deeper bodies are refused: no request of ours nests further, and the mapping recurses. */
@@ -10,7 +10,7 @@ const requestName = /^[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*$/;
 const ourName = /^[a-z][a-zA-Z0-9]*$/;
 
 /** Fields whose own names are ours and whose values are foreign. */
-const openFields: ReadonlySet<string> = new Set(['details']);
+const openFields: ReadonlySet<string> = new Set(['details', 'key']);
 
 export function camelName(name: string): string {
   return name.replaceAll(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());

@@ -52,6 +52,7 @@ const commands: Readonly<Record<string, Command>> = {
   pause: plain((service, id) => service.pauseTask(id)),
   resume: plain((service, id) => service.resumeTask(id)),
   cutover: plain((service, id) => service.cutover(id)),
+  validate: plain((service, id) => service.validateTask(id)),
   unfence: plain((service, id) => service.unfenceTask(id)),
   cancel: async (service, id, c) => service.cancelTask(id, await readEnd(c)),
   abandon: async (service, id, c) => service.abandonTask(id, await readEnd(c)),
@@ -83,6 +84,7 @@ function statusOf(task: TaskView): object {
     cleanupPending: task.cleanupPending,
     waitingFor: detail.waitingFor,
     allowedCommands: task.allowedCommands,
+    cutoverWaitsFor: task.cutoverWaitsFor,
     writeStopMs: task.writeStopMs,
     bytesCopied: detail.bytesCopied,
     bytesEstimated: detail.bytesEstimated,
@@ -180,6 +182,9 @@ export function apiRoutes(service: Service, options: ApiOptions): Hono {
   path(app, '/migrations/:id/status', { get: ofTask(statusOf) });
   path(app, '/migrations/:id/tables', {
     get: bare(async (c) => answer(c, { tables: await service.getTables(idOf(c)) })),
+  });
+  path(app, '/migrations/:id/validation', {
+    get: bare(async (c) => answer(c, await service.getValidation(idOf(c)))),
   });
   path(app, '/migrations/:id/events', {
     get: async (c) => {

@@ -15,6 +15,8 @@ export const failpoints = [
   'fence.armed',
   'drain.marker-emitted',
   'drain.marker-applied',
+  'validate.range-compared',
+  'validate.keys-compared',
   'validate.mid-tables',
   'finalize.sequences-set',
   'finalize.before-point-of-no-return',

@@ -105,6 +105,9 @@ const options = z.strictObject({
     .int()
     .min(0)
     .default(16 * 1024 * 1024),
+  validation: z.enum(['online', 'cutover']).default('online'),
+  validationMaxRowsPerSecond: z.int().min(1_000).nullable().default(null),
+  cutoverMaxValidationAgeMs: milliseconds.nullable().default(null),
   slotTimeoutMs: milliseconds.default(300_000),
   copyJobs: z.int().min(1).max(32).default(4),
   indexJobs: z.int().min(1).max(32).default(2),

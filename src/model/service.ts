@@ -1,6 +1,7 @@
 // The library's surface: what `createService` returns and what HTTP and the command line are made of.
 import type { TaskRequest } from './request.ts';
 import type { Finding } from './finding.ts';
+import type { ValidationView } from './validation.ts';
 import type { TaskState, TaskView, TableProgress, TaskProgress } from './task.ts';
 
 /** A task with an actor, as the manager sees it. */
@@ -72,6 +73,10 @@ export interface Service {
   /** Gives a task up as `failed`, leaving nothing on the source. */
   abandonTask(id: string, options?: { readonly dropTarget?: boolean }): Promise<CommandResult>;
   cutover(id: string): Promise<CommandResult>;
+  /** Begins the online validation anew; of a task that syncs. */
+  validateTask(id: string): Promise<CommandResult>;
+  /** What the online validation knows of each table. */
+  getValidation(id: string): Promise<ValidationView>;
   /** Lifts the fence that an ended task left on the source. */
   unfenceTask(id: string): Promise<CommandResult>;
   /** Refuses a task that is live, still fences its source or has a cleanup pending; `force` overrides the last two. */

@@ -74,6 +74,12 @@ export interface TaskOptions {
   readonly validationTimeoutMs: number;
   /** Cutover starts only while the target is at most this far behind. */
   readonly cutoverMaxLagBytes: number;
+  /** `online`: tables are compared while the stream runs; `cutover`: as a whole under the fence. */
+  readonly validation: 'online' | 'cutover';
+  /** Limit of the online validation; null: none. */
+  readonly validationMaxRowsPerSecond: number | null;
+  /** Cutover starts only when the online validation found everything equal this recently; null: it need not. */
+  readonly cutoverMaxValidationAgeMs: number | null;
   /** Longest wait for write transactions when the slot is created and at the copy barrier. */
   readonly slotTimeoutMs: number;
   /** Tables copied at once. */
@@ -170,6 +176,8 @@ export interface TaskView {
   readonly allowedCommands: readonly TaskCommandType[];
   /** Whether the source's tables refuse writes because of this task. */
   readonly fenced: boolean;
+  /** Why a requested, or the next, cutover would have to wait; empty when every gate is open. */
+  readonly cutoverWaitsFor: readonly string[];
   /** Length of the last write stop in ms, from arming the fence to the point of no return or un-fencing. */
   readonly writeStopMs: number | null;
   /** Objects of ours could not be removed yet; retried by the periodic cleanup. */
@@ -180,7 +188,7 @@ export interface TaskView {
   readonly endedAt: string | null;
 }
 
-export const taskCommands = ['START', 'PAUSE', 'RESUME', 'CANCEL', 'ABANDON', 'CUTOVER'] as const;
+export const taskCommands = ['START', 'PAUSE', 'RESUME', 'CANCEL', 'ABANDON', 'CUTOVER', 'VALIDATE'] as const;
 export type TaskCommandType = (typeof taskCommands)[number];
 
 /** Counts and digests of one table, read from both servers under the fence. */
@@ -193,6 +201,13 @@ export interface TableVerdict {
   readonly sourceDigest: string;
   readonly targetDigest: string;
   readonly equal: boolean;
+  /**
+   * `full`: every row. `changes`: rows and digests are of the keys that changed since the online validation read them;
+   * the others were equal then.
+   */
+  readonly method: 'full' | 'changes';
+  /** Of the online validation; null when it has not read the table. */
+  readonly verifiedLsn: Lsn | null;
 }
 
 export interface SequenceVerdict {

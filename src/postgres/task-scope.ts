@@ -20,6 +20,8 @@ export interface ProgressPort {
   /** Changes figures of one table; `durable` also saves the row (part done, table ready). */
   updateTable(table: string, patch: Partial<TableProgress>, durable?: boolean): void;
   setSync(status: SyncStatus): void;
+  /** Whether the online validation has found everything equal, as recently as the task demands. */
+  setValidationClean(clean: boolean): void;
   /** Why the task stands still (`slot waits for pid 4711 …`); null when it does not. */
   setWaitingFor(reason: string | null): void;
 }
@@ -53,7 +55,9 @@ export function saveSchemaPlan(scope: TaskScope, plan: SchemaPlan): void {
   scope.checkpoints.set(SCHEMA_PLAN, plan);
 }
 
-export function findSchemaPlan(scope: TaskScope): SchemaPlan | undefined {
+export function findSchemaPlan(scope: {
+  readonly checkpoints: Pick<Checkpoints, 'get'>;
+}): SchemaPlan | undefined {
   return scope.checkpoints.get<SchemaPlan>(SCHEMA_PLAN);
 }
 

@@ -14,6 +14,7 @@ import { runPreflight } from '../preflight/run.ts';
 import { createTables } from '../schema/create-tables.ts';
 import { runStream } from '../sync/stream.ts';
 import { compareTables } from '../validate/compare.ts';
+import { validateOnline } from '../validate/online.ts';
 import type { ActivityRunner } from './activity-runner.ts';
 
 export interface ActivityHost {
@@ -21,6 +22,8 @@ export interface ActivityHost {
   scopeOf(taskId: string, signal: AbortSignal): TaskScope;
   /** `drop_target` of the command that ended the task. */
   dropTargetOf(taskId: string): boolean;
+  /** How often a new online validation was asked for. */
+  validationPassOf(taskId: string): number;
   releaseConnections(taskId: string): Promise<void>;
 }
 
@@ -50,6 +53,7 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     await disarmFence(scope);
     return null;
   },
+  validateOnline: (scope, host) => validateOnline(scope, host.validationPassOf(scope.taskId)),
   compareTables,
   prepareTarget: async (scope) => {
     await prepareTarget(scope);
@@ -102,6 +106,7 @@ export function taskActors(host: ActivityHost) {
     armFence: logic('armFence', host),
     drain: logic('drain', host),
     disarmFence: logic('disarmFence', host),
+    validateOnline: logic('validateOnline', host),
     compareTables: logic('compareTables', host),
     prepareTarget: logic('prepareTarget', host),
     settle: logic('settle', host),

@@ -18,9 +18,11 @@ import type {
   TaskManager,
   TaskPage,
 } from '../model/service.ts';
+import type { ValidationView } from '../model/validation.ts';
+import { validationView } from '../validate/notes.ts';
 import { isEnded, taskStates, type TableProgress, type TaskState, type TaskView } from '../model/task.ts';
 import { TaskConnections } from '../postgres/connections.ts';
-import type { Log, TaskScope } from '../postgres/task-scope.ts';
+import { findSchemaPlan, type Log, type TaskScope } from '../postgres/task-scope.ts';
 import { runPreflight } from '../preflight/run.ts';
 import type { EventHub } from './event-hub.ts';
 import { referencedPassword, type SecretVault } from './secrets.ts';
@@ -58,6 +60,7 @@ const alreadyHolds: Readonly<Record<TaskCommand['type'], readonly TaskState[]>> 
     'retrying',
   ],
   CUTOVER: ['stoppingWrites', 'validating', 'finalizing', 'completed'],
+  VALIDATE: [],
   CANCEL: ['cancelling', 'cancelled'],
   ABANDON: ['failing', 'failed'],
 };
@@ -143,6 +146,17 @@ export class MigrationService implements Service {
 
   async cutover(id: string): Promise<CommandResult> {
     return this.#command(id, { type: 'CUTOVER' });
+  }
+
+  async validateTask(id: string): Promise<CommandResult> {
+    return this.#command(id, { type: 'VALIDATE' });
+  }
+
+  async getValidation(id: string): Promise<ValidationView> {
+    this.#supervisor.row(id);
+    const { notes } = this.#supervisor;
+    const checkpoints = { get: <T>(key: string) => notes.checkpoint(id, key) as T | undefined };
+    return validationView(checkpoints, findSchemaPlan({ checkpoints }));
   }
 
   async cancelTask(id: string, options: { readonly dropTarget?: boolean } = {}): Promise<CommandResult> {
@@ -247,7 +261,13 @@ export class MigrationService implements Service {
       source: connections.source,
       target: connections.target,
       checkpoints: { get: () => undefined, set: ignore, delete: ignore },
-      progress: { setTables: ignore, updateTable: ignore, setSync: ignore, setWaitingFor: ignore },
+      progress: {
+        setTables: ignore,
+        updateTable: ignore,
+        setSync: ignore,
+        setValidationClean: ignore,
+        setWaitingFor: ignore,
+      },
       log: this.#parts.log,
       signal: controller.signal,
       failpoint: ignore,

@@ -66,6 +66,8 @@ export class Supervisor implements TaskManager, ActivityHost {
       notes: this.notes,
       isLive: (taskId) => this.actorOf(taskId) !== undefined,
       partDone: (taskId) => this.#tell(taskId, { type: 'PART_DONE' }),
+      validated: (taskId, clean) =>
+        this.#tell(taskId, { type: clean ? 'VALIDATION_CLEAN' : 'VALIDATION_NOT_CLEAN' }),
     });
     this.runner = new ActivityRunner(options.log, (taskId) => this.releaseConnections(taskId));
     const task = durable(taskMachine.provide({ actors: { ...taskActors(this), deadline } }), {
@@ -235,6 +237,10 @@ export class Supervisor implements TaskManager, ActivityHost {
   dropTargetOf(taskId: string): boolean {
     const row = this.row(taskId);
     return row.crash ? false : restingSnapshot(row).context.dropTarget; // a crashed row may not be readable
+  }
+
+  validationPassOf(taskId: string): number {
+    return restingSnapshot(this.row(taskId)).context.validationPass;
   }
 
   telemetryOf(taskId: string): TaskTelemetry {

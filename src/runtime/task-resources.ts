@@ -17,6 +17,7 @@ export interface TaskResourcesOptions {
   readonly failpoint: (name: Failpoint) => void;
   readonly isLive: (taskId: string) => boolean;
   readonly partDone: (taskId: string) => void;
+  readonly validated: (taskId: string, clean: boolean) => void;
 }
 
 export class TaskResources {
@@ -55,6 +56,7 @@ export class TaskResources {
     const fresh = new TaskTelemetry(taskId, this.#options.notes, {
       changed: () => this.#options.hub.progressChanged(taskId),
       partDone: () => this.#options.partDone(taskId),
+      validated: (clean) => this.#options.validated(taskId, clean),
     });
     this.#telemetry.set(taskId, fresh);
     return fresh;

@@ -21,12 +21,18 @@ export class TaskTelemetry implements ProgressPort {
   #samples: RateSample[] = [];
   #sync: SyncStatus | null = null;
   #waitingFor: string | null = null;
+  readonly #validated: (clean: boolean) => void;
 
-  constructor(taskId: string, notes: TaskNotes, listeners: { changed: () => void; partDone: () => void }) {
+  constructor(
+    taskId: string,
+    notes: TaskNotes,
+    listeners: { changed: () => void; partDone: () => void; validated: (clean: boolean) => void },
+  ) {
     this.#taskId = taskId;
     this.#notes = notes;
     this.#changed = listeners.changed;
     this.#partDone = listeners.partDone;
+    this.#validated = listeners.validated;
     for (const table of notes.tables(taskId)) this.#tables.set(table.table, table);
   }
 
@@ -54,6 +60,10 @@ export class TaskTelemetry implements ProgressPort {
   setSync(status: SyncStatus): void {
     this.#sync = status;
     this.#changed();
+  }
+
+  setValidationClean(clean: boolean): void {
+    this.#validated(clean);
   }
 
   setWaitingFor(reason: string | null): void {

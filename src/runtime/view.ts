@@ -6,7 +6,7 @@ import { initialContext, type TaskContext } from '../../machines/task-context.ts
 import { taskMachine } from '../../machines/task.ts';
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import type { ErrorReport } from '../model/errors.ts';
-import { isEnded, taskCommands, type TaskProgress, type TaskView } from '../model/task.ts';
+import { isEnded, taskCommands, type TaskProgress, type TaskSpec, type TaskView } from '../model/task.ts';
 import { persistedSnapshotOf } from './restore.ts';
 import { progressPercent } from './telemetry.ts';
 
@@ -57,6 +57,19 @@ function leftoverOf(row: TaskRow, notes: TaskNotes): ErrorReport | undefined {
   return notes.checkpoint(row.id, cutoverNotes.leftover) as ErrorReport | undefined;
 }
 
+/** The guards of the cutover in words, those that are closed. */
+function closedGates(context: TaskContext, spec: TaskSpec, detail: TaskProgress): string[] {
+  const { cutoverMaxLagBytes, cutoverMaxValidationAgeMs } = spec.options;
+  const lag = detail.sync === null ? 'is not known yet' : `is ${detail.sync.lagBytes} bytes`;
+  return [
+    ...(context.fenceInstalled ? [] : ['the write fence to be installed']),
+    ...(context.caughtUp ? [] : [`the lag, which ${lag}, to be at most ${cutoverMaxLagBytes} bytes`]),
+    ...(!context.needsValidation || context.validationClean
+      ? []
+      : [`the online validation to find everything equal within ${cutoverMaxValidationAgeMs} ms`]),
+  ];
+}
+
 export function taskView(
   row: TaskRow,
   detail: TaskProgress,
@@ -81,6 +94,7 @@ export function taskView(
     detail,
     allowedCommands:
       row.crash || ended || !snapshot ? [] : taskCommands.filter((type) => snapshot.can({ type })),
+    cutoverWaitsFor: row.state === 'syncingWal' ? closedGates(context, row.spec, detail) : [],
     ...writeStopOf(notes, row.id),
     cleanupPending: row.cleanupPending,
     certificate: context.certificate,

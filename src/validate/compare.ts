@@ -1,23 +1,19 @@
-// Compares every table on both sides, under the fence: called by the statechart's `verify` region. Nothing is reused from
+// Compares source and target under the fence: called by the statechart's `verify` region. A table that the online
+// validation has read costs only the keys that changed since; the others are compared as a whole. Nothing is reused from
 // an earlier call, because writes were allowed in between. Differences are verdicts, not errors.
 import { cutoverNotes, type VerdictsNote } from '../model/cutover-notes.ts';
 import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
 import type { TableVerdict } from '../model/task.ts';
-import type { Session, Side } from '../postgres/connections.ts';
+import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
-import { combineDigest, DIGEST_SETTINGS, digestSql, type DigestRow } from './digest.ts';
+import { compareChanges } from './delta.ts';
+import { combineDigest, digestSql, type DigestRow } from './digest.ts';
+import { tableNote } from './notes.ts';
+import { closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
 import { verifySourceColumns } from './source-columns.ts';
-
-/** Somebody's DDL on a table must not eat up the write stop. */
-const LOCK_TIMEOUT = '10s';
-
-interface SidePair {
-  readonly source: Session;
-  readonly target: Session;
-}
 
 /**
  * Counts and digests of all tables of the plan, in plan order; `copyJobs` tables at a time, the largest first, both
@@ -27,8 +23,7 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
   const { tables } = schemaPlanOf(scope);
   const { copyJobs, validationTimeoutMs } = scope.spec.options;
   await verifySourceColumns(scope);
-  const recode = (await serverEncoding(scope.source)) !== (await serverEncoding(scope.target));
-  const queue = tables.toSorted((a, b) => b.bytesEstimated - a.bytesEstimated);
+  const recode = await needsRecoding(scope);
   const verdicts = new Map<string, TableVerdict>();
   const stop = new AbortController();
   const signal = AbortSignal.any([scope.signal, stop.signal]);
@@ -47,21 +42,35 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
       ),
     Math.min(validationTimeoutMs, 2 ** 31 - 1),
   );
+  const queue: PlannedTable[] = [];
   const worker = async (): Promise<void> => {
     const pair = await openPair(scope, signal);
     try {
       for (let table = queue.shift(); table !== undefined && !signal.aborted; table = queue.shift()) {
-        verdicts.set(relationKey(table.source), await compareTable(table, pair, recode));
+        verdicts.set(relationKey(table.source), {
+          ...(await compareTable(table, pair, recode)),
+          verifiedLsn: tableNote(scope.checkpoints, relationKey(table.source)).verifiedLsn,
+        });
         scope.progress.setWaitingFor(`the comparison, ${verdicts.size} of ${tables.length} tables done`);
         scope.failpoint('validate.mid-tables');
       }
     } finally {
-      await Promise.all([pair.source.close(), pair.target.close()]);
+      await closePair(pair);
     }
   };
   try {
     scope.progress.setWaitingFor(`the comparison, 0 of ${tables.length} tables done`);
-    const workers = Array.from({ length: Math.min(copyJobs, tables.length) }, () =>
+    try {
+      for (const [key, verdict] of await compareChanges(scope, recode, signal)) verdicts.set(key, verdict);
+    } catch (error) {
+      fail(fromPostgres(error));
+    }
+    queue.push(
+      ...tables
+        .filter((table) => !verdicts.has(relationKey(table.source)))
+        .toSorted((a, b) => b.bytesEstimated - a.bytesEstimated),
+    );
+    const workers = Array.from({ length: failures[0] ? 0 : Math.min(copyJobs, queue.length) }, () =>
       worker().catch((error: unknown) => fail(fromPostgres(error))),
     );
     await Promise.all(workers);
@@ -92,6 +101,8 @@ async function compareTable(table: PlannedTable, pair: SidePair, recode: boolean
     sourceDigest: source.digest,
     targetDigest: target.digest,
     equal: source.rows === target.rows && source.digest === target.digest,
+    method: 'full',
+    verifiedLsn: null,
   };
 }
 
@@ -108,33 +119,4 @@ async function digest(
   } catch (error) {
     throw fromPostgres(error, { role, relation });
   }
-}
-
-async function openPair(scope: TaskScope, signal: AbortSignal): Promise<SidePair> {
-  const source = await openSession(scope.source, signal);
-  try {
-    return { source, target: await openSession(scope.target, signal) };
-  } catch (error) {
-    await source.close();
-    throw error;
-  }
-}
-
-async function openSession(side: Side, signal: AbortSignal): Promise<Session> {
-  const session = await side.session({ purpose: 'validate', signal });
-  try {
-    for (const [name, value] of Object.entries({ ...DIGEST_SETTINGS, lock_timeout: LOCK_TIMEOUT }))
-      await session.client.query('select set_config($1, $2, false)', [name, value]);
-    return session;
-  } catch (error) {
-    await session.close();
-    throw fromPostgres(error, { role: side.role });
-  }
-}
-
-async function serverEncoding(side: Side): Promise<string> {
-  const { rows } = await side.query<{ encoding: string }>(
-    `select current_setting('server_encoding') as encoding`,
-  );
-  return rows[0]?.encoding ?? 'UTF8';
 }

@@ -1,5 +1,5 @@
-// The digest of a table: one pass, computed by the server, independent of the order of rows, equal on both sides and
-// across majors when the rows are equal. Pure; compare.ts runs it.
+// The digest of a table or of a range of its keys: one pass, computed by the server, independent of the order of rows,
+// equal on both sides and across majors when the rows are equal. Pure; compare.ts and ranges.ts run it.
 import type { PlannedColumn } from '../model/schema-plan.ts';
 import type { RelationName } from '../model/relation.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
@@ -15,26 +15,38 @@ export interface DigestRow {
 export const DIGEST_SETTINGS: Readonly<Record<string, string>> = { lc_monetary: 'C' };
 
 /**
- * `count(*)` and two sums of a 64-bit hash of every row's text.
+ * The text of a row of `t` that is hashed.
  *
  * - A row is the text of a composite value of the named columns in their order: quoted so that NULL, '' and moved
  *   borders between columns differ; by the types' output functions, so that numeric scale, −0 and jsonb spelling count.
  *   Generated columns belong to it: the target computed them itself, and whoever reads them expects the same.
  * - "C": the hash of a text under a nondeterministic collation ignores what that collation ignores.
+ * - `recode`: servers of different encodings hash different bytes, so both hash an ASCII spelling of the UTF-8 text.
+ */
+function rowText(columns: readonly Pick<PlannedColumn, 'name'>[], recode: boolean): string {
+  const row = `row(${columns.map((column) => `t.${ident(column.name)}`).join(', ')})::text`;
+  return `${recode ? `encode(convert_to(${row}, 'UTF8'), 'escape')` : row} collate "C"`;
+}
+
+/** 64 bits of a row of `t`. */
+export function rowHash(columns: readonly Pick<PlannedColumn, 'name'>[], recode: boolean): string {
+  return `hashtextextended(${rowText(columns, recode)}, 1)`;
+}
+
+/**
+ * `count(*)` and two sums of a 64-bit hash of every row's text.
+ *
  * - The sum, not xor: two equal extra rows do not cancel out. Two seeds make 128 bits.
  * - OFFSET 0 keeps the text from being computed once per seed. ONLY: rows of inheritance children are theirs.
- * - `recode`: servers of different encodings hash different bytes, so both hash an ASCII spelling of the UTF-8 text.
  */
 export function digestSql(
   relation: RelationName,
   columns: readonly Pick<PlannedColumn, 'name'>[],
   recode: boolean,
 ): string {
-  const row = `row(${columns.map((column) => `t.${ident(column.name)}`).join(', ')})::text`;
-  const text = recode ? `encode(convert_to(${row}, 'UTF8'), 'escape')` : row;
   return `select count(*)::text as rows, sum(hashtextextended(r.text, 1))::text as first,
     sum(hashtextextended(r.text, 2))::text as second
-    from (select ${text} collate "C" as text from only ${identRelation(relation)} as t offset 0) as r`;
+    from (select ${rowText(columns, recode)} as text from only ${identRelation(relation)} as t offset 0) as r`;
 }
 
 /** Both sums modulo 2^64 as one 128-bit number, decimal. */

@@ -12,6 +12,9 @@ import {
 } from '../support/service-process.ts';
 import { loadShop, shopTables, startWriters } from '../support/shop.ts';
 
+/** The cutover of these waits for the online validation. */
+const validated: ReadonlySet<Failpoint> = new Set(['validate.range-compared', 'validate.keys-compared']);
+
 /** Where the killed task is, and how often the place is passed before the kill. */
 const places: readonly (readonly [Failpoint, number])[] = [
   ['init.before-done', 1],
@@ -24,6 +27,8 @@ const places: readonly (readonly [Failpoint, number])[] = [
   ['sync.before-target-commit', 3],
   ['sync.committed-not-acknowledged', 3],
   ['sync.batch-applied', 2],
+  ['validate.range-compared', 2],
+  ['validate.keys-compared', 1],
   ['fence.installed', 1],
   ['fence.armed', 1],
   ['drain.marker-emitted', 1],
@@ -58,10 +63,11 @@ describe.each(places)('killed at %s', (failpoint, nth) => {
     await loadShop(pair.source, 600);
     const writers = await startWriters(pair.source, 3);
     const dataDir = makeDataDir();
+    const gate = validated.has(failpoint) ? { cutover_max_validation_age_ms: 60_000 } : {};
     const doomed = await startService({ dataDir, failpoint: `${failpoint}:${nth}` });
     const id = await startMigration(
       doomed,
-      migrationBody(pair, { table_suffix: '_migrated', options: { copy_jobs: 2 } }),
+      migrationBody(pair, { table_suffix: '_migrated', options: { copy_jobs: 2, ...gate } }),
     );
     const driven = cutOverUntilCompleted(doomed, id).catch(() => undefined); // the service dies under it
     expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });

@@ -290,7 +290,7 @@ describe('commands', () => {
     },
   );
 
-  test.each(['start', 'pause', 'resume', 'cancel', 'cutover', 'unfence', 'abandon'])(
+  test.each(['start', 'pause', 'resume', 'cancel', 'cutover', 'validate', 'unfence', 'abandon'])(
     '%s refuses fields that it does not know',
     async (command) => {
       const { post, service } = await withTask();
@@ -392,7 +392,7 @@ describe('what is not there', () => {
     ['GET', '/tables'],
     ['GET', '/events'],
     ['GET', '/machine'],
-    ...['start', 'pause', 'resume', 'cancel', 'cutover', 'unfence', 'abandon'].map(
+    ...['start', 'pause', 'resume', 'cancel', 'cutover', 'validate', 'unfence', 'abandon'].map(
       (name): [string, string] => ['POST', `/${name}`],
     ),
   ];

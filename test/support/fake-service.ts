@@ -21,6 +21,7 @@ import {
   type TaskState,
   type TaskView,
 } from '../../src/model/task.ts';
+import type { ValidationView } from '../../src/model/validation.ts';
 
 const NOW = '2026-01-02T03:04:05.000Z';
 
@@ -48,6 +49,7 @@ function taskView(id: string, spec: TaskSpec, state: TaskState = 'created'): Tas
     },
     allowedCommands: ['START', 'CANCEL'],
     fenced: false,
+    cutoverWaitsFor: [],
     writeStopMs: null,
     cleanupPending: false,
     certificate: null,
@@ -120,6 +122,17 @@ export class FakeService implements Service {
 
   resumeTask(id: string): Promise<CommandResult> {
     return this.#answer('resumeTask', [id], () => this.#move(id, 'queued'));
+  }
+
+  validateTask(id: string): Promise<CommandResult> {
+    return this.#answer('validateTask', [id], () => ({ task: this.#find(id), changed: true }));
+  }
+
+  getValidation(id: string): Promise<ValidationView> {
+    return this.#answer('getValidation', [id], () => {
+      this.#find(id);
+      return { startedAt: NOW, settledAt: null, keysInDoubt: 0, clean: false, error: null, tables: [] };
+    });
   }
 
   cancelTask(id: string, options?: { readonly dropTarget?: boolean }): Promise<CommandResult> {

@@ -13,6 +13,7 @@ export interface TestScope extends TaskScope {
   readonly tables: Map<string, TableProgress>;
   readonly sync: SyncStatus[];
   readonly waits: (string | null)[];
+  readonly cleans: boolean[];
   readonly failpointsHit: string[];
 }
 
@@ -40,6 +41,7 @@ export function makeScope(
   const tables = new Map<string, TableProgress>();
   const sync: SyncStatus[] = [];
   const waits: (string | null)[] = [];
+  const cleans: boolean[] = [];
   const failpointsHit: string[] = [];
   const silent = (): void => undefined;
   const scope = {
@@ -51,6 +53,7 @@ export function makeScope(
     tables,
     sync,
     waits,
+    cleans,
     failpointsHit,
     notes,
     source: connections.source,
@@ -70,6 +73,7 @@ export function makeScope(
         if (known) tables.set(table, { ...known, ...patch });
       },
       setSync: (status: SyncStatus) => void sync.push(status),
+      setValidationClean: (clean: boolean) => void cleans.push(clean),
       setWaitingFor: (reason: string | null) => void waits.push(reason),
     },
     log: { debug: silent, info: silent, warn: silent, error: silent },

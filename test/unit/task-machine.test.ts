@@ -7,7 +7,7 @@ import { taskMachine } from '../../machines/task.ts';
 import { taskStateOf } from '../../machines/task-state.ts';
 import type { TaskMachineEvent } from '../../machines/task-context.ts';
 import { MigrationError, type ErrorCode } from '../../src/model/errors.ts';
-import { parseRequest } from '../../src/model/request.ts';
+import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
 import { taskCommands, type TaskState } from '../../src/model/task.ts';
 
 const activities: readonly ActivityName[] = [
@@ -17,6 +17,7 @@ const activities: readonly ActivityName[] = [
   'installFence',
   'armFence',
   'drain',
+  'validateOnline',
   'disarmFence',
   'compareTables',
   'prepareTarget',
@@ -37,7 +38,9 @@ const isOpen = (call: Call): boolean => !call.settled && !call.signal.aborted;
 
 const db = { host: 'h', user: 'u', dbname: 'd', password: 'secret' };
 
-function makeTask(options: { cutover?: 'manual' | 'auto' } = {}, snapshot?: Snapshot<unknown>) {
+type Options = NonNullable<TaskRequest['options']>;
+
+function makeTask(options: Options = {}, snapshot?: Snapshot<unknown>) {
   const { spec } = parseRequest({ sourceDb: db, targetDb: db, tables: ['users'], options });
   const calls: Call[] = [];
   let streamEvents: (event: TaskMachineEvent) => void = () => undefined;
@@ -107,7 +110,7 @@ function makeTask(options: { cutover?: 'manual' | 'auto' } = {}, snapshot?: Snap
 type Task = ReturnType<typeof makeTask>;
 
 /** Drives a task to a state by the shortest way. */
-async function driveTo(state: TaskState, options: { cutover?: 'manual' | 'auto' } = {}): Promise<Task> {
+async function driveTo(state: TaskState, options: Options = {}): Promise<Task> {
   const task = makeTask(options);
   const steps: readonly (readonly [TaskState, () => Promise<void> | void])[] = [
     ['created', () => undefined],
@@ -456,7 +459,7 @@ describe('commands', () => {
     init: ['PAUSE', 'CANCEL', 'ABANDON'],
     creatingTables: ['PAUSE', 'CANCEL', 'ABANDON'],
     migratingData: ['PAUSE', 'CANCEL', 'ABANDON'],
-    syncingWal: ['PAUSE', 'CANCEL', 'ABANDON', 'CUTOVER'],
+    syncingWal: ['PAUSE', 'CANCEL', 'ABANDON', 'CUTOVER', 'VALIDATE'],
     stoppingWrites: ['PAUSE', 'CANCEL', 'ABANDON'],
     validating: ['PAUSE', 'CANCEL', 'ABANDON'],
     finalizing: ['PAUSE', 'CANCEL', 'ABANDON'],
@@ -492,5 +495,64 @@ describe('commands', () => {
     resumed.send({ type: 'RESUME' });
     resumed.send({ type: 'CANCEL' });
     expect(resumed.state).toBe('cancelling');
+  });
+});
+
+describe('the online validation', () => {
+  test('runs from syncingWal until the fence comes, and again after it was lifted', async () => {
+    const task = await driveTo('syncingWal');
+    expect(task.isRunning('validateOnline')).toBe(true);
+    await task.done('installFence');
+    task.stream({ type: 'CAUGHT_UP' });
+    task.send({ type: 'CUTOVER' });
+    expect(task.state).toBe('stoppingWrites');
+    expect(task.isRunning('validateOnline')).toBe(false);
+    await task.fail('armFence', 'cutover_timeout');
+    await task.done('disarmFence');
+    expect(task.state).toBe('syncingWal');
+    expect(task.isRunning('validateOnline')).toBe(true);
+    expect(task.isRunning('compareTables')).toBe(false);
+  });
+
+  test('does not begin by itself with validation: cutover, but when it is asked for', async () => {
+    const task = await driveTo('syncingWal', { validation: 'cutover' });
+    expect(task.isRunning('validateOnline')).toBe(false);
+    task.send({ type: 'VALIDATE' });
+    expect(task.isRunning('validateOnline')).toBe(true);
+    expect(task.context.validationPass).toBe(1);
+    task.send({ type: 'VALIDATE' });
+    expect(task.isRunning('validateOnline')).toBe(true);
+    expect(task.context.validationPass).toBe(2);
+  });
+
+  test('keeps a cutover that needs it waiting until it is clean', async () => {
+    const task = await driveTo('syncingWal', { cutoverMaxValidationAgeMs: 60_000 });
+    await task.done('installFence');
+    task.stream({ type: 'CAUGHT_UP' });
+    task.send({ type: 'CUTOVER' });
+    expect(task.state).toBe('syncingWal');
+    task.send({ type: 'VALIDATION_CLEAN' });
+    expect(task.state).toBe('stoppingWrites');
+    expect(task.context.validationClean).toBe(false);
+  });
+
+  test('that is no longer clean closes the gate again', async () => {
+    const task = await driveTo('syncingWal', { cutoverMaxValidationAgeMs: 60_000 });
+    task.send({ type: 'VALIDATION_CLEAN' });
+    task.send({ type: 'VALIDATION_NOT_CLEAN' });
+    await task.done('installFence');
+    task.stream({ type: 'CAUGHT_UP' });
+    task.send({ type: 'CUTOVER' });
+    expect(task.state).toBe('syncingWal');
+  });
+
+  test('goes on after a restart, and a failure of it stops nothing else', async () => {
+    const task = await driveTo('syncingWal');
+    const restored = makeTask({}, task.persisted());
+    restored.send({ type: 'RESTORED' });
+    expect(restored.isRunning('validateOnline')).toBe(true);
+    await restored.fail('validateOnline', 'internal');
+    expect(restored.state).toBe('syncingWal');
+    expect(restored.context.error).toMatchObject({ code: 'internal' });
   });
 });

@@ -1,0 +1,92 @@
+// What the online validation knows of each table: kept as one checkpoint a table by src/validate, shown by the API, and
+// what the comparison under the fence relies on. JSON only.
+import type { ErrorReport } from './errors.ts';
+import type { Lsn } from './lsn.ts';
+
+/** Checkpoint keys. */
+export const validationNotes = {
+  /** `ValidationRun`. */
+  run: 'validation',
+  /** `TableValidation` of one table, by its `relationKey`. */
+  table: (relation: string): string => `validation/${relation}`,
+} as const;
+
+/** One run: while it stands, every change since is written down on the target. */
+export interface ValidationRun {
+  /** Of the slot whose stream writes the changes down; another one has another history. */
+  readonly slotIncarnation: string;
+  /** How often a person has asked for a new run. */
+  readonly pass: number;
+  /** ISO 8601. */
+  readonly startedAt: string;
+  /** Keys that differed when they were last looked at, and may only have been late. */
+  readonly keysInDoubt: number;
+  /** When everything was last settled: every table compared, no key pending. ISO 8601. */
+  readonly settledAt: string | null;
+  /** Why it stands still; it goes on by itself. */
+  readonly error: ErrorReport | null;
+}
+
+/**
+ * - `pending`: not begun, or to be read again (TRUNCATE)
+ * - `scanning`: read up to the cursor
+ * - `verified`: read to the end; since then only the keys that changed have to be compared
+ * - `atCutover`: without a key; compared as a whole under the fence
+ * - `differs`: so many keys differ that they are not counted further
+ */
+export type ValidationState = 'pending' | 'scanning' | 'verified' | 'atCutover' | 'differs';
+
+export interface TableValidation {
+  readonly state: ValidationState;
+  /** Key of the last row compared, as texts; null at the beginning. */
+  readonly cursor: readonly string[] | null;
+  /** Of the source. */
+  readonly rows: number;
+  readonly ranges: number;
+  /** Position of the source behind the last range's read. */
+  readonly verifiedLsn: Lsn | null;
+  readonly differences: readonly RowDifference[];
+}
+
+/** `missing` and `extra` are said of the target. */
+export type DifferenceKind = 'missing' | 'extra' | 'changed';
+
+export interface RowDifference {
+  /** Key as texts, in the order of the table's key. */
+  readonly key: readonly string[];
+  readonly kind: DifferenceKind;
+  /** Columns whose values differ; only of `changed`, and only of the first ones of a table. */
+  readonly columns?: readonly string[];
+}
+
+/** The API's answer. */
+export interface ValidationView {
+  readonly startedAt: string | null;
+  readonly settledAt: string | null;
+  readonly keysInDoubt: number;
+  /** Every table is compared or left for the cutover, and nothing differs. */
+  readonly clean: boolean;
+  readonly error: ErrorReport | null;
+  readonly tables: readonly TableValidationView[];
+}
+
+export interface TableValidationView {
+  readonly table: string;
+  readonly target: string;
+  readonly state: ValidationState;
+  readonly rows: number;
+  readonly rowsEstimated: number;
+  readonly ranges: number;
+  readonly verifiedLsn: Lsn | null;
+  readonly differences: {
+    readonly missing: number;
+    readonly extra: number;
+    readonly changed: number;
+    /** At most 20; `key` by column name. */
+    readonly samples: readonly {
+      readonly key: Readonly<Record<string, string>>;
+      readonly kind: DifferenceKind;
+      readonly columns: readonly string[] | null;
+    }[];
+  };
+}

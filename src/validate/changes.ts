@@ -1,0 +1,128 @@
+// dts.changed on the target: what the stream has changed since the validation began, and what differed when it was read.
+// The applier writes it (sync/changed-keys.ts), the validation takes rows out when their keys are settled.
+import { MigrationError } from '../model/errors.ts';
+import type { Lsn } from '../model/lsn.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
+import type { KeyTexts } from './range-sql.ts';
+
+/** What is looked at together: rows of dts.changed (one or more a batch of the stream) and bytes of keys. */
+const ROWS_AT_ONCE = 1_000;
+const BYTES_AT_ONCE = 4_000_000;
+/** Beyond this the stream is faster than we are, and reading the tables again is cheaper than their keys. */
+const MAX_ROWS = 20_000;
+
+export interface ChangedRow {
+  readonly n: string;
+  readonly relation: string;
+  /** Null: the whole table. */
+  readonly keys: readonly KeyTexts[] | null;
+}
+
+export interface StreamPosition {
+  readonly slotIncarnation: string;
+  readonly appliedLsn: Lsn;
+  /** Whether changes are written down. */
+  readonly tracking: boolean;
+}
+
+/** Undefined before the stream has begun. */
+export async function streamPosition(scope: TaskScope): Promise<StreamPosition | undefined> {
+  const { rows } = await scope.target.query<{ slot: string; applied: Lsn; tracking: boolean }>(
+    `select slot_incarnation as slot, applied_lsn::text as applied, tracking from dts.progress where task_id = $1`,
+    [scope.taskId],
+  );
+  const row = rows[0];
+  return row && { slotIncarnation: row.slot, appliedLsn: row.applied, tracking: row.tracking };
+}
+
+/** From its commit on every batch of the stream writes its keys down: the UPDATE waits for the batch that has the lock. */
+export async function startTracking(scope: TaskScope): Promise<void> {
+  await scope.target.transaction(async (client) => {
+    await client.query('delete from dts.changed where task_id = $1', [scope.taskId]);
+    const { rowCount } = await client.query('update dts.progress set tracking = true where task_id = $1', [
+      scope.taskId,
+    ]);
+    if (rowCount !== 1) throw new MigrationError('internal', 'target: the task has no progress');
+  });
+}
+
+/** The oldest rows behind `afterN`, not too many; `complete` when there are no others. */
+export async function readChanges(
+  scope: TaskScope,
+  afterN = '0',
+): Promise<{ readonly changes: readonly ChangedRow[]; readonly complete: boolean }> {
+  const { rows } = await scope.target.query<{
+    n: string;
+    relation: string;
+    keys: string | null;
+    total: string;
+  }>(
+    `select b.n::text, b.relation, b.keys, b.total::text from (
+       select a.*, row_number() over w as at, sum(length(a.keys)) over w as bytes, count(*) over () as total from (
+         select n, relation, keys from dts.changed where task_id = $1 and n > $2::bigint order by n limit $3) a
+       window w as (order by a.n)) b
+     where b.at = 1 or coalesce(b.bytes, 0) <= $4 order by b.n`,
+    [scope.taskId, afterN, ROWS_AT_ONCE, BYTES_AT_ONCE],
+  );
+  const changes = rows.map(({ n, relation, keys }) => ({
+    n,
+    relation,
+    keys: keys === null ? null : (JSON.parse(keys) as string[][]),
+  }));
+  const total = Number(rows[0]?.total ?? 0);
+  return { changes, complete: total === rows.length && total < ROWS_AT_ONCE };
+}
+
+/** Keys written down in other rows than `known`, by relation; null: the whole table. As `JSON.stringify` of the key. */
+export async function changedBeyond(
+  scope: TaskScope,
+  known: ReadonlySet<string>,
+): Promise<Map<string, Set<string> | null>> {
+  const found = new Map<string, Set<string> | null>();
+  const { rows } = await scope.target.query<{ relation: string; keys: string | null }>(
+    `select relation, keys from dts.changed where task_id = $1 and n <> all ($2::bigint[])`,
+    [scope.taskId, [...known]],
+  );
+  for (const { relation, keys } of rows) {
+    const before = found.get(relation);
+    if (before === null) continue;
+    if (keys === null) found.set(relation, null);
+    else {
+      const set = before ?? new Set<string>();
+      for (const key of JSON.parse(keys) as string[][]) set.add(JSON.stringify(key));
+      found.set(relation, set);
+    }
+  }
+  return found;
+}
+
+/** Takes settled rows out and puts the keys in that are to be looked at again. */
+export async function replaceChanges(
+  scope: TaskScope,
+  settled: readonly string[],
+  again: ReadonlyMap<string, readonly KeyTexts[]>,
+): Promise<void> {
+  await scope.target.transaction(async (client) => {
+    await client.query('delete from dts.changed where task_id = $1 and n = any ($2::bigint[])', [
+      scope.taskId,
+      settled,
+    ]);
+    for (const [relation, keys] of again)
+      if (keys.length > 0)
+        await client.query('insert into dts.changed (task_id, relation, keys) values ($1, $2, $3)', [
+          scope.taskId,
+          relation,
+          JSON.stringify(keys),
+        ]);
+  });
+}
+
+/** Every row, when there are too many to look at one by one: whoever takes them out reads their tables again first. */
+export async function overflow(scope: TaskScope): Promise<{ n: string; relation: string }[]> {
+  const { rows } = await scope.target.query<{ n: string; relation: string }>(
+    `select n::text, relation from dts.changed where task_id = $1
+       and (select count(*) from dts.changed where task_id = $1) > $2`,
+    [scope.taskId, MAX_ROWS],
+  );
+  return rows;
+}

@@ -1,0 +1,170 @@
+// Decides single keys while the stream runs: are source and target really different, or is the target only late?
+//
+//   begin   the keys written down so far; their rows on the source; the source's position behind that read
+//   finish  once the stream has applied that position: the rows on the target, and what was written down since
+//
+//   same rows                              → settled
+//   different, written down again since    → settled here: the newer note is looked at later
+//   different, not written down since      → in doubt, looked at again; the third time in a row it is a difference
+//
+// Once is not enough: the walsender may send a transaction that others on the source do not see yet (its backend waits
+// for a synchronous standby), and then the target is ahead of our read.
+import type { Lsn } from '../model/lsn.ts';
+import type { RowDifference } from '../model/validation.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
+import { changedBeyond, readChanges, replaceChanges } from './changes.ts';
+import { differenceOf, readHashes, withColumns, type RowHashes } from './keys.ts';
+import { saveTableNote, tableNote, unread } from './notes.ts';
+import type { KeyTexts } from './range-sql.ts';
+import type { TablePair } from './ranges.ts';
+import type { SidePair } from './sessions.ts';
+
+/** Looks in a row that must find the same difference. */
+const LOOKS = 3;
+/** Differences of a table that are kept; beyond it is only `differs`. */
+const MAX_DIFFERENCES = 1_000;
+/** Of these the columns are named. */
+const SAMPLED = 20;
+
+interface KeysOfTable {
+  readonly table: TablePair;
+  readonly keys: readonly KeyTexts[];
+  readonly source: RowHashes;
+}
+
+export interface KeyCheck {
+  readonly beganAtMs: number;
+  /** Rows of dts.changed that are settled with it. */
+  readonly rows: readonly string[];
+  readonly tables: readonly KeysOfTable[];
+  /** Position of the source behind the reads. */
+  readonly lsn: Lsn;
+  /** Whether nothing older is left in dts.changed. */
+  readonly complete: boolean;
+}
+
+export class KeyChecker {
+  readonly #scope: TaskScope;
+  readonly #pair: SidePair;
+  readonly #tables: ReadonlyMap<string, TablePair>;
+  /** Looks that found the same difference, by table and key. */
+  readonly #doubts = new Map<string, { readonly seen: string; readonly looks: number }>();
+
+  constructor(scope: TaskScope, pair: SidePair, tables: ReadonlyMap<string, TablePair>) {
+    this.#scope = scope;
+    this.#pair = pair;
+    this.#tables = tables;
+  }
+
+  /** `recheck`: also the differences that are known. */
+  async begin(recheck: boolean): Promise<KeyCheck> {
+    const beganAtMs = Date.now();
+    const { changes, complete } = await readChanges(this.#scope);
+    const wanted = new Map<string, Map<string, KeyTexts>>();
+    const want = (relation: string, keys: readonly KeyTexts[]): void => {
+      const known = wanted.get(relation) ?? new Map<string, KeyTexts>();
+      for (const key of keys) known.set(JSON.stringify(key), key);
+      wanted.set(relation, known);
+    };
+    for (const { relation, keys } of changes) {
+      if (keys === null) this.readAgain(relation);
+      else want(relation, keys);
+    }
+    if (recheck)
+      for (const relation of this.#tables.keys())
+        want(
+          relation,
+          tableNote(this.#scope.checkpoints, relation).differences.map(({ key }) => key),
+        );
+    const tables: KeysOfTable[] = [];
+    for (const [relation, byText] of wanted) {
+      const table = this.#tables.get(relation);
+      if (!table || table.source.key.length === 0 || byText.size === 0) continue;
+      const keys = [...byText.values()];
+      tables.push({ table, keys, source: await readHashes(this.#pair, table, keys, 'source') });
+    }
+    const { rows } = await this.#pair.source.client.query<{ lsn: Lsn }>(
+      'select pg_current_wal_insert_lsn()::text as lsn',
+    );
+    return {
+      beganAtMs,
+      rows: changes.map(({ n }) => n),
+      tables,
+      lsn: rows[0]?.lsn ?? '0/0',
+      complete,
+    };
+  }
+
+  /** A table whose keys no longer tell what changed is read from its beginning. */
+  readAgain(relation: string): void {
+    const note = tableNote(this.#scope.checkpoints, relation);
+    if (note.state !== 'atCutover') saveTableNote(this.#scope.checkpoints, relation, unread);
+  }
+
+  /** Call it once the stream has applied `check.lsn`. Returns how many keys are in doubt. */
+  async finish(check: KeyCheck): Promise<number> {
+    const targets: RowHashes[] = [];
+    for (const { table, keys } of check.tables)
+      targets.push(await readHashes(this.#pair, table, keys, 'target'));
+    // Read after the rows: what changed in between makes us look again, never believe.
+    const newer = await changedBeyond(this.#scope, new Set(check.rows));
+    const again = new Map<string, KeyTexts[]>();
+    for (const [index, { table, keys, source }] of check.tables.entries()) {
+      const found = new Map<string, RowDifference>();
+      const settled = new Set<string>();
+      const inDoubt: KeyTexts[] = [];
+      for (const [n, key] of keys.entries()) {
+        const text = JSON.stringify(key);
+        const target = targets[index]?.[n];
+        const kind = differenceOf(source[n], target);
+        const since = newer.get(table.name);
+        const changedSince = since === null || since?.has(text) === true;
+        if (kind === null || changedSince) {
+          this.#doubts.delete(table.name + text);
+          settled.add(text);
+        } else if (this.#looks(table.name + text, `${source[n]}/${target}`) >= LOOKS)
+          found.set(text, { key, kind });
+        else inDoubt.push(key);
+      }
+      await this.#saveDifferences(table, settled, found);
+      if (inDoubt.length > 0) again.set(table.name, inDoubt);
+    }
+    this.#scope.failpoint('validate.keys-compared');
+    await replaceChanges(this.#scope, check.rows, again);
+    return [...again.values()].reduce((sum, keys) => sum + keys.length, 0);
+  }
+
+  #looks(id: string, seen: string): number {
+    const before = this.#doubts.get(id);
+    const looks = before?.seen === seen ? before.looks + 1 : 1;
+    this.#doubts.set(id, { seen, looks });
+    return looks;
+  }
+
+  async #saveDifferences(
+    table: TablePair,
+    settled: ReadonlySet<string>,
+    found: ReadonlyMap<string, RowDifference>,
+  ): Promise<void> {
+    const note = tableNote(this.#scope.checkpoints, table.name);
+    const kept = note.differences.filter(({ key }) => {
+      const text = JSON.stringify(key);
+      return !settled.has(text) && !found.has(text);
+    });
+    if (found.size === 0 && kept.length === note.differences.length) return;
+    const known = new Map(note.differences.map((difference) => [JSON.stringify(difference.key), difference]));
+    // a difference that stays as it was keeps its columns
+    const named = [...found].map(([text, difference]) => {
+      const before = known.get(text);
+      return before?.kind === difference.kind ? before : difference;
+    });
+    const differences = [...kept, ...named];
+    const sampled = await withColumns(this.#pair, table, differences.slice(0, SAMPLED));
+    const all = [...sampled, ...differences.slice(SAMPLED)];
+    saveTableNote(this.#scope.checkpoints, table.name, {
+      ...note,
+      differences: all.slice(0, MAX_DIFFERENCES),
+      ...(all.length > MAX_DIFFERENCES ? { state: 'differs' as const } : {}),
+    });
+  }
+}

@@ -1,0 +1,89 @@
+// The notes of the online validation: read and written by online.ts and key-check.ts, read by the comparison under the
+// fence and by the API. One checkpoint a table, so that a range costs one small write.
+import { relationKey } from '../model/relation.ts';
+import type { SchemaPlan } from '../model/schema-plan.ts';
+import {
+  validationNotes,
+  type DifferenceKind,
+  type TableValidation,
+  type ValidationRun,
+  type ValidationView,
+} from '../model/validation.ts';
+import type { Checkpoints } from '../postgres/task-scope.ts';
+
+const SAMPLES = 20;
+
+export const unread: TableValidation = {
+  state: 'pending',
+  cursor: null,
+  rows: 0,
+  ranges: 0,
+  verifiedLsn: null,
+  differences: [],
+};
+
+export function findRun(checkpoints: Pick<Checkpoints, 'get'>): ValidationRun | undefined {
+  return checkpoints.get<ValidationRun>(validationNotes.run);
+}
+
+export function tableNote(checkpoints: Pick<Checkpoints, 'get'>, relation: string): TableValidation {
+  return checkpoints.get<TableValidation>(validationNotes.table(relation)) ?? unread;
+}
+
+export function saveTableNote(checkpoints: Checkpoints, relation: string, note: TableValidation): void {
+  checkpoints.set(validationNotes.table(relation), note);
+}
+
+/** Whether the online validation has nothing left to read of the table. */
+export function isRead({ state }: TableValidation): boolean {
+  return state !== 'pending' && state !== 'scanning';
+}
+
+/** Whether everything was compared, where it can be before the cutover, and nothing differs. */
+export function isClean(notes: readonly TableValidation[]): boolean {
+  return notes.every(
+    (note) => (note.state === 'verified' || note.state === 'atCutover') && note.differences.length === 0,
+  );
+}
+
+/** What the API shows. */
+export function validationView(
+  checkpoints: Pick<Checkpoints, 'get'>,
+  plan: SchemaPlan | undefined,
+): ValidationView {
+  const run = findRun(checkpoints);
+  const tables = (plan?.tables ?? []).map((table) => ({
+    table,
+    note: tableNote(checkpoints, relationKey(table.source)),
+  }));
+  return {
+    startedAt: run?.startedAt ?? null,
+    settledAt: run?.settledAt ?? null,
+    keysInDoubt: run?.keysInDoubt ?? 0,
+    clean: (run?.settledAt ?? null) !== null && isClean(tables.map(({ note }) => note)),
+    error: run?.error ?? null,
+    tables: tables.map(({ table, note }) => {
+      const count = (kind: DifferenceKind): number =>
+        note.differences.filter((difference) => difference.kind === kind).length;
+      return {
+        table: relationKey(table.source),
+        target: relationKey(table.target),
+        state: note.state,
+        rows: note.rows,
+        rowsEstimated: table.rowsEstimated,
+        ranges: note.ranges,
+        verifiedLsn: note.verifiedLsn,
+        differences: {
+          missing: count('missing'),
+          extra: count('extra'),
+          changed: count('changed'),
+          samples: note.differences.slice(0, SAMPLES).map(({ key, kind, columns }) => ({
+            key: Object.fromEntries(key.map((value, n) => [table.keyColumns[n] ?? String(n), value])),
+            kind,
+            columns: columns ?? null,
+          })),
+        },
+      };
+    }),
+  };
+}

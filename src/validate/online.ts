@@ -1,0 +1,179 @@
+// Compares every table on both servers while the stream runs, range by range, and from then on what changes: so the
+// cutover has only the last moment's keys to compare. An activity of the statechart's `verify` region; it ends only when it
+// is stopped and goes on where it was. Before the first range is read the stream has begun to write down what it changes
+// (changes.ts); without that, nothing verified would stay so.
+import { asMigrationError, type ErrorReport } from '../model/errors.ts';
+import { compareLsn } from '../model/lsn.ts';
+import { retryDelayMs } from '../model/retry.ts';
+import { validationNotes, type TableValidation, type ValidationRun } from '../model/validation.ts';
+import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { overflow, replaceChanges, startTracking, streamPosition } from './changes.ts';
+import { KeyChecker, type KeyCheck } from './key-check.ts';
+import { findRun, isClean, isRead, saveTableNote, tableNote } from './notes.ts';
+import { compareRange, tablePair, type TablePair } from './ranges.ts';
+import { BY_KEY, closePair, needsRecoding, openPair } from './sessions.ts';
+
+/** Between looks at the keys that changed. */
+const CHECK_EVERY_MS = 500;
+/** Known differences are looked at again: somebody may have repaired them. */
+const RECHECK_EVERY_MS = 5_000;
+/** Between notes that only say that all is still well. */
+const NOTE_EVERY_MS = 2_000;
+const POLL_MS = 50;
+
+/**
+ * Runs until `scope.signal` aborts. `pass`: how often a new run was asked for; a higher one begins anew. Trouble is
+ * noted for the API and tried again: the validation never stops the migration.
+ */
+export async function validateOnline(scope: TaskScope, pass: number): Promise<never> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await validate(scope, pass, () => (attempt = 0));
+    } catch (error) {
+      scope.signal.throwIfAborted();
+      const failure = asMigrationError(error);
+      if (failure.kind === 'aborted') throw failure; // our connections were closed: it begins with new ones
+      scope.log.warn({ err: failure }, 'the online validation stands still and is tried again');
+      noteError(scope, failure.toReport());
+      scope.progress.setValidationClean(false);
+      await sleep(retryDelayMs(attempt, Math.random()), scope.signal);
+    }
+  }
+}
+
+async function validate(scope: TaskScope, pass: number, onProgress: () => void): Promise<never> {
+  await beginRun(scope, pass);
+  const recode = await needsRecoding(scope);
+  const tables = schemaPlanOf(scope).tables.map((plan) => tablePair(plan, recode));
+  const pair = await openPair(scope, scope.signal, BY_KEY);
+  try {
+    const checker = new KeyChecker(scope, pair, new Map(tables.map((table) => [table.name, table])));
+    let check: KeyCheck | null = null;
+    let nextCheckMs = 0;
+    let nextRecheckMs = 0;
+    for (;;) {
+      if (check === null && Date.now() >= nextCheckMs) {
+        await dropOverflow(scope, checker);
+        const recheck = Date.now() >= nextRecheckMs;
+        if (recheck) nextRecheckMs = Date.now() + RECHECK_EVERY_MS;
+        check = await checker.begin(recheck);
+      }
+      if (check !== null && (await isApplied(scope, check))) {
+        const inDoubt = await checker.finish(check);
+        noteCheck(scope, tables, check, inDoubt);
+        nextCheckMs = Date.now() + CHECK_EVERY_MS;
+        check = null;
+        onProgress();
+      }
+      const next = tables.find((table) => !isRead(tableNote(scope.checkpoints, table.name)));
+      if (next) await readRange(scope, pair, next);
+      else await sleep(POLL_MS, scope.signal);
+    }
+  } finally {
+    await closePair(pair);
+  }
+}
+
+/** Goes on with the run that stands, or begins one: first the notes go, then the stream starts to write changes down. */
+async function beginRun(scope: TaskScope, pass: number): Promise<void> {
+  for (;;) {
+    const position = await streamPosition(scope);
+    if (position) {
+      const run = findRun(scope.checkpoints);
+      const stands =
+        run?.slotIncarnation === position.slotIncarnation && run.pass === pass && position.tracking;
+      if (stands) return;
+      scope.checkpoints.delete(validationNotes.run);
+      for (const { name } of schemaPlanOf(scope).tables.map((plan) => tablePair(plan, false)))
+        scope.checkpoints.delete(validationNotes.table(name));
+      await startTracking(scope);
+      scope.checkpoints.set(validationNotes.run, {
+        slotIncarnation: position.slotIncarnation,
+        pass,
+        startedAt: new Date().toISOString(),
+        keysInDoubt: 0,
+        settledAt: null,
+        error: null,
+      } satisfies ValidationRun);
+      return;
+    }
+    await sleep(POLL_MS, scope.signal); // the stream has not begun
+  }
+}
+
+async function readRange(
+  scope: TaskScope,
+  pair: Parameters<typeof compareRange>[0],
+  table: TablePair,
+): Promise<void> {
+  const note = tableNote(scope.checkpoints, table.name);
+  if (table.source.key.length === 0) {
+    saveTableNote(scope.checkpoints, table.name, { ...note, state: 'atCutover' });
+    return;
+  }
+  const startedMs = Date.now();
+  const { upTo, rows, keys } = await compareRange(pair, table, note.cursor);
+  const { rows: lsns } = await pair.source.client.query<{ lsn: string }>(
+    'select pg_current_wal_insert_lsn()::text as lsn',
+  );
+  // Before the cursor moves: what differed is looked at again, whatever happens to us.
+  if (keys.length > 0) await replaceChanges(scope, [], new Map([[table.name, keys]]));
+  const next: TableValidation = {
+    ...note,
+    state: upTo === null ? 'verified' : 'scanning',
+    cursor: upTo,
+    rows: note.rows + rows,
+    ranges: note.ranges + 1,
+    verifiedLsn: lsns[0]?.lsn ?? null,
+  };
+  saveTableNote(scope.checkpoints, table.name, next);
+  scope.failpoint('validate.range-compared');
+  const limit = scope.spec.options.validationMaxRowsPerSecond;
+  const tookMs = Date.now() - startedMs;
+  if (limit !== null && (rows / limit) * 1000 > tookMs)
+    await sleep((rows / limit) * 1000 - tookMs, scope.signal);
+}
+
+async function isApplied(scope: TaskScope, check: KeyCheck): Promise<boolean> {
+  if (check.tables.length === 0) return true;
+  const position = await streamPosition(scope);
+  return position !== undefined && compareLsn(position.appliedLsn, check.lsn) >= 0;
+}
+
+async function dropOverflow(scope: TaskScope, checker: KeyChecker): Promise<void> {
+  const rows = await overflow(scope);
+  if (rows.length === 0) return;
+  for (const relation of new Set(rows.map((row) => row.relation))) checker.readAgain(relation);
+  await replaceChanges(
+    scope,
+    rows.map(({ n }) => n),
+    new Map(),
+  );
+}
+
+function noteCheck(scope: TaskScope, tables: readonly TablePair[], check: KeyCheck, inDoubt: number): void {
+  const run = findRun(scope.checkpoints);
+  if (!run) return;
+  const notes = tables.map((table) => tableNote(scope.checkpoints, table.name));
+  const settled = check.complete && inDoubt === 0 && notes.every(isRead);
+  const settledAt = settled ? new Date(check.beganAtMs).toISOString() : run.settledAt;
+  const isNews =
+    inDoubt !== run.keysInDoubt ||
+    run.error !== null ||
+    Date.parse(settledAt ?? '') - Date.parse(run.settledAt ?? new Date(0).toISOString()) >= NOTE_EVERY_MS;
+  if (isNews)
+    scope.checkpoints.set(validationNotes.run, {
+      ...run,
+      settledAt,
+      keysInDoubt: inDoubt,
+      error: null,
+    } satisfies ValidationRun);
+  const maxAgeMs = scope.spec.options.cutoverMaxValidationAgeMs ?? Number.POSITIVE_INFINITY;
+  const fresh = settledAt !== null && Date.now() - Date.parse(settledAt) <= maxAgeMs;
+  scope.progress.setValidationClean(fresh && isClean(notes));
+}
+
+function noteError(scope: TaskScope, error: ErrorReport): void {
+  const run = findRun(scope.checkpoints);
+  if (run) scope.checkpoints.set(validationNotes.run, { ...run, error } satisfies ValidationRun);
+}

@@ -1,0 +1,126 @@
+// The statements that compare a table by ranges of its key and by single keys. Pure; ranges.ts and keys.ts run them.
+//
+// A range is (after, upTo] in the order of the key's index, whatever its types. Servers whose collations sort texts
+// differently do not agree on what lies in it; every row still lies in one of the ranges on either server, since the last
+// one is open, so that only costs comparisons key by key.
+import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
+import type { RelationName } from '../model/relation.ts';
+import { ident, identRelation } from '../postgres/sql.ts';
+import { rowHash } from './digest.ts';
+
+/** Parts of a range by the hash of the row: what differs is narrowed down to some of them. A power of two. */
+const BUCKETS = 256;
+
+/** Key as texts, in the order of the key. */
+export type KeyTexts = readonly string[];
+
+export interface KeyRange {
+  /** Exclusive; null: from the first. */
+  readonly after: KeyTexts | null;
+  /** Inclusive; null: to the last. */
+  readonly upTo: KeyTexts | null;
+}
+
+export interface RangeStatement {
+  readonly text: string;
+  readonly values: readonly unknown[];
+}
+
+/** What the statements need to know of one side of a table. */
+export interface ComparedTable {
+  readonly relation: RelationName;
+  readonly columns: readonly PlannedColumn[];
+  readonly key: readonly PlannedColumn[];
+  readonly recode: boolean;
+}
+
+/** The columns of the table's key; empty where it has none. */
+export function keyOf(table: PlannedTable): PlannedColumn[] {
+  return table.keyColumns.flatMap((name) => table.columns.filter((column) => column.name === name));
+}
+
+function keyList(table: ComparedTable, suffix = ''): string {
+  return table.key.map((column) => `t.${ident(column.name)}${suffix}`).join(', ');
+}
+
+/** The row comparison of a composite key is what its index is ordered by. */
+function inRange(table: ComparedTable, range: KeyRange): RangeStatement {
+  const values: string[] = [];
+  const bound = (key: KeyTexts): string =>
+    `(${key.map((value, n) => `$${values.push(value)}::${table.key[n]?.type ?? 'text'}`).join(', ')})`;
+  const conditions = [
+    ...(range.after === null ? [] : [`(${keyList(table)}) > ${bound(range.after)}`]),
+    ...(range.upTo === null ? [] : [`(${keyList(table)}) <= ${bound(range.upTo)}`]),
+  ];
+  return { text: conditions.length === 0 ? '' : `where ${conditions.join(' and ')}`, values };
+}
+
+/** The key that is `rows` keys behind `after`, as texts; no row when the table ends before. */
+export function boundarySql(table: ComparedTable, after: KeyTexts | null, rows: number): RangeStatement {
+  const { text, values } = inRange(table, { after, upTo: null });
+  return {
+    text: `select ${keyList(table, '::text')} from only ${identRelation(table.relation)} as t ${text}
+      order by ${keyList(table)} offset ${rows - 1} limit 1`,
+    values,
+  };
+}
+
+/** `rows`, `sum` of the range. */
+export function rangeDigestSql(table: ComparedTable, range: KeyRange): RangeStatement {
+  const { text, values } = inRange(table, range);
+  return {
+    text: `select count(*)::text as rows, sum(${rowHash(table.columns, table.recode)})::text as sum
+      from only ${identRelation(table.relation)} as t ${text}`,
+    values,
+  };
+}
+
+/** `bucket`, `rows`, `sum` of each part of the range. A changed row is in one part before and in another after. */
+export function bucketsSql(table: ComparedTable, range: KeyRange): RangeStatement {
+  const { text, values } = inRange(table, range);
+  return {
+    text: `select (h.hash & ${BUCKETS - 1})::int as bucket, count(*)::text as rows, sum(h.hash)::text as sum
+      from (select ${rowHash(table.columns, table.recode)} as hash
+            from only ${identRelation(table.relation)} as t ${text} offset 0) as h group by 1`,
+    values,
+  };
+}
+
+/** Key texts and hash of the rows in the buckets of a range: `key` (text[]), `hash`. */
+export function bucketRowsSql(
+  table: ComparedTable,
+  range: KeyRange,
+  buckets: readonly number[],
+): RangeStatement {
+  const { text, values } = inRange(table, range);
+  return {
+    text: `select h.key, h.hash::text as hash
+      from (select array[${keyList(table, '::text')}] as key, ${rowHash(table.columns, table.recode)} as hash
+            from only ${identRelation(table.relation)} as t ${text} offset 0) as h
+      where (h.hash & ${BUCKETS - 1})::int = any ($${values.length + 1}::int[])`,
+    values: [...values, buckets],
+  };
+}
+
+/** `n` (position in `keys`, from 1) and `select`'s columns for each key that is there. */
+function lookupSql(table: ComparedTable, keys: readonly KeyTexts[], select: string): RangeStatement {
+  const lists = table.key.map((_, n) => keys.map((key) => key[n]));
+  return {
+    text: `select w.n::int as n, ${select}
+      from unnest(${lists.map((_, n) => `$${n + 1}::text[]`).join(', ')}) with ordinality
+        as w(${lists.map((_, n) => `k${n}`).join(', ')}, n)
+      join only ${identRelation(table.relation)} as t
+        on ${table.key.map((column, n) => `t.${ident(column.name)} = w.k${n}::${column.type}`).join(' and ')}`,
+    values: lists,
+  };
+}
+
+export function hashesSql(table: ComparedTable, keys: readonly KeyTexts[]): RangeStatement {
+  return lookupSql(table, keys, `${rowHash(table.columns, table.recode)}::text as hash`);
+}
+
+/** The values of every column as texts: `row` (text[]). */
+export function rowsSql(table: ComparedTable, keys: readonly KeyTexts[]): RangeStatement {
+  const texts = table.columns.map((column) => `t.${ident(column.name)}::text`).join(', ');
+  return lookupSql(table, keys, `array[${texts}]::text[] as row`);
+}

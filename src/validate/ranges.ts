@@ -1,0 +1,134 @@
+// Compares one range of a table's key on both servers: its digest, and where that differs the keys that do. Called by
+// online.ts while the stream runs, so what differs here may only be late: keys.ts decides.
+import type { Role } from '../model/task.ts';
+import type { PlannedTable } from '../model/schema-plan.ts';
+import { relationKey } from '../model/relation.ts';
+import type { Session } from '../postgres/connections.ts';
+import { fromPostgres } from '../postgres/errors.ts';
+import {
+  boundarySql,
+  bucketRowsSql,
+  bucketsSql,
+  keyOf,
+  rangeDigestSql,
+  type ComparedTable,
+  type KeyRange,
+  type KeyTexts,
+  type RangeStatement,
+} from './range-sql.ts';
+import type { SidePair } from './sessions.ts';
+
+/** A range is read in a moment, and what differs in it is little. */
+const RANGE_ROWS = 20_000;
+const MIN_RANGE_ROWS = 200;
+const RANGE_BYTES = 32 * 1024 * 1024;
+
+/** One table as both sides know it. */
+export interface TablePair {
+  readonly name: string;
+  readonly plan: PlannedTable;
+  readonly source: ComparedTable;
+  readonly target: ComparedTable;
+  /** Rows of one range. */
+  readonly rangeRows: number;
+}
+
+export function tablePair(plan: PlannedTable, recode: boolean): TablePair {
+  const shared = { columns: plan.columns, key: keyOf(plan), recode };
+  const rowBytes = plan.rowsEstimated > 0 ? plan.bytesEstimated / plan.rowsEstimated : 0;
+  const fitting = rowBytes > 0 ? Math.floor(RANGE_BYTES / rowBytes) : RANGE_ROWS;
+  return {
+    name: relationKey(plan.source),
+    plan,
+    source: { ...shared, relation: plan.source },
+    target: { ...shared, relation: plan.target },
+    rangeRows: Math.max(MIN_RANGE_ROWS, Math.min(RANGE_ROWS, fitting)),
+  };
+}
+
+export interface RangeVerdict {
+  /** Key of the range's last row on the source; null when it is the table's last range. */
+  readonly upTo: KeyTexts | null;
+  /** Of the source. */
+  readonly rows: number;
+  /** Keys whose rows were not the same when they were read. */
+  readonly keys: readonly KeyTexts[];
+}
+
+/** Compares the range that begins behind `after`. Errors: those of the servers, with role and relation. */
+export async function compareRange(
+  pair: SidePair,
+  table: TablePair,
+  after: KeyTexts | null,
+): Promise<RangeVerdict> {
+  const boundary = await ask<string[]>(
+    pair.source,
+    boundarySql(table.source, after, table.rangeRows),
+    table,
+    'source',
+    'array',
+  );
+  const upTo = boundary[0] ?? null;
+  const range: KeyRange = { after, upTo };
+  const [source, target] = await onBoth<{ rows: string; sum: string | null }>(pair, table, (side) =>
+    rangeDigestSql(side, range),
+  );
+  const rows = Number(source[0]?.rows ?? 0);
+  if (source[0]?.rows === target[0]?.rows && source[0]?.sum === target[0]?.sum)
+    return { upTo, rows, keys: [] };
+  return { upTo, rows, keys: await differingKeys(pair, table, range) };
+}
+
+async function differingKeys(pair: SidePair, table: TablePair, range: KeyRange): Promise<KeyTexts[]> {
+  const [source, target] = await onBoth<{ bucket: number; rows: string; sum: string }>(pair, table, (side) =>
+    bucketsSql(side, range),
+  );
+  const digests = (rows: readonly { bucket: number; rows: string; sum: string }[]): Map<number, string> =>
+    new Map(rows.map(({ bucket, rows: count, sum }) => [bucket, `${count}/${sum}`]));
+  const buckets = differing(digests(source), digests(target));
+  if (buckets.length === 0) return []; // it was late
+  const [sourceRows, targetRows] = await onBoth<{ key: string[]; hash: string }>(pair, table, (side) =>
+    bucketRowsSql(side, range, buckets),
+  );
+  const hashes = (rows: readonly { key: string[]; hash: string }[]): Map<string, string> =>
+    new Map(rows.map(({ key, hash }) => [JSON.stringify(key), hash]));
+  return differing(hashes(sourceRows), hashes(targetRows)).map((key) => JSON.parse(key) as string[]);
+}
+
+/** Keys of either map whose values are not the same. */
+function differing<K>(left: ReadonlyMap<K, string>, right: ReadonlyMap<K, string>): K[] {
+  const found = [...left].filter(([key, value]) => right.get(key) !== value).map(([key]) => key);
+  for (const key of right.keys()) if (!left.has(key)) found.push(key);
+  return found;
+}
+
+/** Runs the statement of each side at the same time. */
+export async function onBoth<R extends object>(
+  pair: SidePair,
+  table: TablePair,
+  statement: (side: ComparedTable) => RangeStatement,
+): Promise<[R[], R[]]> {
+  return Promise.all([
+    ask<R>(pair.source, statement(table.source), table, 'source'),
+    ask<R>(pair.target, statement(table.target), table, 'target'),
+  ]);
+}
+
+export async function ask<R extends object>(
+  session: Session,
+  statement: RangeStatement,
+  table: TablePair,
+  role: Role,
+  rowMode?: 'array',
+): Promise<R[]> {
+  try {
+    const { rows } = await session.client.query<R>({
+      text: statement.text,
+      values: [...statement.values],
+      ...(rowMode === undefined ? {} : { rowMode }),
+    });
+    return rows;
+  } catch (error) {
+    throw fromPostgres(error, { role, relation: table.name });
+  }
+}

@@ -1,0 +1,75 @@
+// The two connections of a comparison, set up so that both servers print and hash values alike. compare.ts and online.ts
+// open them.
+import type { Session, Side } from '../postgres/connections.ts';
+import { fromPostgres } from '../postgres/errors.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
+import { DIGEST_SETTINGS } from './digest.ts';
+
+/** Somebody's DDL on a table must not eat up the write stop. */
+const LOCK_TIMEOUT = '10s';
+
+/** Settings of comparisons by key. One range is little: through its index; single keys by one probe each. */
+export const BY_KEY: Readonly<Record<string, string>> = {
+  enable_seqscan: 'off',
+  enable_hashjoin: 'off',
+  enable_mergejoin: 'off',
+  enable_sort: 'off',
+  max_parallel_workers_per_gather: '0',
+  jit: 'off',
+};
+
+export interface SidePair {
+  readonly source: Session;
+  readonly target: Session;
+}
+
+/** Opens both; `settings` beyond those of every comparison. Errors: those of a connection. */
+export async function openPair(
+  scope: TaskScope,
+  signal: AbortSignal,
+  settings: Readonly<Record<string, string>> = {},
+): Promise<SidePair> {
+  const source = await openSession(scope.source, signal, settings);
+  try {
+    return { source, target: await openSession(scope.target, signal, settings) };
+  } catch (error) {
+    await source.close();
+    throw error;
+  }
+}
+
+export async function closePair(pair: SidePair): Promise<void> {
+  await Promise.all([pair.source.close(), pair.target.close()]);
+}
+
+async function openSession(
+  side: Side,
+  signal: AbortSignal,
+  settings: Readonly<Record<string, string>>,
+): Promise<Session> {
+  const session = await side.session({ purpose: 'validate', signal });
+  try {
+    for (const [name, value] of Object.entries({
+      ...DIGEST_SETTINGS,
+      lock_timeout: LOCK_TIMEOUT,
+      ...settings,
+    }))
+      await session.client.query('select set_config($1, $2, false)', [name, value]);
+    return session;
+  } catch (error) {
+    await session.close();
+    throw fromPostgres(error, { role: side.role });
+  }
+}
+
+/** Whether the servers store text in different encodings. */
+export async function needsRecoding(scope: TaskScope): Promise<boolean> {
+  return (await serverEncoding(scope.source)) !== (await serverEncoding(scope.target));
+}
+
+async function serverEncoding(side: Side): Promise<string> {
+  const { rows } = await side.query<{ encoding: string }>(
+    `select current_setting('server_encoding') as encoding`,
+  );
+  return rows[0]?.encoding ?? 'UTF8';
+}

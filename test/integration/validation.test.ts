@@ -1,0 +1,314 @@
+// The online validation against real servers and a real stream: what it finds, what it does not find, where it goes on,
+// and what it leaves for the write stop.
+import { describe, expect, test } from 'vitest';
+import { validationNotes, type TableValidation } from '../../src/model/validation.ts';
+import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
+import { compareTables } from '../../src/validate/compare.ts';
+import { validationView } from '../../src/validate/notes.ts';
+import { validateOnline } from '../../src/validate/online.ts';
+import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { copyAll, drainStream, prepare, startStream, type RunningStream } from '../support/replication.ts';
+import { makeScope, type TestScope } from '../support/scope.ts';
+
+interface Syncing {
+  readonly pair: DatabasePair;
+  readonly scope: TestScope;
+  readonly stream: RunningStream;
+}
+
+/** Copied, and followed by a stream. */
+async function syncing(
+  pair: DatabasePair,
+  ddl: string,
+  rows: string,
+  options: Record<string, unknown> = {},
+): Promise<Syncing> {
+  const scope = await prepare(pair, ddl, { options });
+  await pair.source.query(rows);
+  const stream = startStream(scope);
+  await waitFor(() => stream.events.some((event) => event.type === 'SLOT_READY'));
+  await copyAll(scope, pair);
+  await drainStream(scope, pair, stream);
+  return { pair, scope, stream };
+}
+
+interface Running {
+  readonly scope: TestScope;
+  readonly ended: Promise<unknown>;
+  stop(): Promise<void>;
+}
+
+/** The validation in a process of its own: connections and signal apart from the stream's. */
+function startValidation(
+  { pair, scope }: Syncing,
+  over: { pass?: number; options?: Record<string, unknown>; dieAt?: string } = {},
+): Running {
+  const own = makeScope(pair, { options: over.options ?? {} }, scope);
+  own.failpoint = (name) => {
+    if (name !== over.dieAt) return;
+    own.controller.abort();
+    throw new Error(`killed at ${name}`);
+  };
+  const ended = validateOnline(own, over.pass ?? 0).catch((error: unknown) => error);
+  const stop = async (): Promise<void> => {
+    own.controller.abort();
+    await ended;
+    await own.connections.closeAll();
+  };
+  return { scope: own, ended, stop };
+}
+
+const viewOf = (scope: TestScope) => validationView(scope.checkpoints, schemaPlanOf(scope));
+const noteOf = (scope: TestScope, table: string): TableValidation | undefined =>
+  scope.checkpoints.get(validationNotes.table(`public.${table}`));
+
+/** Everything read, and settled after this call. */
+async function untilSettled(scope: TestScope): Promise<void> {
+  const now = Date.now();
+  await waitFor(() => Date.parse(viewOf(scope).settledAt ?? '') >= now, 30_000, 'settled');
+}
+
+/** A row of table `t` on both sides, and what is done to the target's. */
+const changedValues: readonly (readonly [what: string, type: string, value: string, other: string])[] = [
+  ['a value', 'int', '1', '2'],
+  ['the empty string for NULL', 'text', 'null', `''`],
+  ['the scale of a numeric', 'numeric', '1.0', '1.00'],
+  ['minus zero', 'float8', '0', `'-0'`],
+  ['NaN', 'float8', `'NaN'`, `'Infinity'`],
+  ['the sign of infinity', 'float4', `'Infinity'`, `'-Infinity'`],
+  ['infinity for a date', 'timestamptz', `'infinity'`, `'9999-12-31'`],
+  ['a trailing space', 'text', `'a'`, `'a '`],
+  ['a case', 'text collate "C"', `'a'`, `'A'`],
+  ['a value inside jsonb', 'jsonb', `'{"a": [1]}'`, `'{"a": [1.0]}'`],
+  ['one byte', 'bytea', `'\\x00ff'`, `'\\x00fe'`],
+  ['an element of an array', 'text[]', `'{a,NULL}'`, `'{a,"NULL"}'`],
+  ['an interval that is equal', 'interval', `'1 day'`, `'24 hours'`],
+  ['a range', 'int4range', `'[1,5)'`, `'[1,6)'`],
+];
+
+describe.each([
+  [13, 18],
+  [18, 16],
+] as const)('source %i, target %i', (source, target) => {
+  test('every difference is reported with its key, and none that is not there', async () => {
+    const pair = await makePair({ source, target });
+    const ddl = changedValues.map(([, type], n) => `create table t${n} (id int primary key, v ${type});`);
+    const rows = changedValues.map(
+      ([, , value], n) => `insert into t${n} values (1, ${value}), (2, ${value});`,
+    );
+    const run = await syncing(
+      pair,
+      `${ddl.join('\n')}
+       create table gone (a text, b numeric, v int, primary key (b, a));
+       create table added (id uuid primary key, v int);
+       create table swapped (id bigint primary key, v int, w int);
+       create table "jsonb keys" (id timestamptz primary key, v jsonb);`,
+      `${rows.join('\n')}
+       insert into gone values ('x', 1.50, 1), ('x,"y', 1.5, 1), (e'\\\\', 'NaN', 1);
+       insert into swapped values (1, 10, 11), (2, 20, 21);
+       insert into "jsonb keys" values ('2020-01-01 00:00:00.123456+01', '{"b": 1, "a": 2}'), ('infinity', '[]');`,
+    );
+    for (const [n, [, , , other]] of changedValues.entries())
+      await pair.target.query(`update t${n} set v = ${other} where id = 2`);
+    await pair.target.query(`delete from gone where a = 'x,"y';
+      insert into added values ('00000000-0000-0000-0000-00000000000a', 1);
+      update swapped set v = 30 - v where true;
+      update "jsonb keys" set v = '{"a": 2, "b": 1}' where v <> '[]'`);
+    const validation = startValidation(run);
+    await untilSettled(validation.scope);
+    const view = viewOf(run.scope);
+    expect(view.clean).toBe(false);
+    const found = Object.fromEntries(
+      view.tables.map(({ table, differences: { samples, ...counts } }) => [table, { samples, counts }]),
+    );
+    for (const [n, [what]] of changedValues.entries())
+      expect(found[`public.t${n}`], what).toEqual({
+        counts: { missing: 0, extra: 0, changed: 1 },
+        samples: [{ key: { id: '2' }, kind: 'changed', columns: ['v'] }],
+      });
+    expect(found['public.gone']).toEqual({
+      counts: { missing: 1, extra: 0, changed: 0 },
+      samples: [{ key: { b: '1.5', a: 'x,"y' }, kind: 'missing', columns: null }],
+    });
+    expect(found['public.added']).toEqual({
+      counts: { missing: 0, extra: 1, changed: 0 },
+      samples: [{ key: { id: '00000000-0000-0000-0000-00000000000a' }, kind: 'extra', columns: null }],
+    });
+    expect(found['public.swapped']?.counts).toEqual({ missing: 0, extra: 0, changed: 2 });
+    expect(found['public.jsonb keys']?.counts).toEqual({ missing: 0, extra: 0, changed: 0 });
+    expect(validation.scope.cleans).not.toContain(true);
+
+    // repaired on the target, they are no differences any more
+    await pair.target.query(`delete from added; update swapped set v = 30 - v;
+      insert into gone values ('x,"y', 1.5, 1)`);
+    for (const [n, [, , value]] of changedValues.entries())
+      await pair.target.query(`update t${n} set v = ${value} where id = 2`);
+    await waitFor(() => viewOf(run.scope).clean, 30_000, 'clean');
+    expect(validation.scope.cleans.at(-1)).toBe(true);
+    await validation.stop();
+  });
+
+  test('writers cause no false alarm, and a row that the stream missed is found among theirs', async () => {
+    const pair = await makePair({ source, target });
+    const run = await syncing(
+      pair,
+      `create table hot (id int primary key, v text, n int); create table lively (k text, id int, v int, primary key (k, id));`,
+      `insert into hot select i, repeat('x', 50), 0 from generate_series(1, 45000) i;
+       insert into lively select 'Käse ' || i % 100, i, 0 from generate_series(1, 5000) i`,
+    );
+    await pair.target.query('update hot set n = -1 where id = 33333');
+    let writing = true;
+    const writers = [1, 2, 3].map(async (seed) => {
+      const client = await pair.source.connect();
+      for (let n = seed; writing; n += 3) {
+        await client.query('update hot set n = n + 1 where id = 1 + $1::int % 20', [n]);
+        await client.query('update hot set v = $1 where id = 1 + ($1::int * 7919) % 30000', [n]);
+        await client.query('delete from lively where id = $1::int % 5000', [n]);
+        await client.query(
+          `insert into lively values ('neu ' || $1::int % 10, $1::int % 5000, $1) on conflict do nothing`,
+          [n],
+        );
+        await client.query('update lively set id = id + 100000 where id = $1::int % 4000', [n + 1]);
+      }
+    });
+    const validation = startValidation(run);
+    await waitFor(() => noteOf(run.scope, 'hot')?.differences.length === 1, 60_000, 'the difference');
+    await untilSettled(validation.scope);
+    writing = false;
+    await Promise.all(writers);
+    await drainStream(run.scope, pair, run.stream);
+    await untilSettled(validation.scope);
+    const view = viewOf(run.scope);
+    expect(view.tables.map(({ table, state, differences }) => ({ table, state, differences }))).toEqual([
+      {
+        table: 'public.hot',
+        state: 'verified',
+        differences: {
+          missing: 0,
+          extra: 0,
+          changed: 1,
+          samples: [{ key: { id: '33333' }, kind: 'changed', columns: ['n'] }],
+        },
+      },
+      {
+        table: 'public.lively',
+        state: 'verified',
+        differences: { missing: 0, extra: 0, changed: 0, samples: [] },
+      },
+    ]);
+    expect(view.tables[0]?.ranges).toBe(3);
+    await validation.stop();
+  });
+});
+
+test('killed after a range it goes on behind it, and a new pass begins anew', async () => {
+  const run = await syncing(
+    await makePair(),
+    'create table t (id int primary key); create table u (id int primary key)',
+    'insert into t select generate_series(1, 50000); insert into u select generate_series(1, 10)',
+  );
+  await startValidation(run, { dieAt: 'validate.range-compared' }).ended;
+  expect(noteOf(run.scope, 't')).toMatchObject({
+    state: 'scanning',
+    cursor: ['20000'],
+    rows: 20_000,
+    ranges: 1,
+  });
+  // What was verified already is not read again; what the stream changed meanwhile is.
+  await run.pair.source.query('delete from t where id = 5');
+  await drainStream(run.scope, run.pair, run.stream);
+  await run.pair.target.query('insert into t values (5)');
+  const validation = startValidation(run);
+  await untilSettled(run.scope);
+  await validation.stop();
+  expect(noteOf(run.scope, 't')).toMatchObject({
+    state: 'verified',
+    rows: 50_000, // of the first range as it was then
+    ranges: 3,
+    differences: [{ key: ['5'], kind: 'extra' }],
+  });
+  const again = startValidation(run, { pass: 1 });
+  await waitFor(
+    () => noteOf(run.scope, 't')?.state === 'verified' && noteOf(run.scope, 't')?.rows === 49_999,
+  );
+  await untilSettled(run.scope);
+  expect(noteOf(run.scope, 't')?.differences).toMatchObject([{ key: ['5'], kind: 'extra' }]);
+  await again.stop();
+});
+
+test('a kill between the comparison of keys and their removal loses none of them', async () => {
+  const run = await syncing(
+    await makePair(),
+    'create table t (id int primary key, v int)',
+    'insert into t values (1, 1)',
+  );
+  const first = startValidation(run);
+  await untilSettled(run.scope);
+  await first.stop();
+  await run.pair.source.query('update t set v = 2');
+  await drainStream(run.scope, run.pair, run.stream);
+  await run.pair.target.query('update t set v = 3');
+  await startValidation(run, { dieAt: 'validate.keys-compared' }).ended;
+  const second = startValidation(run);
+  await waitFor(() => noteOf(run.scope, 't')?.differences.length === 1, 20_000, 'the difference');
+  await second.stop();
+});
+
+test('the write stop compares only what changed since, and whole tables where that is not known', async () => {
+  const run = await syncing(
+    await makePair({ source: 13 }),
+    `create table big (id int primary key, v int); create table keyless (v int); alter table keyless replica identity full;
+     create table emptied (id int primary key)`,
+    `insert into big select i, i from generate_series(1, 30000) i; insert into keyless values (1), (1);
+     insert into emptied values (1), (2)`,
+  );
+  const validation = startValidation(run);
+  await untilSettled(run.scope);
+  await validation.stop();
+  await run.pair.source.query(`update big set v = 0 where id in (7, 8); delete from big where id = 9;
+    insert into big values (40000, 1); insert into keyless values (2); truncate emptied`);
+  await drainStream(run.scope, run.pair, run.stream);
+  const compared = await compareTables(run.scope);
+  expect(
+    compared.tables.map(({ table, method, sourceRows, targetRows, equal }) => [
+      table,
+      method,
+      sourceRows,
+      targetRows,
+      equal,
+    ]),
+  ).toEqual([
+    ['public.big', 'changes', 3, 3, true],
+    ['public.emptied', 'full', 0, 0, true],
+    ['public.keyless', 'full', 3, 3, true],
+  ]);
+  expect(compared.tables[0]?.verifiedLsn).toMatch(/^[0-9A-F]+\//);
+  await run.pair.target.query('update big set v = 1 where id = 8; delete from keyless where v = 2');
+  const differing = await compareTables(run.scope);
+  expect(differing.tables.map(({ table, equal }) => [table, equal])).toEqual([
+    ['public.big', false],
+    ['public.emptied', true],
+    ['public.keyless', false],
+  ]);
+  expect(noteOf(run.scope, 'big')?.differences).toEqual([{ key: ['8'], kind: 'changed', columns: ['v'] }]);
+});
+
+test('a new slot voids what was verified, and rows per second are limited', async () => {
+  const run = await syncing(
+    await makePair(),
+    'create table t (id int primary key)',
+    'insert into t select generate_series(1, 40000)',
+  );
+  const validation = startValidation(run, { options: { validationMaxRowsPerSecond: 20_000 } });
+  const began = Date.now();
+  await untilSettled(run.scope);
+  expect(Date.now() - began).toBeGreaterThan(1_000);
+  await validation.stop();
+  expect((await compareTables(run.scope)).tables).toMatchObject([{ method: 'changes' }]);
+  await run.pair.target.query(`update dts.progress set tracking = false`); // as a row of another slot has it
+  expect((await compareTables(run.scope)).tables).toMatchObject([{ method: 'full' }]);
+  const again = startValidation(run);
+  await untilSettled(run.scope);
+  await again.stop();
+  expect((await compareTables(run.scope)).tables).toMatchObject([{ method: 'changes' }]);
+});
