@@ -144,9 +144,13 @@ export const taskSetup = setup({
         fail: 'failing',
       };
       const attempt = context.attempt + 1;
+      const leads = next[errorVerdict(error.kind)];
+      // the way out may be decided already: a person's PAUSE is not undone by the stream that breaks meanwhile
+      const order: readonly TaskContext['afterUnfencing'][] = ['syncingWal', 'retrying', 'paused', 'failing'];
+      const known = context.afterUnfencing;
       return {
         error,
-        afterUnfencing: next[errorVerdict(error.kind)],
+        afterUnfencing: order.indexOf(known) > order.indexOf(leads) ? known : leads,
         attempt,
         retryAt: inMs(retryDelayMs(attempt, Math.random())),
       };

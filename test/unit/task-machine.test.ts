@@ -358,6 +358,14 @@ describe('under the fence', () => {
     expect(task.streamRunning).toBe(true);
   });
 
+  test('PAUSE under the fence holds although the stream breaks before the fence is lifted', async () => {
+    const task = await driveTo('stoppingWrites');
+    task.send({ type: 'PAUSE' });
+    task.stream({ type: 'STREAM_FAILED', error: new MigrationError('connection_failed', 'gone').toReport() });
+    await task.done('disarmFence');
+    expect(task.state).toBe('paused');
+  });
+
   test('PAUSE while un-fencing does not overtake it', async () => {
     const task = await driveTo('stoppingWrites');
     await task.fail('armFence', 'lock_timeout');
