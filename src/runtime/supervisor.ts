@@ -182,9 +182,14 @@ export class Supervisor implements TaskManager, ActivityHost {
     }
   }
 
+  /** Undefined when the row could not be restored, or is a newer service's: that one must find it as it left it. */
   #spawn(taskId: string): TaskActor | undefined {
+    if (this.row(taskId).machineVersion > TASK_MACHINE_VERSION) {
+      this.#options.log.error({ taskId }, 'a task of a newer version of DTS is left alone');
+      return undefined;
+    }
     if (!this.actorOf(taskId)) this.#manager.send({ type: 'SPAWN', taskId });
-    return this.actorOf(taskId); // undefined when the row could not be restored
+    return this.actorOf(taskId);
   }
 
   #admit(): void {
@@ -304,8 +309,7 @@ export class Supervisor implements TaskManager, ActivityHost {
     try {
       const row = this.row(id);
       const pending = await this.withScope(id, 'periodicCleanup', async (scope) => {
-        const work =
-          row.state === 'completed' ? settle(scope) : cleanUp(scope, { dropTarget: this.dropTargetOf(id) });
+        const work = goesForward(row) ? settle(scope) : cleanUp(scope, { dropTarget: this.dropTargetOf(id) });
         return (await work).cleanupPending;
       });
       if (pending) return;
@@ -367,6 +371,12 @@ export class Supervisor implements TaskManager, ActivityHost {
       getConnectionCount: count,
     };
   }
+}
+
+/** The target is open, or may be: whatever happened to the actor, the source must not take writes again. */
+function goesForward(row: TaskRow): boolean {
+  const snapshot = row.actorSnapshot as { context?: { pastPointOfNoReturn?: unknown } } | null;
+  return row.state === 'completed' || snapshot?.context?.pastPointOfNoReturn === true;
 }
 
 function asReport(error: unknown): ErrorReport {

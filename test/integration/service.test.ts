@@ -3,7 +3,7 @@ import { expect, onTestFinished, test } from 'vitest';
 import { createService, parseConfig, type TaskRequest } from '../../src/index.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { reaches, startLibrary } from '../support/library.ts';
-import { makeDataDir } from '../support/service-process.ts';
+import { makeDataDir, migrationBody, startMigration, startService } from '../support/service-process.ts';
 
 const request = (pair: DatabasePair, over: Partial<TaskRequest> = {}): TaskRequest => ({
   sourceDb: pair.source.connection,
@@ -181,4 +181,56 @@ test('one row that cannot be restored fails alone', async () => {
   await second.taskManager.cleanupCompletedTasks(); // what the broken task left on the servers
   expect((await second.getTask('bad')).cleanupPending).toBe(false);
   await pair.target.query('drop table t_bad');
+});
+
+/** Changes the row of a task while no service runs. */
+async function changeRow(databasePath: string, assignment: string): Promise<void> {
+  const { default: Database } = await import('better-sqlite3');
+  const sqlite = new Database(databasePath);
+  sqlite.prepare(`update task set ${assignment}`).run();
+  sqlite.close();
+}
+
+test('an older service leaves the tasks of a newer one as they are', async () => {
+  const pair = await makePair();
+  await makeTables(pair);
+  const config = parseConfig({ DTS_DATA_DIR: makeDataDir(), DTS_CLEANUP_INTERVAL: '200ms' });
+  const first = createService(config);
+  await first.createTask(request(pair, { id: 'newer', options: { keepFence: false } }));
+  await first.startTask('newer');
+  await reaches(first, 'newer', 'syncingWal');
+  await first.stop();
+  await changeRow(config.databasePath, 'machine_version = machine_version + 1');
+  const older = createService(config);
+  await older.taskManager.cleanupCompletedTasks();
+  expect(await older.getTask('newer')).toMatchObject({ state: 'syncingWal', cleanupPending: false });
+  await expect(older.cancelTask('newer')).rejects.toMatchObject({ hint: 'start the newer version again' });
+  await older.stop();
+  await changeRow(config.databasePath, 'machine_version = machine_version - 1');
+  const newer = createService(config);
+  onTestFinished(() => newer.stop());
+  await newer.cutover('newer');
+  await reaches(newer, 'newer', 'completed');
+});
+
+test('a task that cannot be restored past the point of no return is not un-fenced', async () => {
+  const pair = await makePair({ checkLeaks: false });
+  await makeTables(pair);
+  const dataDir = makeDataDir();
+  const killed = await startService({ dataDir, failpoint: 'finalize.after-point-of-no-return' });
+  const id = await startMigration(killed, migrationBody(pair, { tables: ['t'], table_suffix: '_m' }));
+  await killed.reaches(id, 'syncingWal');
+  await killed.call('POST', `/migrations/${id}/cutover`);
+  await killed.exited;
+  const config = parseConfig({ DTS_DATA_DIR: dataDir });
+  await changeRow(config.databasePath, `actor_snapshot = json_set(actor_snapshot, '$.value', 'nowhere')`);
+  const service = createService(config);
+  onTestFinished(() => service.stop());
+  await waitFor(async () => (await service.getTask(id)).state === 'failed');
+  await waitFor(async () => {
+    await service.taskManager.cleanupCompletedTasks();
+    return !(await service.getTask(id)).cleanupPending;
+  });
+  expect(await service.getTask(id)).toMatchObject({ fenced: true });
+  await expect(pair.source.query('delete from t')).rejects.toMatchObject({ code: '25006' });
 });
