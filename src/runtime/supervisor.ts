@@ -14,6 +14,7 @@ import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskCommands, taskStates, type TaskState } from '../model/task.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
+import { setFence } from '../cutover/fence-function.ts';
 import { settle } from '../cutover/settle.ts';
 import { taskActors, type ActivityHost } from './activities.ts';
 import { ActivityRunner } from './activity-runner.ts';
@@ -29,6 +30,8 @@ import { restingSnapshot, type TaskSnapshot } from './view.ts';
 const ENDED: readonly TaskState[] = taskStates.filter(isEnded);
 /** States whose rows never have an actor; `paused` may still be releasing and is looked at one by one. */
 const ACTORLESS: ReadonlySet<TaskState> = new Set([...ENDED, 'created', 'queued']);
+/** States in which the source may be refusing writes for a cutover. */
+const FENCED: ReadonlySet<TaskState> = new Set(['stoppingWrites', 'validating', 'finalizing']);
 /** Before a task whose commit failed (our own disk is full) is spawned again from its row. */
 const RESPAWN_DELAY_MS = 5_000;
 /** Actors and connections have this long to end when the service stops; the rest is cut. */
@@ -220,6 +223,7 @@ export class Supervisor implements TaskManager, ActivityHost {
         if (!this.#stopping) this.#spawn(taskId)?.send({ type: 'RESTORED' });
       }, RESPAWN_DELAY_MS);
       this.#respawns.add(timer);
+      void this.#unfenceBlindly(taskId);
       return;
     }
     try {
@@ -229,6 +233,24 @@ export class Supervisor implements TaskManager, ActivityHost {
       this.#options.log.error(
         { taskId, err: storeError },
         'the crash could not be recorded; the row stays live',
+      );
+    }
+  }
+
+  /**
+   * Un-fencing is a transition, and while our store refuses those the source would stay fenced. Nothing is noted: a task
+   * that is restored under the fence begins by lifting it.
+   */
+  async #unfenceBlindly(taskId: string): Promise<void> {
+    try {
+      const row = this.row(taskId);
+      if (this.#stopping || !FENCED.has(row.state) || goesForward(row)) return;
+      await this.withScope(taskId, 'unfenceBlindly', (scope) => setFence(scope, false));
+      this.#options.log.warn({ taskId }, 'the fence was lifted, because our store cannot be written');
+    } catch (error) {
+      this.#options.log.error(
+        { taskId, err: error },
+        'the fence could not be lifted; tried again with the task',
       );
     }
   }

@@ -234,3 +234,36 @@ test('a task that cannot be restored past the point of no return is not un-fence
   expect(await service.getTask(id)).toMatchObject({ fenced: true });
   await expect(pair.source.query('delete from t')).rejects.toMatchObject({ code: '25006' });
 });
+
+test('a store that cannot be written does not keep the source fenced', async () => {
+  const pair = await makePair();
+  await makeTables(pair);
+  const config = parseConfig({ DTS_DATA_DIR: makeDataDir() });
+  const service = createService(config);
+  onTestFinished(() => service.stop());
+  const { task } = await service.createTask(request(pair, { options: { keepFence: false } }));
+  await service.startTask(task.id);
+  await reaches(service, task.id, 'syncingWal');
+  const { default: Database } = await import('better-sqlite3');
+  const sqlite = new Database(config.databasePath);
+  onTestFinished(() => void sqlite.close());
+  // every transition out of stoppingWrites fails, as on a full disk
+  sqlite.exec(`create trigger full before update on task when old.state = 'stoppingWrites'
+    begin select raise(abort, 'disk full'); end`);
+  await service.cutover(task.id);
+  await waitFor(async () => (await service.getTask(task.id)).state === 'stoppingWrites');
+  await waitFor(() => service.taskManager.getTask(task.id) === undefined);
+  await waitFor(
+    () =>
+      pair.source.query('delete from t where id = 1').then(
+        () => true,
+        () => false,
+      ),
+    10_000,
+    'writes allowed again',
+  );
+  sqlite.exec('drop trigger full');
+  await reaches(service, task.id, 'syncingWal');
+  await service.cutover(task.id);
+  await reaches(service, task.id, 'completed');
+});
