@@ -7,7 +7,7 @@ import { copyError, copyStream } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
-import type { CopyFormat } from './format.ts';
+import type { CopyFormat } from '../postgres/binary-form.ts';
 import type { Generation } from './generation.ts';
 import { findMarker, writeMarker } from './markers.ts';
 import type { CopyPart, Marker } from './plan.ts';

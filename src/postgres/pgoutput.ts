@@ -1,5 +1,5 @@
-// The messages of PostgreSQL's `pgoutput` plugin, protocol 1, decoded from Buffers. Pure; wal-stream.ts calls it for
-// every CopyData. What we never request (streamed and two-phase transactions) and what is malformed becomes a typed
+// The messages of PostgreSQL's `pgoutput` plugin, protocol 1, decoded from Buffers. Pure; src/sync calls it for
+// what its short ways do not take. What we never request (streamed and two-phase transactions) and what is malformed becomes a typed
 // error with its offset. Format: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
 import { isUtf8 } from 'node:buffer';
 import { MigrationError } from '../model/errors.ts';

@@ -1,11 +1,14 @@
-// The walsender connection: pg-logical-replication with everything automatic turned off, behind a bounded queue of
-// decoded messages. Sync opens one per (re)connection. A status never carries more than acknowledge() was given; it is
+// The live feed: the walsender connection, pg-logical-replication with everything automatic turned off, behind a bounded
+// queue of messages. Sync opens one per (re)connection. A status never carries more than acknowledge() was given; it is
 // sent while the target is busy and while the socket is paused, so that a slow target does not look like a dead one.
 //
-// Weaknesses of the library that are worked around here: its timer acknowledges what was received, not what was
-// committed (off); acknowledge() adds one byte to the position; an exception of the decoder inside its listener would be
-// an uncaught one; its flow control holds the socket for every message (off); after stop() late socket errors have no
-// listener; a paused stream answers no keepalive.
+// The library connects and acknowledges. The bytes of the stream are read here: it would make an object, two strings and
+// an event of every message. Its other weaknesses that are worked around: its timer acknowledges what was received, not
+// what was committed (off); acknowledge() adds one byte to the position; its flow control holds the socket for every
+// message (off); after stop() late socket errors have no listener; a paused stream answers no keepalive.
+//
+// A walsender sends every change by itself, and each one wakes both sides: read at once, that costs more than the change.
+// So while they come fast the socket is left alone for a millisecond or two, and then read in one large gulp.
 import { Socket } from 'node:net';
 import type { Client } from 'pg';
 import { LogicalReplicationService } from 'pg-logical-replication';
@@ -13,16 +16,18 @@ import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, ZERO_LSN, type Lsn } from '../model/lsn.ts';
 import { fromPostgres } from './errors.ts';
 import { hasLogicalMessages } from './marker.ts';
-import { decodePgoutput, type PgoutputMessage } from './pgoutput.ts';
 import { sessionSettings } from './session-settings.ts';
 import { verifySystem, type SlotRecord } from './slot.ts';
 import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
+import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
 
-/** Decoded messages that may wait for the applier; above it the socket is paused until they are taken. */
+/** Messages that may wait for the applier; above it the socket is paused until they are taken. */
 const PAUSE_ABOVE_BYTES = 8 * 1024 * 1024;
-/** What a message costs in memory beyond its bytes. */
-const MESSAGE_OVERHEAD_BYTES = 400;
+/** What is received in less than this and within PACE_WITHIN_MS of the last is worth waiting for more. */
+const SMALL_CHUNK_BYTES = 32 * 1024;
+const PACE_WITHIN_MS = 3;
+const PACE_MS = 1;
 const STATUS_INTERVAL_MS = 5_000;
 /** Ours, whatever the source has configured: with 0 the walsender of a dead client would hold the slot for ever. */
 const WAL_SENDER_TIMEOUT_MS = 60_000;
@@ -30,14 +35,6 @@ const WAL_SENDER_TIMEOUT_MS = 60_000;
 const SILENCE_TIMEOUT_MS = 300_000;
 const PING_AFTER_MS = 15_000;
 const CLOSE_TIMEOUT_MS = 1_500;
-
-export type WalItem =
-  | { readonly kind: 'message'; readonly message: PgoutputMessage }
-  /**
-   * Everything that was committed before `walEnd` has been sent, provided that no transaction is open: the walsender
-   * also sends these between the changes of one.
-   */
-  | { readonly kind: 'keepalive'; readonly walEnd: Lsn; readonly replyRequested: boolean };
 
 export interface WalStreamOptions {
   readonly slot: SlotRecord;
@@ -48,6 +45,8 @@ export interface WalStreamOptions {
   readonly ackedLsn: Lsn;
   /** `server_version_num` of the source. */
   readonly sourceVersion: number;
+  /** Values in binary form; from 14 on. */
+  readonly binary: boolean;
 }
 
 interface Pausable {
@@ -55,17 +54,17 @@ interface Pausable {
   resume(): unknown;
 }
 
-type Parsed = { readonly message: PgoutputMessage; readonly bytes: number } | { readonly error: unknown };
-
 export class WalStream {
   readonly #service: LogicalReplicationService;
   readonly #socket = new Socket();
   readonly #uncount: () => void;
   #stream: Pausable | null = null;
   #client: Client | null = null;
-  #queue: WalItem[] = [];
+  #queue: Gulp[] = [];
   #queuedBytes = 0;
   #paused = false;
+  #pace: NodeJS.Timeout | null = null;
+  #chunkAt = 0;
   #failure: MigrationError | null = null;
   #wake: (() => void) | null = null;
   #ackedLsn: Lsn;
@@ -128,7 +127,7 @@ export class WalStream {
    * What has arrived, in order; waits for something up to `waitMs` and then returns an empty list.
    * Throws what broke the connection, `aborted` after close().
    */
-  async take(waitMs: number): Promise<readonly WalItem[]> {
+  async take(waitMs: number): Promise<readonly Gulp[]> {
     if (this.#queue.length === 0 && this.#failure === null && waitMs > 0) {
       await new Promise<void>((resolve) => {
         const timer = setTimeout(resolve, waitMs);
@@ -146,9 +145,14 @@ export class WalStream {
     if (this.#paused) {
       this.#paused = false;
       this.#heardAt = Date.now();
-      this.#stream?.resume();
+      if (this.#pace === null) this.#stream?.resume();
     }
     return items;
+  }
+
+  /** Ends a `take` that waits. */
+  poke(): void {
+    this.#wake?.();
   }
 
   /** Tells the source that everything up to `lsn` is durable on the target, and stored there as acked_lsn. */
@@ -157,16 +161,12 @@ export class WalStream {
     this.#sendStatus(false);
   }
 
-  /** Answers a keepalive with what is acknowledged already. */
-  reply(): void {
-    this.#sendStatus(false);
-  }
-
   /** Ends the connection, within two seconds even when the peer is gone. Idempotent. */
   close(): Promise<void> {
     this.#closed ??= (async () => {
       this.#fail(new MigrationError('aborted', 'source: the stream was closed'));
       if (this.#statusTimer) clearInterval(this.#statusTimer);
+      if (this.#pace) clearTimeout(this.#pace);
       // A paused socket would never see its end; a status that was just written is flushed by destroySoon.
       this.#stream?.resume();
       this.#socket.destroySoon();
@@ -191,23 +191,11 @@ export class WalStream {
     const onAbort = (): void => void this.close();
     signal.addEventListener('abort', onAbort, { once: true });
     this.#service.on('error', (error) => this.#fail(fromPostgres(error, { role: 'source' })));
-    this.#service.on('data', (lsn: Lsn, parsed: Parsed) => this.#onData(lsn, parsed));
-    this.#service.on('heartbeat', (walEnd: Lsn, _timestamp, replyRequested) => {
-      this.#heard(walEnd);
-      this.#push({ kind: 'keepalive', walEnd, replyRequested }, 0);
-    });
     const started = new Promise<void>((resolve) => void this.#service.on('start', resolve));
     const plugin = {
       name: 'pgoutput',
       options: null,
-      // Decoded at once: the memory behind the message is reused. A throw here would be an uncaught exception.
-      parse: (buffer: Buffer): Parsed => {
-        try {
-          return { message: decodePgoutput(buffer), bytes: buffer.length };
-        } catch (error) {
-          return { error };
-        }
-      },
+      parse: (): null => null, // never asked: see #readFrom
       start: async (client: Client, slotName: string, startLsn: Lsn): Promise<void> => {
         this.#client = client;
         this.#stream = (client as unknown as { connection: { stream: Pausable } }).connection.stream;
@@ -219,7 +207,9 @@ export class WalStream {
           `proto_version '1'`,
           `publication_names ${literal(ident(options.publication))}`,
           ...(hasLogicalMessages(options.sourceVersion) ? [`messages 'true'`] : []),
+          ...(options.binary ? [`binary 'true'`] : []),
         ];
+        this.#readFrom((client as unknown as { connection: { stream: Socket } }).connection.stream);
         // Ends only with the connection: the server closes the stream when it shuts down.
         await client.query(
           `START_REPLICATION SLOT ${ident(slotName)} LOGICAL ${startLsn} (${parameters.join(', ')})`,
@@ -246,20 +236,53 @@ export class WalStream {
     if (this.#statusTimer) clearInterval(this.#statusTimer);
   }
 
-  #onData(lsn: Lsn, parsed: Parsed): void {
-    this.#heard(lsn);
-    if ('error' in parsed) this.#fail(fromPostgres(parsed.error, { role: 'source' }));
-    else this.#push({ kind: 'message', message: parsed.message }, parsed.bytes * 2 + MESSAGE_OVERHEAD_BYTES);
+  /** The stream's bytes come here; what is not CopyData still goes to `pg`'s parser, whose client notices nothing. */
+  #readFrom(socket: Socket): void {
+    const listeners = socket.listeners('data') as ((chunk: Buffer) => void)[];
+    const walker = new WalWalker('walsender', {
+      gulp: (gulp) => this.#push(gulp),
+      // At once, however long the target takes for what has been received.
+      keepalive: (replyRequested) => {
+        if (replyRequested) this.#sendStatus(false);
+      },
+      control: (message) => {
+        for (const listener of listeners) listener.call(socket, message);
+      },
+    });
+    let gulped = 0;
+    socket.removeAllListeners('data');
+    socket.on('data', (chunk: Buffer) => {
+      const now = performance.now();
+      this.#heardAt = Date.now();
+      try {
+        walker.push(chunk);
+      } catch (error) {
+        this.#fail(new MigrationError('internal', `source: ${String(error)}`, { cause: error }));
+      }
+      const since = now - this.#chunkAt;
+      this.#chunkAt = now;
+      gulped += chunk.length;
+      // TLS gives small pieces; those that wait in memory already cost nothing more.
+      if (socket.readableLength > 0 || this.#paused) return;
+      const small = gulped < SMALL_CHUNK_BYTES;
+      gulped = 0;
+      if (!small || since > PACE_WITHIN_MS) return;
+      socket.pause();
+      this.#pace = setTimeout(() => {
+        this.#pace = null;
+        if (!this.#paused) socket.resume();
+      }, PACE_MS);
+    });
   }
 
-  #heard(lsn: Lsn): void {
-    this.#heardAt = Date.now();
-    if (lsn !== this.#receivedLsn && compareLsn(lsn, this.#receivedLsn) > 0) this.#receivedLsn = lsn;
-  }
-
-  #push(item: WalItem, bytes: number): void {
-    this.#queue.push(item);
-    this.#queuedBytes += bytes;
+  #push(gulp: Gulp): void {
+    this.#queue.push(gulp);
+    const last = gulp.bounds.at(-2) ?? 0;
+    // A keepalive's end of WAL, or the start of WAL of the message, 24 bytes before it.
+    const at = gulp.buffer[last] === KEEPALIVE ? last + 1 : last - 24;
+    const lsn = bigintToLsn(gulp.buffer.readBigUInt64BE(at));
+    if (compareLsn(lsn, this.#receivedLsn) > 0) this.#receivedLsn = lsn;
+    this.#queuedBytes += gulp.buffer.length;
     if (!this.#paused && this.#queuedBytes > PAUSE_ABOVE_BYTES) {
       this.#paused = true;
       this.#stream?.pause();

@@ -10,11 +10,12 @@ const LOCK_TIMEOUT_MS = 30_000;
 // 'on' makes a commit durable before we acknowledge it, whatever the target's default is.
 const applySettings = `
   select set_config(name, value, false) from (values ('synchronous_commit', 'on'), ('enable_seqscan', 'off'),
+    ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'),
     ('plan_cache_mode', 'force_generic_plan'), ('lock_timeout', '${LOCK_TIMEOUT_MS}')) as s(name, value)`;
 
 /** Opens the session that applies. */
 export async function openApplySession(scope: TaskScope, signal: AbortSignal): Promise<Session> {
-  const session = await scope.target.session({ purpose: 'apply', pipeline: true, signal });
+  const session = await scope.target.session({ purpose: 'apply', signal });
   try {
     await session.client.query(applySettings);
     // Triggers and foreign keys of the target must not fire for replicated rows. Where the role may not set it, the

@@ -1,18 +1,24 @@
-// Writes one batch of changes to the target: one transaction on one pipelined session, statements sent without waiting
-// for answers, consecutive inserts into one table as multi-row statements, every row count checked. The batch's position
-// is committed with its rows, so each source transaction is applied exactly once, whatever dies when. Driven by replay.ts.
-import type { Duplex } from 'node:stream';
+// Writes batches of changes to the target, over one pipelined session. Two ways, in one target transaction:
+//
+//   set-wise   changes are coalesced per row key (table-batch.ts) and leave as one statement per table and kind
+//   ordered    a change leaves as a statement of its own, in source order: key changes, TRUNCATE, tables without a key.
+//              It is a barrier for its tables: what they have pending leaves first
+//
+// A batch's position is committed with its rows, so each source transaction is applied exactly once, whatever dies when.
+// Every row count is checked before COMMIT is sent. Driven by replay.ts.
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
-import type { Session } from '../postgres/connections.ts';
-import { fromPostgres } from '../postgres/errors.ts';
 import type { DeleteMessage, Tuple, UpdateMessage } from '../postgres/pgoutput.ts';
+import { Pipeline } from '../postgres/pipeline.ts';
+import type { Session } from '../postgres/connections.ts';
 import type { SlotRecord } from '../postgres/slot.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { classify, unexpectedRow, type ChangeContext } from './apply-errors.ts';
+import { textOf } from './binary-text.ts';
 import { ChangedKeys } from './changed-keys.ts';
 import type { SourceTransaction, TruncateVerdict } from './filter.ts';
 import type { StreamedTable } from './relations.ts';
+import { SetWriter, tuplesOf } from './set-writer.ts';
 import {
   deleteParts,
   deleteRow,
@@ -23,14 +29,19 @@ import {
   type Statement,
 } from './statements.ts';
 
-/** Rows of one INSERT. Few sizes, so that few statements are prepared; a run is cut greedily. */
+/** Rows of one INSERT on the ordered path. Few sizes, so that few statements are prepared; a run is cut greedily. */
 const INSERT_SIZES = [128, 16, 1] as const;
 const MAX_INSERT_PARAMETERS = 8_192;
 const MAX_INSERT_BYTES = 1024 * 1024;
 /** Sent and not answered yet: bounds our memory and the server's when the source sends faster than the target takes. */
 const MAX_UNANSWERED = 2_000;
-const MAX_UNANSWERED_BYTES = 16 * 1024 * 1024;
-const MAX_PREPARED = 500;
+const MAX_UNANSWERED_BYTES = 8 * 1024 * 1024;
+
+/** The validation has begun since the last batch: this one is done again, in order, and its keys are written down. */
+export const TRACKING_BEGAN = new MigrationError(
+  'internal',
+  'target: keys are to be written down from now on',
+);
 
 /** The drain marker that arrived in the batch. */
 export interface AppliedMarker {
@@ -47,33 +58,46 @@ export interface BatchEnd {
 
 export class Applier {
   readonly #scope: TaskScope;
-  readonly #session: Session;
   readonly #slot: SlotRecord;
-  readonly #prepared = new Map<string, string>();
+  readonly #pipe: Pipeline<ChangeContext>;
+  readonly #sets: SetWriter;
   readonly #changed: ChangedKeys;
+  /** dts.progress.tracking as the open or last transaction found it. */
+  #tracking = false;
+  /** A set left without its keys being noted. */
+  #unnoted = false;
   #applied: Lsn;
   #open = false;
+  #again = false;
   #run: {
     readonly table: StreamedTable;
     rows: Tuple[];
     bytes: number;
     transaction: SourceTransaction;
   } | null = null;
-  #unanswered = 0;
-  #unansweredBytes = 0;
-  #failure: MigrationError | null = null;
-  #locked: Promise<void> = Promise.resolve();
-  #wake: (() => void) | null = null;
-  #corked = false;
-  #waitingSince: number | null = null;
 
-  /** `appliedLsn`: what dts.progress said when this connection began. */
-  constructor(scope: TaskScope, session: Session, slot: SlotRecord, appliedLsn: Lsn) {
+  /** `appliedLsn`: what dts.progress said when this connection began. `binary`: how the stream sends values. */
+  constructor(scope: TaskScope, session: Session, slot: SlotRecord, appliedLsn: Lsn, binary: boolean) {
     this.#scope = scope;
-    this.#session = session;
     this.#slot = slot;
-    this.#applied = appliedLsn;
+    this.#pipe = new Pipeline<ChangeContext>(session, {
+      onError: classify,
+      onRows: (found, expected, context) =>
+        context.operation === 'progress'
+          ? new MigrationError(
+              'connection_failed',
+              `target: the progress is not at ${this.#applied} any more`,
+              { kind: 'ambiguous', details: { expected: this.#applied } },
+            )
+          : unexpectedRow(context, `${found} rows instead of ${expected}`),
+      onData: (value) => (this.#tracking = value === 't'),
+    });
     this.#changed = new ChangedKeys(scope.taskId);
+    this.#sets = new SetWriter(this.#pipe, binary, (table, batch) => {
+      if (!this.#tracking) this.#unnoted = true;
+      else for (const row of tuplesOf(batch)) this.#note(table, null, row);
+    });
+    this.#applied = appliedLsn;
   }
 
   /** Whether a target transaction is open. */
@@ -88,21 +112,29 @@ export class Applier {
 
   /** How long we have been waiting for the target to answer; 0 when we are not. */
   get waitingMs(): number {
-    return this.#waitingSince === null ? 0 : Date.now() - this.#waitingSince;
+    return this.#pipe.waitingMs;
   }
 
   get pid(): number {
-    return this.#session.pid;
+    return this.#pipe.pid;
   }
 
-  /** Begins the batch now; for one that carries a marker and no rows. */
-  open(): void {
-    this.#begin();
+  /** Coalesced changes that have not been sent, and their bytes. */
+  get pending(): { readonly changes: number; readonly bytes: number } {
+    return this.#sets.pending;
+  }
+
+  /**
+   * Takes an insert (`I`), update (`U`) without an old tuple, or delete (`D`) by key into the set of its table, from the
+   * message's bytes; `at` is its tuple. False: it must go the ordered way.
+   */
+  take(table: StreamedTable, tag: number, message: Buffer, at: number, end: number): boolean {
+    return this.#sets.take(table, tag, message, at, end);
   }
 
   insert(table: StreamedTable, row: Tuple, transaction: SourceTransaction): void {
-    this.#begin();
-    this.#changed.noteRow(table, null, row);
+    this.#barrier(table);
+    this.#note(table, null, row);
     if (this.#run?.table !== table) {
       this.#flushRun();
       this.#run = { table, rows: [], bytes: 0, transaction };
@@ -116,8 +148,8 @@ export class Applier {
   }
 
   update(table: StreamedTable, message: UpdateMessage, transaction: SourceTransaction): void {
-    this.#begin();
-    this.#changed.noteRow(table, message.old, message.new);
+    this.#barrier(table);
+    this.#note(table, message.old, message.new);
     this.#flushRun();
     this.#send(updateRow(table, message), 1, {
       operation: 'update',
@@ -128,8 +160,8 @@ export class Applier {
   }
 
   delete(table: StreamedTable, message: DeleteMessage, transaction: SourceTransaction): void {
-    this.#begin();
-    this.#changed.noteRow(table, message.old, null);
+    this.#barrier(table);
+    this.#note(table, message.old, null);
     this.#flushRun();
     this.#send(deleteRow(table, message.old, message.oldKind === 'full'), 1, {
       operation: 'delete',
@@ -142,7 +174,7 @@ export class Applier {
   truncate(tables: readonly StreamedTable[], restartIdentity: boolean, transaction: SourceTransaction): void {
     const [table] = tables;
     if (!table) return;
-    this.#begin();
+    for (const each of tables) this.#barrier(each);
     this.#changed.noteTruncate(tables);
     this.#flushRun();
     this.#send(truncateTables(tables, restartIdentity), null, {
@@ -158,7 +190,7 @@ export class Applier {
     parts: Pick<Extract<TruncateVerdict, { kind: 'some' }>, 'unseen' | 'seenRows'>,
     transaction: SourceTransaction,
   ): void {
-    this.#begin();
+    this.#barrier(table);
     this.#changed.noteTruncate([table]);
     this.#flushRun();
     this.#send(deleteParts(table, parts.unseen, parts.seenRows), null, {
@@ -170,100 +202,133 @@ export class Applier {
 
   /** The marker of a part that the stream read itself, after its row. */
   writePart(table: StreamedTable, marker: Statement, { commitLsn }: SourceTransaction): void {
-    this.#begin();
+    this.#barrier(table);
     this.#flushRun();
     this.#send(marker, 1, { operation: 'insert', table, commitLsn });
   }
 
-  /** Waits while too much is unanswered; throws the first failure of the batch. Call it between changes. */
-  async throttle(): Promise<void> {
-    if (this.#failure) await this.#raise(this.#failure);
-    if (this.#changed.isFull) this.#sendChangedKeys();
-    if (this.#unanswered < MAX_UNANSWERED && this.#unansweredBytes < MAX_UNANSWERED_BYTES) return;
-    await this.#answered(MAX_UNANSWERED / 2, MAX_UNANSWERED_BYTES / 2);
+  /** Until `endInOrder`, what is pending is another batch's: no barrier sends it. */
+  beginInOrder(): void {
+    this.#again = true;
+    this.#begin();
   }
 
-  /** Sends what is buffered; the changes of a long transaction must not wait for its end. */
+  async endInOrder(): Promise<void> {
+    this.#flushRun();
+    this.#again = false;
+    await this.#pipe.idle();
+  }
+
+  /** Sends what ordered changes have gathered. */
   push(): void {
-    this.#uncork();
+    if (this.#open) this.#pipe.flush();
+  }
+
+  /** Waits while too much is unanswered; throws the first failure of the batch. Call it between ordered changes. */
+  async throttle(): Promise<void> {
+    const { failure } = this.#pipe;
+    if (failure) throw failure;
+    if (this.#changed.isFull) this.#sendChangedKeys();
+    if (this.#pipe.unanswered < MAX_UNANSWERED && this.#pipe.bufferedBytes < MAX_UNANSWERED_BYTES) return;
+    await this.#pipe.throttle(MAX_UNANSWERED / 2, MAX_UNANSWERED_BYTES / 2);
+  }
+
+  /** Sends everything that is pending, beginning the transaction if none is open. Does not wait. */
+  send(): void {
+    this.#begin();
+    this.#flushRun();
+    this.#sets.writeAll();
+    this.#pipe.sync();
+    this.#pipe.flush();
+  }
+
+  /** Waits until the target has carried out all that was sent. Throws the first failure. */
+  async answered(): Promise<void> {
+    await this.#pipe.idle();
   }
 
   /**
-   * Ends the batch: inserts still collected, the position, COMMIT. Resolves when the commit is durable.
-   * Errors: `unexpected_row`, what fromPostgres says, `connection_failed` of kind `ambiguous` when another session moved
-   * the progress.
+   * Ends the batch that `send` sent: the position, and COMMIT once every row count is right; what was taken since stays
+   * pending. Resolves when the commit is durable. Errors: `unexpected_row`, what fromPostgres says, `connection_failed` of
+   * kind `ambiguous` when another session moved the progress, TRACKING_BEGAN when the keys of a set should have been noted.
    */
-  async commit(end: BatchEnd): Promise<void> {
-    this.#begin();
-    this.#flushRun();
+  async finish(end: BatchEnd): Promise<void> {
     this.#sendChangedKeys();
-    this.#send(
-      {
-        text: `update dts.progress set applied_lsn = $3::pg_lsn, acked_lsn = $3::pg_lsn, updated_at = now(),
+    this.#pipe.execute(
+      `update dts.progress set applied_lsn = $3::pg_lsn, acked_lsn = $3::pg_lsn, updated_at = now(),
                  marker = coalesce($4, marker), marker_lsn = coalesce($5::pg_lsn, marker_lsn)
                where task_id = $1 and slot_incarnation = $2`,
-        values: [
-          this.#scope.taskId,
-          this.#slot.incarnation,
-          end.position,
-          end.marker?.id ?? null,
-          end.marker?.lsn ?? null,
-        ],
-      },
+      [
+        this.#scope.taskId,
+        this.#slot.incarnation,
+        end.position,
+        end.marker?.id ?? null,
+        end.marker?.lsn ?? null,
+      ],
       1,
       { operation: 'progress' },
     );
-    await this.#answered(0, 0);
+    await this.#pipe.idle();
+    if (this.#unnoted && this.#tracking) throw TRACKING_BEGAN;
     this.#scope.failpoint('sync.before-target-commit');
-    this.#waitingSince = Date.now();
-    try {
-      const { command } = await this.#session.client.query('commit');
-      // COMMIT of a failed transaction succeeds as ROLLBACK
-      if (command !== 'COMMIT')
-        throw new MigrationError('internal', `target: COMMIT of a batch ended as ${command}`);
-    } catch (error) {
-      throw fromPostgres(error, { role: 'target', position: end.position });
-    } finally {
-      this.#waitingSince = null;
-    }
+    this.#pipe.execute('commit', [], 'COMMIT', { operation: 'progress' });
+    await this.#pipe.idle();
+    this.#sets.ended('committed');
+    this.#unnoted = false;
     this.#open = false;
     this.#applied = end.position;
+  }
+
+  /**
+   * After a failure that left the connection usable: nothing of the open transaction stays. What is pending belongs to the
+   * next one, or is dropped.
+   */
+  async rollback(dropPending: boolean): Promise<void> {
+    this.#run = null;
+    if (dropPending) this.#sets.drop();
+    this.#pipe.reset();
+    this.#pipe.execute('rollback', [], null, { operation: 'progress' });
+    this.#pipe.execute('deallocate all', [], null, { operation: 'progress' });
+    await this.#pipe.idle();
+    this.#pipe.reset(); // what was prepared is gone
+    this.#sets.ended('rolled back');
+    this.#changed.take();
+    this.#unnoted = false;
+    this.#open = false;
   }
 
   #begin(): void {
     if (this.#open) return;
     this.#open = true;
-    this.#cork();
-    void this.#track(this.#session.client.query('begin'), 0, null, { operation: 'progress' });
-    void this.#track(this.#session.client.query('set constraints all deferred'), 0, null, {
-      operation: 'progress',
-    });
+    const context: ChangeContext = { operation: 'progress' };
+    this.#pipe.execute('begin', [], null, context);
+    this.#pipe.execute('set constraints all deferred', [], null, context);
     // The lock, and the comparison, shut out a session of ours that the server still runs after its connection broke:
     // its COMMIT may arrive after we have read the progress.
-    const expected = this.#applied;
-    const locking = this.#session.client.query<{ applied: Lsn }>(
-      `select applied_lsn::text as applied from dts.progress where task_id = $1 and slot_incarnation = $2 for update`,
-      [this.#scope.taskId, this.#slot.incarnation],
-    );
-    this.#locked = locking.then((result) => {
-      const found = result.rows[0]?.applied ?? null;
-      if (found === expected) return;
-      throw new MigrationError(
-        'connection_failed',
-        `target: the progress is at ${found ?? 'nothing'}, expected ${expected}`,
-        { kind: 'ambiguous', details: { found, expected } },
-      );
-    });
-    void this.#track(
-      this.#locked.then(() => ({ rowCount: null })),
-      0,
-      null,
-      { operation: 'progress' },
+    this.#pipe.execute(
+      `select tracking from dts.progress where task_id = $1 and slot_incarnation = $2 and applied_lsn = $3::pg_lsn for update`,
+      [this.#scope.taskId, this.#slot.incarnation, this.#applied],
+      1,
+      context,
     );
   }
 
+  #barrier(table: StreamedTable): void {
+    this.#begin();
+    if (this.#again || !this.#sets.has(table)) return;
+    this.#flushRun(); // what it holds of this table came before
+    this.#sets.write(table);
+  }
+
+  #note(table: StreamedTable, before: Tuple | null, after: Tuple | null): void {
+    const asText = (row: Tuple): Tuple =>
+      row.map((value, position) => textOf(table.columns[position]?.type ?? '', value));
+    this.#changed.noteRow(table, before && asText(before), after && asText(after));
+  }
+
   #sendChangedKeys(): void {
-    for (const statement of this.#changed.take()) this.#send(statement, null, { operation: 'progress' });
+    for (const { text, values } of this.#changed.take())
+      this.#pipe.execute(text, values, null, { operation: 'progress' });
   }
 
   #flushRun(): void {
@@ -286,81 +351,7 @@ export class Applier {
   }
 
   #send(statement: Statement, expectedRows: number | null, context: ChangeContext): void {
-    this.#cork();
-    let bytes = statement.text.length;
-    for (const value of statement.values) bytes += value?.length ?? 0;
-    const { client } = this.#session;
-    const values = [...statement.values];
-    const name = values.length === 0 ? undefined : this.#nameOf(statement.text);
-    const query =
-      name === undefined ? { text: statement.text, values } : { name, text: statement.text, values };
-    void this.#track(client.query(query), bytes, expectedRows, context);
-  }
-
-  #nameOf(text: string): string | undefined {
-    const known = this.#prepared.get(text);
-    if (known !== undefined) return known;
-    if (this.#prepared.size >= MAX_PREPARED) return undefined;
-    const name = `dts_${this.#prepared.size}`;
-    this.#prepared.set(text, name);
-    return name;
-  }
-
-  /** Never rejects: the first failure is kept for whoever waits next. */
-  async #track(
-    answer: Promise<{ readonly rowCount: number | null }>,
-    bytes: number,
-    expectedRows: number | null,
-    context: ChangeContext,
-  ): Promise<void> {
-    this.#unanswered++;
-    this.#unansweredBytes += bytes;
-    try {
-      const { rowCount } = await answer;
-      if (expectedRows !== null && rowCount !== expectedRows)
-        this.#failure ??= unexpectedRow(context, `${rowCount ?? 0} rows instead of ${expectedRows}`);
-    } catch (error) {
-      this.#failure ??= classify(error, context);
-    }
-    this.#unanswered--;
-    this.#unansweredBytes -= bytes;
-    this.#wake?.();
-  }
-
-  async #answered(most: number, mostBytes: number): Promise<void> {
-    this.#uncork();
-    this.#waitingSince = Date.now();
-    try {
-      while (!this.#failure && (this.#unanswered > most || this.#unansweredBytes > mostBytes))
-        await new Promise<void>((resolve) => (this.#wake = resolve));
-      this.#wake = null;
-    } finally {
-      this.#waitingSince = null;
-    }
-    if (this.#failure) await this.#raise(this.#failure);
-  }
-
-  // A batch on top of a position that had moved fails in its rows too; the reason is what counts.
-  async #raise(failure: MigrationError): Promise<never> {
-    await this.#locked;
-    throw failure;
-  }
-
-  // `pg` writes every statement by itself; between cork and uncork many leave in one write.
-  #cork(): void {
-    if (this.#corked) return;
-    this.#corked = true;
-    this.#socket().cork();
-  }
-
-  #uncork(): void {
-    if (!this.#corked) return;
-    this.#corked = false;
-    this.#socket().uncork();
-  }
-
-  #socket(): Duplex {
-    return (this.#session.client as unknown as { connection: { stream: Duplex } }).connection.stream;
+    this.#pipe.execute(statement.text, statement.values, expectedRows, context);
   }
 }
 

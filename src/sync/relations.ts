@@ -5,6 +5,7 @@ import { relationKey, type RelationName } from '../model/relation.ts';
 import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
 import type { Side } from '../postgres/connections.ts';
 import type { RelationMessage } from '../postgres/pgoutput.ts';
+import type { BatchShape } from './table-batch.ts';
 
 /** A planned table as the stream sends it. */
 export interface StreamedTable {
@@ -15,6 +16,10 @@ export interface StreamedTable {
   readonly columns: readonly PlannedColumn[];
   /** Positions of the replica identity's columns in a tuple; empty under identity full. */
   readonly keyPositions: readonly number[];
+  /** How its changes are coalesced (table-batch.ts); null: every change goes the ordered way. */
+  readonly shape: Omit<BatchShape, 'binary'> | null;
+  /** Whether updates may be coalesced, too. */
+  readonly setUpdates: boolean;
 }
 
 /** A table of the publication: one of the plan's, or the marker table of a source of version 13. */
@@ -67,15 +72,45 @@ function sourceDdl(table: string, change: string): MigrationError {
   });
 }
 
+/** Not among them: numeric (scale), floats (−0), interval, bpchar (blanks), citext and other types of extensions. */
+const bytewiseTypes =
+  '{bool,bytea,name,int2,int4,int8,text,varchar,oid,date,timestamp,timestamptz,uuid,pg_lsn,macaddr}';
+
+/**
+ * What may be coalesced. Without a key: inserts only, what else happens is a barrier. A key whose equality is not bytewise:
+ * nothing. GENERATED ALWAYS AS IDENTITY outside of the key: no updates, for the server refuses to set it.
+ */
+function coalescingOf(
+  columns: readonly PlannedColumn[],
+  keyPositions: readonly number[],
+  bytewise: ReadonlySet<string>,
+): Pick<StreamedTable, 'shape' | 'setUpdates'> {
+  const keys = [...keyPositions].sort((a, b) => a - b);
+  const all = columns.length > 0 && keys.every((position) => bytewise.has(columns[position]?.name ?? ''));
+  if (!all) return { shape: null, setUpdates: false };
+  const integers = ['smallint', 'integer', 'bigint'];
+  const [first] = keys;
+  const integerKey = keys.length === 1 && integers.includes(columns[first ?? 0]?.type ?? '');
+  const setUpdates =
+    keys.length > 0 && !columns.some((column, position) => column.identityAlways && !keys.includes(position));
+  return { shape: { columns: columns.length, keys, integerKey }, setUpdates };
+}
+
 /** The tables by the relation ids of one walsender connection. */
 export class RelationMap {
   readonly #source: Side;
+  readonly #target: Side;
   readonly #planned: ReadonlyMap<string, PlannedTable>;
   readonly #marker: string | null;
   readonly #known = new Map<number, { readonly shape: string; readonly relation: KnownRelation }>();
 
-  constructor(source: Side, tables: readonly PlannedTable[], marker: RelationName | null) {
-    this.#source = source;
+  constructor(
+    sides: { readonly source: Side; readonly target: Side },
+    tables: readonly PlannedTable[],
+    marker: RelationName | null,
+  ) {
+    this.#source = sides.source;
+    this.#target = sides.target;
     this.#planned = new Map(tables.map((table) => [relationKey(table.source), table]));
     this.#marker = marker === null ? null : relationKey(marker);
   }
@@ -112,11 +147,26 @@ export class RelationMap {
       return planned;
     });
     const position = new Map(columns.map((column, index) => [column.name, index]));
-    const keyPositions = plan.replicaIdentity === 'full' ? [] : plan.keyColumns;
-    return {
-      kind: 'table',
-      table: { key, plan, columns, keyPositions: keyPositions.map((name) => position.get(name) ?? -1) },
-    };
+    const keyColumns = plan.replicaIdentity === 'full' ? [] : plan.keyColumns;
+    const keyPositions = keyColumns.map((name) => position.get(name) ?? -1);
+    const coalescing = coalescingOf(columns, keyPositions, await this.#bytewise(plan));
+    return { kind: 'table', table: { key, plan, columns, keyPositions, ...coalescing } };
+  }
+
+  /** The target's columns whose `=` holds for identical values only: rows may be told apart by their bytes. */
+  async #bytewise(plan: PlannedTable): Promise<ReadonlySet<string>> {
+    const { rows } = await this.#target.query<{ name: string }>(
+      // one level of domains; enums are sent as labels
+      `select a.attname::text as name
+       from pg_namespace n join pg_class c on c.relnamespace = n.oid join pg_attribute a on a.attrelid = c.oid
+         join pg_type t on t.oid = a.atttypid left join pg_type b on b.oid = t.typbasetype
+         left join pg_collation k on k.oid = a.attcollation
+       where n.nspname = $1 and c.relname = $2 and a.attnum > 0 and not a.attisdropped
+         and coalesce(k.collisdeterministic, true)
+         and (coalesce(b.typtype, t.typtype) = 'e' or coalesce(b.oid, t.oid) = any ($3::regtype[]))`,
+      [plan.target.schema, plan.target.name, bytewiseTypes],
+    );
+    return new Set(rows.map((row) => row.name));
   }
 
   // The message has the type's OID on the source; the plan has its name, which is the same on both sides.

@@ -61,7 +61,7 @@ export async function sampleUntilCopied(
   appliedLsn: Lsn,
   isCopied: () => boolean,
 ): Promise<void> {
-  const figures = { transactionsApplied: 0, changesApplied: 0 };
+  const figures = { transactionsApplied: 0, changesApplied: 0, batchesInOrder: 0 };
   for (let sampledAt = 0; !isCopied(); ) {
     if (Date.now() - sampledAt >= COPY_SAMPLE_MS) {
       sampledAt = Date.now();

@@ -6,11 +6,10 @@ import type { PartRange } from '../model/part-range.ts';
 import type { PlannedColumn } from '../model/schema-plan.ts';
 import { UNCHANGED, type ColumnValue, type Tuple, type UpdateMessage } from '../postgres/pgoutput.ts';
 import { rangeCondition } from '../postgres/copy-range.ts';
+import type { Parameter } from '../postgres/pipeline.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
+import { textOf } from './binary-text.ts';
 import type { StreamedTable } from './relations.ts';
-
-/** A parameter as `pg` takes it: text, binary, or NULL. */
-export type Parameter = string | Buffer | null;
 
 export interface Statement {
   readonly text: string;
@@ -198,8 +197,9 @@ export function describeKey(table: StreamedTable, row: Tuple): Record<string, st
     table.keyPositions.length > 0 ? table.keyPositions : table.columns.map((_, index) => index);
   const key: Record<string, string | null> = {};
   for (const position of positions) {
-    const value = row[position];
-    const name = table.columns[position]?.name ?? String(position);
+    const column = table.columns[position];
+    const value = textOf(column?.type ?? '', row[position] ?? null);
+    const name = column?.name ?? String(position);
     if (typeof value === 'string') key[name] = value.length > 100 ? `${value.slice(0, 100)}…` : value;
     else key[name] = Buffer.isBuffer(value) ? `\\x${value.toString('hex', 0, 50)}` : null;
   }

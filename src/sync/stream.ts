@@ -6,6 +6,7 @@
 // Before every connection both servers are asked what is true: the source still the same cluster, the slot still ours, the
 // publication as we made it, dts.progress where to go on.
 import type { MigrationError } from '../model/errors.ts';
+import type { Lsn } from '../model/lsn.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import { isCopyComplete } from '../postgres/copy-state.ts';
@@ -22,8 +23,9 @@ import { CopyFilter } from './filter.ts';
 import { runHeartbeat } from './heartbeat.ts';
 import { loadParts, loadProgress } from './progress.ts';
 import { RelationMap } from './relations.ts';
-import { Replay, type ReplayFigures } from './replay.ts';
+import { Replay, ReplayInOrder, type ReplayFigures } from './replay.ts';
 import { sampleReplay, sampleUntilCopied } from './sampler.ts';
+import { chooseStreamFormat } from './stream-format.ts';
 
 /** Connections in a row that brought no progress before the error goes to the statechart, which waits longer. */
 const MAX_RECONNECTS = 5;
@@ -56,12 +58,13 @@ async function keepStreaming(
   slot: SlotRecord,
   emit: (event: StreamEvent) => void,
 ): Promise<void> {
-  const figures: ReplayFigures = { transactionsApplied: 0, changesApplied: 0 };
+  const figures: ReplayFigures = { transactionsApplied: 0, changesApplied: 0, batchesInOrder: 0 };
   let attempt = 0;
+  let orderedUntil: Lsn | null = null;
   let caughtUp = false;
   for (;;) {
     try {
-      await streamOnce(scope, slot, figures, (event) => {
+      await streamOnce(scope, slot, figures, orderedUntil, (event) => {
         if (event.type === 'STREAM_PROGRESS') attempt = 0;
         // A new connection begins to count afresh; the statechart hears only of changes.
         if (event.type === 'CAUGHT_UP' || event.type === 'FELL_BEHIND') {
@@ -72,6 +75,10 @@ async function keepStreaming(
       });
     } catch (error) {
       scope.signal.throwIfAborted();
+      if (error instanceof ReplayInOrder) {
+        orderedUntil = error.until;
+        continue;
+      }
       const failure = fromPostgres(error);
       attempt++;
       const mayPass = failure.kind === 'transient' || failure.kind === 'ambiguous';
@@ -95,6 +102,7 @@ async function streamOnce(
   scope: TaskScope,
   slot: SlotRecord,
   figures: ReplayFigures,
+  orderedUntil: Lsn | null,
   emit: (event: StreamEvent) => void,
 ): Promise<void> {
   await verifySlot(scope, slot);
@@ -104,7 +112,7 @@ async function streamOnce(
   const version = await sourceVersion(scope);
   const filter = new CopyFilter(await loadParts(scope, slot));
   const marker = hasLogicalMessages(version) ? null : markerTable(scope.taskId);
-  const relations = new RelationMap(scope.source, schemaPlanOf(scope).tables, marker);
+  const relations = new RelationMap(scope, schemaPlanOf(scope).tables, marker);
 
   const ending = new AbortController();
   const signal = AbortSignal.any([scope.signal, ending.signal]);
@@ -115,6 +123,10 @@ async function streamOnce(
     // A walsender of ours that outlived its connection would keep the slot busy.
     await releaseSlot(scope, slot.name);
     const progress = await loadProgress(scope, slot);
+    // A transaction that commits where the target stands has been applied: the next one commits behind it.
+    const filtered = filter.concerns({ xid: 0, commitLsn: progress.appliedLsn });
+    const format = await chooseStreamFormat(scope, version, filtered);
+    scope.log.info(format, 'the stream begins');
     const wal = await WalStream.open(
       scope,
       {
@@ -123,19 +135,21 @@ async function streamOnce(
         startLsn: progress.appliedLsn,
         ackedLsn: progress.ackedLsn,
         sourceVersion: version,
+        binary: format.binary,
       },
       signal,
     );
     stream = wal;
-    const applier = new Applier(scope, session, slot, progress.appliedLsn);
+    const applier = new Applier(scope, session, slot, progress.appliedLsn, format.binary);
     let stored = false;
     const replay = new Replay({
       scope,
-      stream: wal,
+      feed: wal,
       applier,
       relations,
       filter,
       figures,
+      orderedUntil,
       onStored: () => {
         if (!stored) emit({ type: 'STREAM_PROGRESS' });
         stored = true;
@@ -158,6 +172,7 @@ async function streamOnce(
     await Promise.all(tasks);
   } catch (error) {
     scope.signal.throwIfAborted();
+    if (error instanceof ReplayInOrder) throw error;
     throw await explain(scope, slot, fromPostgres(error));
   } finally {
     ending.abort();

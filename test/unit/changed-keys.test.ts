@@ -8,6 +8,8 @@ const table = (keyPositions: readonly number[], key = 'public.t'): StreamedTable
   key,
   keyPositions,
   columns: [],
+  shape: null,
+  setUpdates: false,
   plan: {
     source: { schema: 'public', name: 't' },
     target: { schema: 'public', name: 't' },

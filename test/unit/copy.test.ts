@@ -1,7 +1,12 @@
 // The pure half of the copy: messages, formats, statements, the order of index builds.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { binaryForm, chooseFormat, type CatalogType, type SideTypes } from '../../src/copy/format.ts';
+import {
+  binaryForm,
+  chooseFormat,
+  type CatalogType,
+  type SideTypes,
+} from '../../src/postgres/binary-form.ts';
 import { planIndexes } from '../../src/copy/index-plan.ts';
 import { buildMemoryBytes } from '../../src/copy/indexes.ts';
 import { copyStatements } from '../../src/copy/part.ts';

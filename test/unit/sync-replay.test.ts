@@ -4,28 +4,23 @@ import type { Lsn } from '../../src/model/lsn.ts';
 import { parsePgSnapshot } from '../../src/model/pg-snapshot.ts';
 import type { PgoutputMessage } from '../../src/postgres/pgoutput.ts';
 import type { TaskScope } from '../../src/postgres/task-scope.ts';
-import type { WalItem, WalStream } from '../../src/postgres/wal-stream.ts';
 import type { Applier, BatchEnd } from '../../src/sync/apply.ts';
 import { CopyFilter } from '../../src/sync/filter.ts';
 import type { RelationMap, StreamedTable } from '../../src/sync/relations.ts';
 import { Replay } from '../../src/sync/replay.ts';
+import { encode, gulpOf, keepaliveMessage } from '../support/pgoutput-messages.ts';
 
 const table = { key: 'public.t' } as StreamedTable;
-const message = (sent: PgoutputMessage): WalItem => ({ kind: 'message', message: sent });
-const keepalive = (walEnd: Lsn, replyRequested = false): WalItem => ({
-  kind: 'keepalive',
-  walEnd,
-  replyRequested,
-});
-const begin = (commitLsn: Lsn, xid = 1): WalItem => message({ tag: 'begin', commitLsn, commitTime: 0n, xid });
-const commit = (endLsn: Lsn): WalItem =>
-  message({ tag: 'commit', commitLsn: endLsn, endLsn, commitTime: 0n });
-const insert = (id: string): WalItem => message({ tag: 'insert', relationId: 1, new: [id] });
-const marker = (id: string, prefix = 'dts/task', transactional = true): WalItem =>
+const message = (sent: PgoutputMessage): Buffer => encode(sent);
+const keepalive = (walEnd: Lsn, replyRequested = false): Buffer => keepaliveMessage(walEnd, replyRequested);
+const begin = (commitLsn: Lsn, xid = 1): Buffer => message({ tag: 'begin', commitLsn, commitTime: 0n, xid });
+const commit = (endLsn: Lsn): Buffer => message({ tag: 'commit', commitLsn: endLsn, endLsn, commitTime: 0n });
+const insert = (id: string): Buffer => message({ tag: 'insert', relationId: 1, new: [id] });
+const marker = (id: string, prefix = 'dts/task', transactional = true): Buffer =>
   message({ tag: 'message', transactional, lsn: '0/1', prefix, content: Buffer.from(id) });
 
 /** Runs the chunks one take() each and returns what happened, in order. */
-async function replay(chunks: readonly (readonly WalItem[])[], appliedLsn: Lsn = '0/100'): Promise<string[]> {
+async function replay(chunks: readonly (readonly Buffer[])[], appliedLsn: Lsn = '0/100'): Promise<string[]> {
   const log: string[] = [];
   const ended = new Error('nothing more');
   let applied = appliedLsn;
@@ -34,11 +29,15 @@ async function replay(chunks: readonly (readonly WalItem[])[], appliedLsn: Lsn =
   const stream = {
     take: () => {
       const items = queue.shift();
-      return items ? Promise.resolve(items) : Promise.reject(ended);
+      if (items) return Promise.resolve([gulpOf(items)]);
+      // What is under way ends first.
+      return new Promise<never[]>((resolve, reject) =>
+        setTimeout(() => (open ? resolve([]) : reject(ended)), 1),
+      );
     },
+    poke: () => undefined,
     drained: true,
     acknowledge: (lsn: Lsn) => void log.push(`ack ${lsn}`),
-    reply: () => void log.push('reply'),
   };
   const applier = {
     get isOpen() {
@@ -47,7 +46,8 @@ async function replay(chunks: readonly (readonly WalItem[])[], appliedLsn: Lsn =
     get appliedLsn() {
       return applied;
     },
-    open: () => void (open = true),
+    send: () => void (open = true),
+    take: () => false,
     insert: (_table: StreamedTable, row: readonly string[]) => {
       open = true;
       log.push(`insert ${row[0]}`);
@@ -58,7 +58,7 @@ async function replay(chunks: readonly (readonly WalItem[])[], appliedLsn: Lsn =
     },
     throttle: () => Promise.resolve(),
     push: () => undefined,
-    commit: (end: BatchEnd) => {
+    finish: (end: BatchEnd) => {
       log.push(`commit ${end.position}${end.marker ? ` marker ${end.marker.id} ${end.marker.lsn}` : ''}`);
       applied = end.position;
       open = false;
@@ -75,12 +75,16 @@ async function replay(chunks: readonly (readonly WalItem[])[], appliedLsn: Lsn =
     },
   ];
   const loop = new Replay({
-    scope: { taskId: 'task', failpoint: () => undefined } as unknown as TaskScope,
-    stream: stream as unknown as WalStream,
+    scope: {
+      taskId: 'task',
+      failpoint: () => undefined,
+      log: { info: () => undefined },
+    } as unknown as TaskScope,
+    feed: stream,
     applier: applier as unknown as Applier,
     relations: { get: () => ({ kind: 'table', table }) } as unknown as RelationMap,
     filter: new CopyFilter(parts),
-    figures: { transactionsApplied: 0, changesApplied: 0 },
+    figures: { transactionsApplied: 0, changesApplied: 0, batchesInOrder: 0 },
     onStored: () => undefined,
   });
   await loop.run().catch((error: unknown) => {
@@ -107,7 +111,7 @@ describe('the replay', () => {
       [begin('0/2000'), insert('1'), keepalive('0/3000', true)],
       [insert('2'), commit('0/2010')],
     ];
-    expect(await replay(chunks)).toEqual(['insert 1', 'reply', 'insert 2', 'commit 0/2010', 'ack 0/2010']);
+    expect(await replay(chunks)).toEqual(['insert 1', 'insert 2', 'commit 0/2010', 'ack 0/2010']);
   });
 
   it('leaves out a transaction that is on the target already', async () => {
@@ -169,7 +173,6 @@ describe('the replay', () => {
 
   it('stores an idle position at once when the server asks for a reply: it may be shutting down', async () => {
     expect(await replay([[keepalive('0/3000')], [keepalive('0/3000', true)]])).toEqual([
-      'reply',
       'commit 0/3000',
       'ack 0/3000',
     ]);

@@ -34,6 +34,8 @@ function table(
     plan,
     columns: streamed,
     keyPositions: keyColumns.map((name) => streamed.findIndex((each) => each.name === name)),
+    shape: null,
+    setUpdates: false,
   };
 }
 

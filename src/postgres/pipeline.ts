@@ -1,0 +1,374 @@
+// Statements written to a server without waiting for the answers of earlier ones, and COPY among them: the replay's way
+// to the target. `pg` connects and authenticates; then the socket's bytes are ours (its own pipeline mode has no COPY and
+// costs an object or three for every message). Protocol: https://www.postgresql.org/docs/current/protocol-flow.html
+//
+// Answers come in the order of the statements. After an error the server skips what follows up to the next Sync, so of
+// several errors only the first one means anything: it is kept until `reset`.
+import { DatabaseError } from 'pg';
+import type { Socket } from 'node:net';
+import { MigrationError } from '../model/errors.ts';
+import type { Session } from './connections.ts';
+import { fromPostgres } from './errors.ts';
+
+/** A parameter: text, the type's binary form, or NULL. */
+export type Parameter = string | Buffer | null;
+
+/** How a caller reads answers: `C` is whatever it wants to remember of a statement. */
+export interface AnswerReader<C> {
+  /** The server refused it. */
+  readonly onError: (error: unknown, context: C) => MigrationError;
+  /** It succeeded with another number of rows than expected. */
+  readonly onRows: (found: number, expected: number, context: C) => MigrationError;
+  /** A row of its result: the first column as text. */
+  readonly onData: (value: string, context: C) => void;
+}
+
+interface Entry<C> {
+  /** Rows that it must have touched, or the tag it must end with; null: any. */
+  readonly rows: number | 'COMMIT' | null;
+  /** Null: a Sync. */
+  readonly context: C | null;
+}
+
+const COPY_FRAME_BYTES = 256 * 1024;
+const INITIAL_BYTES = 64 * 1024;
+/** Statements kept prepared; beyond it they are parsed each time. */
+const MAX_PREPARED = 500;
+
+const PARSE = 0x50;
+const BIND = 0x42;
+const EXECUTE = 0x45;
+const SYNC = 0x53;
+const QUERY = 0x51;
+const COPY_DATA = 0x64;
+const COPY_DONE = 0x63;
+
+export class Pipeline<C> {
+  readonly #session: Session;
+  readonly #socket: Socket;
+  readonly #reader: AnswerReader<C>;
+  #out = Buffer.allocUnsafe(INITIAL_BYTES);
+  #used = 0;
+  #in: Buffer = Buffer.alloc(0);
+  readonly #entries: Entry<C>[] = [];
+  #head = 0;
+  #unsynced = 0;
+  readonly #prepared = new Map<string, string>();
+  #preparedGeneration = 0;
+  #failure: MigrationError | null = null;
+  #closed: MigrationError | null = null;
+  #wake: (() => void) | null = null;
+  #waitingSince: number | null = null;
+
+  /** Takes the socket of a session that is idle; from now on its client must not be used but for closing it. */
+  constructor(session: Session, reader: AnswerReader<C>) {
+    this.#session = session;
+    this.#reader = reader;
+    this.#socket = (session.client as unknown as { connection: { stream: Socket } }).connection.stream;
+    this.#socket.removeAllListeners('data');
+    this.#socket.on('data', (chunk: Buffer) => this.#onBytes(chunk));
+    this.#socket.on('error', (error) => this.#onClosed(error));
+    this.#socket.on('close', () => this.#onClosed(new Error('Connection terminated unexpectedly')));
+  }
+
+  get pid(): number {
+    return this.#session.pid;
+  }
+
+  /** How long somebody has been waiting in `idle`; 0 when nobody is. */
+  get waitingMs(): number {
+    return this.#waitingSince === null ? 0 : Date.now() - this.#waitingSince;
+  }
+
+  /** Bytes written and not taken by the kernel yet, plus what `flush` has still to write. */
+  get bufferedBytes(): number {
+    return this.#used + this.#socket.writableLength;
+  }
+
+  get unanswered(): number {
+    return this.#entries.length - this.#head;
+  }
+
+  get failure(): MigrationError | null {
+    return this.#closed ?? this.#failure;
+  }
+
+  /** One prepared statement; parameters take their types from casts in the text. */
+  execute(sql: string, parameters: readonly Parameter[], rows: number | 'COMMIT' | null, context: C): void {
+    const name = this.#prepare(sql);
+    const bind = this.#begin(BIND);
+    this.#cstring('');
+    this.#cstring(name);
+    this.#int16(parameters.length);
+    for (const parameter of parameters) this.#int16(Buffer.isBuffer(parameter) ? 1 : 0);
+    this.#int16(parameters.length);
+    for (const parameter of parameters) {
+      if (parameter === null) this.#int32(-1);
+      else if (typeof parameter === 'string') {
+        const bytes = Buffer.byteLength(parameter);
+        this.#int32(bytes);
+        this.#ensure(bytes);
+        this.#used += this.#out.write(parameter, this.#used);
+      } else {
+        this.#int32(parameter.length);
+        this.bytes(parameter, 0, parameter.length);
+      }
+    }
+    this.#int16(0);
+    this.#end(bind);
+    const execute = this.#begin(EXECUTE);
+    this.#cstring('');
+    this.#int32(0);
+    this.#end(execute);
+    this.#entries.push({ rows, context });
+    this.#unsynced++;
+  }
+
+  /** COPY … FROM STDIN: `body` writes the rows by `bytes`, `int16` …, `frame` being called between rows. */
+  copy(sql: string, rows: number, context: C, body: (frame: () => void) => void): void {
+    this.sync();
+    const query = this.#begin(QUERY);
+    this.#cstring(sql);
+    this.#end(query);
+    let data = this.#begin(COPY_DATA);
+    // A boundary of messages means nothing to COPY, but a message is held in memory by the server as a whole.
+    body(() => {
+      if (this.#used - data < COPY_FRAME_BYTES) return;
+      this.#end(data);
+      data = this.#begin(COPY_DATA);
+    });
+    this.#end(data);
+    this.#end(this.#begin(COPY_DONE));
+    this.#entries.push({ rows, context });
+    this.#entries.push({ rows: null, context: null }); // a simple query brings its own ReadyForQuery
+  }
+
+  /** Ends a group of statements: what follows runs (and fails) by itself. */
+  sync(): void {
+    if (this.#unsynced === 0) return;
+    this.#end(this.#begin(SYNC));
+    this.#entries.push({ rows: null, context: null });
+    this.#unsynced = 0;
+  }
+
+  bytes(from: Buffer, start: number, end: number): void {
+    this.#ensure(end - start);
+    from.copy(this.#out, this.#used, start, end);
+    this.#used += end - start;
+  }
+
+  int16(value: number): void {
+    this.#int16(value);
+  }
+
+  int32(value: number): void {
+    this.#int32(value);
+  }
+
+  byte(value: number): void {
+    this.#ensure(1);
+    this.#out[this.#used++] = value;
+  }
+
+  /** Writes what has been gathered. */
+  flush(): void {
+    if (this.#used === 0) return;
+    const full = this.#out;
+    const used = this.#used;
+    this.#used = 0;
+    if (this.#closed) return;
+    if (used < INITIAL_BYTES / 4) {
+      this.#socket.write(Buffer.from(full.subarray(0, used)));
+      return;
+    }
+    // The socket keeps the memory until the kernel has it.
+    this.#out = Buffer.allocUnsafe(INITIAL_BYTES);
+    this.#socket.write(full.subarray(0, used));
+  }
+
+  /** Sync, flush, and every answer. Throws the first failure, after the server has answered everything. */
+  async idle(): Promise<void> {
+    this.sync();
+    this.flush();
+    await this.#until(() => this.unanswered === 0);
+    if (this.failure) throw this.failure;
+  }
+
+  /** Waits until at most so much is under way; throws the first failure at once. */
+  async throttle(unanswered: number, bytes: number): Promise<void> {
+    this.flush();
+    await this.#until(
+      () => this.#failure !== null || (this.unanswered <= unanswered && this.#socket.writableLength <= bytes),
+    );
+    if (this.failure) throw this.failure;
+  }
+
+  /** Forgets a failure, once everything is answered; the caller then rolls back. */
+  reset(): void {
+    this.#failure = null;
+    // Statements of the failed group may or may not have been prepared.
+    this.#prepared.clear();
+    this.#preparedGeneration++;
+  }
+
+  async #until(holds: () => boolean): Promise<void> {
+    if (this.#closed || holds()) return;
+    this.#waitingSince = Date.now();
+    const onDrain = (): void => this.#wake?.();
+    this.#socket.on('drain', onDrain);
+    try {
+      while (!this.#closed && !holds()) await new Promise<void>((resolve) => (this.#wake = resolve));
+    } finally {
+      this.#wake = null;
+      this.#waitingSince = null;
+      this.#socket.removeListener('drain', onDrain);
+    }
+  }
+
+  #prepare(sql: string): string {
+    const known = this.#prepared.get(sql);
+    if (known !== undefined) return known;
+    const name =
+      this.#prepared.size < MAX_PREPARED ? `dts_${this.#preparedGeneration}_${this.#prepared.size}` : '';
+    if (name !== '') this.#prepared.set(sql, name);
+    const parse = this.#begin(PARSE);
+    this.#cstring(name);
+    this.#cstring(sql);
+    this.#int16(0);
+    this.#end(parse);
+    return name;
+  }
+
+  #onBytes(chunk: Buffer): void {
+    const bytes = this.#in.length === 0 ? chunk : Buffer.concat([this.#in, chunk]);
+    let at = 0;
+    while (at + 5 <= bytes.length) {
+      const end = at + 1 + bytes.readInt32BE(at + 1);
+      if (end > bytes.length) break;
+      this.#onMessage(bytes[at] ?? 0, bytes, at + 5, end);
+      at = end;
+    }
+    this.#in = at === bytes.length ? Buffer.alloc(0) : bytes.subarray(at);
+    this.#wake?.();
+  }
+
+  #onMessage(type: number, bytes: Buffer, start: number, end: number): void {
+    switch (type) {
+      case 0x43: {
+        // CommandComplete: `INSERT 0 5`, `UPDATE 5`, `COPY 5`, `BEGIN`
+        const entry = this.#entries[this.#head++];
+        if (!entry || entry.context === null || entry.rows === null) return;
+        const tag = bytes.toString('latin1', start, end - 1);
+        if (entry.rows === 'COMMIT') {
+          // COMMIT of a failed transaction succeeds as ROLLBACK
+          if (tag !== 'COMMIT')
+            this.#failure ??= new MigrationError('internal', `target: COMMIT ended as ${tag}`);
+          return;
+        }
+        const found = Number(tag.slice(tag.lastIndexOf(' ') + 1));
+        if (found !== entry.rows) this.#failure ??= this.#reader.onRows(found, entry.rows, entry.context);
+        return;
+      }
+      case 0x5a: {
+        // ReadyForQuery: what the server skipped after an error has no answer of its own.
+        let entry = this.#entries[this.#head++];
+        while (entry && entry.context !== null) entry = this.#entries[this.#head++];
+        if (this.#head === this.#entries.length) {
+          this.#entries.length = 0;
+          this.#head = 0;
+        } else if (this.#head > 4_096) {
+          this.#entries.splice(0, this.#head);
+          this.#head = 0;
+        }
+        return;
+      }
+      case 0x45: {
+        const entry = this.#entries[this.#head];
+        const error = readServerError(bytes, start, end);
+        if (entry && entry.context !== null) this.#failure ??= this.#reader.onError(error, entry.context);
+        else this.#failure ??= fromPostgres(error, { role: 'target' });
+        return;
+      }
+      case 0x44: {
+        const entry = this.#entries[this.#head];
+        const length = bytes.readInt32BE(start + 2);
+        if (entry && entry.context !== null)
+          this.#reader.onData(
+            bytes.toString('utf8', start + 6, start + 6 + Math.max(0, length)),
+            entry.context,
+          );
+        return;
+      }
+      default: // ParseComplete, BindComplete, RowDescription, NoticeResponse …: nothing to learn
+    }
+  }
+
+  #onClosed(error: Error): void {
+    this.#closed ??=
+      this.#failure?.code === 'connection_failed' ? this.#failure : fromPostgres(error, { role: 'target' });
+    this.#wake?.();
+  }
+
+  #ensure(bytes: number): void {
+    if (this.#used + bytes <= this.#out.length) return;
+    const larger = Buffer.allocUnsafe(Math.max(this.#out.length * 2, this.#used + bytes));
+    this.#out.copy(larger, 0, 0, this.#used);
+    this.#out = larger;
+  }
+
+  #begin(type: number): number {
+    this.#ensure(5);
+    this.#out[this.#used] = type;
+    const at = this.#used + 1;
+    this.#used += 5;
+    return at;
+  }
+
+  #end(at: number): void {
+    this.#out.writeInt32BE(this.#used - at, at);
+  }
+
+  #int16(value: number): void {
+    this.#ensure(2);
+    this.#used = this.#out.writeUInt16BE(value & 0xffff, this.#used);
+  }
+
+  #int32(value: number): void {
+    this.#ensure(4);
+    this.#used = this.#out.writeInt32BE(value, this.#used);
+  }
+
+  #cstring(text: string): void {
+    this.#ensure(Buffer.byteLength(text) + 1);
+    this.#used += this.#out.write(text, this.#used);
+    this.#out[this.#used++] = 0;
+  }
+}
+
+/** ErrorResponse as `pg` would give it. */
+function readServerError(bytes: Buffer, start: number, end: number): DatabaseError {
+  const fields = new Map<string, string>();
+  for (let at = start; at < end && bytes[at] !== 0; ) {
+    const zero = bytes.indexOf(0, at + 1);
+    if (zero === -1) break;
+    fields.set(String.fromCharCode(bytes[at] ?? 0), bytes.toString('utf8', at + 1, zero));
+    at = zero + 1;
+  }
+  const error = new DatabaseError(fields.get('M') ?? 'unknown error', end - start, 'error');
+  const put = (
+    name: 'severity' | 'code' | 'detail' | 'hint' | 'where' | 'schema' | 'table' | 'constraint',
+    key: string,
+  ): void => {
+    const value = fields.get(key);
+    if (value !== undefined) error[name] = value;
+  };
+  put('severity', 'V');
+  put('code', 'C');
+  put('detail', 'D');
+  put('hint', 'H');
+  put('where', 'W');
+  put('schema', 's');
+  put('table', 't');
+  put('constraint', 'n');
+  return error;
+}

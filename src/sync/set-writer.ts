@@ -1,0 +1,303 @@
+// The pending sets of all tables, and how they leave: a few rows as prepared statements of their own, many as COPY and one
+// statement. Owned by apply.ts, which opens and ends the transaction around them.
+import type { Tuple, ColumnValue } from '../postgres/pgoutput.ts';
+import { UNCHANGED } from '../postgres/pgoutput.ts';
+import type { Pipeline } from '../postgres/pipeline.ts';
+import type { ChangeContext } from './apply-errors.ts';
+import type { StreamedTable } from './relations.ts';
+import { setStatements, type SetStatements } from './set-statements.ts';
+import { deleteRow, insertRows, updateRow } from './statements.ts';
+import { DELETE, INSERT, NONE, REPLACE, TableBatch, UNCHANGED_LENGTH, UPDATE } from './table-batch.ts';
+
+/** Up to so many rows a statement each is cheaper for the target than COPY into a temporary table. */
+const FEW_ROWS = 12;
+
+const INSERT_TAG = 0x49;
+const UPDATE_TAG = 0x55;
+
+interface TableSet {
+  readonly table: StreamedTable;
+  readonly batch: TableBatch;
+  readonly sql: SetStatements;
+  readonly binary: boolean;
+  updates: TemporaryTable;
+  deletes: TemporaryTable;
+}
+
+/** `filled`: by the open transaction. */
+type TemporaryTable = 'absent' | 'empty' | 'filled';
+
+/** `PGCOPY\n\377\r\n\0`, no flags, no extension. */
+const copyHeader = Buffer.concat([Buffer.from('PGCOPY\n\xff\r\n\0', 'latin1'), Buffer.alloc(8)]);
+
+export class SetWriter {
+  readonly #pipe: Pipeline<ChangeContext>;
+  readonly #binary: boolean;
+  readonly #onWrite: (table: StreamedTable, batch: TableBatch) => void;
+  readonly #sets = new Map<StreamedTable, TableSet>();
+  readonly #touched = new Set<TableSet>();
+  #changes = 0;
+  #bytes = 0;
+
+  /** `onWrite` is called with every set before it leaves. */
+  constructor(
+    pipe: Pipeline<ChangeContext>,
+    binary: boolean,
+    onWrite: (table: StreamedTable, batch: TableBatch) => void,
+  ) {
+    this.#pipe = pipe;
+    this.#binary = binary;
+    this.#onWrite = onWrite;
+  }
+
+  get pending(): { readonly changes: number; readonly bytes: number } {
+    return { changes: this.#changes, bytes: this.#bytes };
+  }
+
+  take(table: StreamedTable, tag: number, message: Buffer, at: number, end: number): boolean {
+    if (table.shape === null) return false;
+    if (tag === UPDATE_TAG && !table.setUpdates) return false;
+    let set = this.#sets.get(table);
+    if (!set) {
+      const shape = { ...table.shape, binary: this.#binary };
+      const sql = setStatements(table, this.#sets.size, this.#binary);
+      const batch = new TableBatch(shape);
+      set = { table, batch, sql, binary: this.#binary, updates: 'absent', deletes: 'absent' };
+      this.#sets.set(table, set);
+    }
+    const { batch } = set;
+    const before = batch.used;
+    const taken =
+      tag === INSERT_TAG
+        ? batch.insert(message, at, end)
+        : tag === UPDATE_TAG
+          ? batch.update(message, at, end)
+          : batch.delete(message, at, end);
+    if (!taken) return false;
+    this.#touched.add(set);
+    this.#changes++;
+    this.#bytes += batch.used - before;
+    return true;
+  }
+
+  /** Whether the table has something pending. */
+  has(table: StreamedTable): boolean {
+    const set = this.#sets.get(table);
+    return set !== undefined && this.#touched.has(set);
+  }
+
+  /** Sends what the table has pending. */
+  write(table: StreamedTable): void {
+    const set = this.#sets.get(table);
+    if (set && this.#touched.delete(set)) this.#write(set);
+  }
+
+  writeAll(): void {
+    for (const set of this.#touched) this.#write(set);
+    this.#touched.clear();
+  }
+
+  /** Forgets what is pending. */
+  drop(): void {
+    for (const { batch } of this.#touched) batch.clear();
+    this.#touched.clear();
+    this.#changes = 0;
+    this.#bytes = 0;
+  }
+
+  /** After the end of a transaction: a rolled back one may have made the temporary tables. */
+  ended(how: 'committed' | 'rolled back'): void {
+    for (const set of this.#sets.values()) {
+      if (set.updates !== 'absent') set.updates = how === 'committed' ? 'empty' : 'absent';
+      if (set.deletes !== 'absent') set.deletes = how === 'committed' ? 'empty' : 'absent';
+    }
+  }
+
+  #write(set: TableSet): void {
+    const { batch } = set;
+    this.#onWrite(set.table, batch);
+    const deletes: number[] = [];
+    const inserts: number[] = [];
+    /** By the positions that the updates lack: as a rule there are none. */
+    const updates = new Map<string, number[]>();
+    for (let entry = 0; entry < batch.count; entry++) {
+      const op = batch.ops[entry];
+      if (op === DELETE || op === REPLACE) deletes.push(entry);
+      if (op === INSERT || op === REPLACE) inserts.push(entry);
+      if (op !== UPDATE) continue;
+      const word = batch.hasUnchanged ? batch.unchangedOf(entry) : '';
+      const group = updates.get(word);
+      if (group) group.push(entry);
+      else updates.set(word, [entry]);
+    }
+    if (deletes.length > 0) this.#deleteRows(set, deletes);
+    for (const [word, entries] of updates) this.#updateRows(set, word, entries);
+    if (inserts.length > 0) this.#insertRows(set, inserts);
+    this.#changes -= batch.taken;
+    this.#bytes -= batch.used;
+    batch.clear();
+  }
+
+  #deleteRows(set: TableSet, entries: readonly number[]): void {
+    const { table, batch, sql } = set;
+    const context: ChangeContext = { operation: 'delete', table };
+    if (entries.length <= FEW_ROWS) {
+      for (const entry of entries) {
+        const row = tupleOf(batch, entry);
+        const { text, values } = deleteRow(table, row, false);
+        this.#pipe.execute(text, values, 1, { ...context, row });
+      }
+      return;
+    }
+    if (set.deletes === 'absent') this.#pipe.execute(sql.createDeletes, [], null, context);
+    else if (set.deletes === 'filled') this.#pipe.execute(sql.clearDeletes, [], null, context);
+    set.deletes = 'filled';
+    this.#copy(set, sql.copyDeletes, entries, batch.shape.keys, context);
+    this.#pipe.execute(sql.delete, [], entries.length, context);
+  }
+
+  #updateRows(set: TableSet, word: string, entries: readonly number[]): void {
+    const { table, batch, sql } = set;
+    const context: ChangeContext = { operation: 'update', table };
+    if (entries.length <= FEW_ROWS) {
+      for (const entry of entries) {
+        const row = tupleOf(batch, entry);
+        const message = { tag: 'update', relationId: 0, oldKind: 'none', old: null, new: row } as const;
+        const { text, values } = updateRow(table, message);
+        this.#pipe.execute(text, values, 1, { ...context, row });
+      }
+      return;
+    }
+    if (set.updates === 'absent') this.#pipe.execute(sql.createUpdates, [], null, context);
+    else if (set.updates === 'filled') this.#pipe.execute(sql.clearUpdates, [], null, context);
+    set.updates = 'filled';
+    this.#copy(set, sql.copyUpdates, entries, null, context);
+    const unchanged = new Set(
+      word
+        .split(',')
+        .filter((position) => position !== '')
+        .map(Number),
+    );
+    this.#pipe.execute(sql.update(unchanged), [], entries.length, context);
+  }
+
+  #insertRows(set: TableSet, entries: readonly number[]): void {
+    const { table, batch, sql } = set;
+    const context: ChangeContext = { operation: 'insert', table };
+    if (entries.length <= FEW_ROWS)
+      for (const entry of entries) {
+        const row = tupleOf(batch, entry);
+        const { text, values } = insertRows(table, [row]);
+        this.#pipe.execute(text, values, 1, { ...context, row });
+      }
+    else this.#copy(set, sql.insert, entries, null, context);
+  }
+
+  /** `columns`: positions to send; null: all of them. */
+  #copy(
+    set: TableSet,
+    sql: string,
+    entries: readonly number[],
+    columns: readonly number[] | null,
+    context: ChangeContext,
+  ): void {
+    const { batch, binary } = set;
+    const pipe = this.#pipe;
+    pipe.copy(sql, entries.length, context, (frame) => {
+      if (binary) pipe.bytes(copyHeader, 0, copyHeader.length);
+      if (binary && columns === null && batch.onlyInserts) {
+        const step = 128 * 1024;
+        for (let at = 0; at < batch.used; at += step) {
+          pipe.bytes(batch.arena, at, Math.min(batch.used, at + step));
+          frame();
+        }
+      } else
+        for (const entry of entries) {
+          if (!binary) this.#textRow(batch, entry, columns);
+          else if (columns === null && !batch.hasUnchanged)
+            pipe.bytes(batch.arena, batch.starts[entry] ?? 0, batch.ends[entry] ?? 0);
+          else this.#binaryRow(batch, entry, columns);
+          frame();
+        }
+      if (binary) pipe.int16(-1);
+    });
+  }
+
+  #binaryRow(batch: TableBatch, entry: number, columns: readonly number[] | null): void {
+    const pipe = this.#pipe;
+    pipe.int16(columns?.length ?? batch.shape.columns);
+    let at = (batch.starts[entry] ?? 0) + 2;
+    for (let column = 0; column < batch.shape.columns; column++) {
+      const length = batch.lengthAt(at);
+      const end = at + 4 + Math.max(0, length);
+      if (columns === null || columns.includes(column)) {
+        if (length < 0) pipe.int32(-1);
+        else pipe.bytes(batch.arena, at, end);
+      }
+      at = end;
+    }
+  }
+
+  /** https://www.postgresql.org/docs/current/sql-copy.html#id-1.9.3.55.9.2: tabs, newlines and backslashes escaped. */
+  #textRow(batch: TableBatch, entry: number, columns: readonly number[] | null): void {
+    const pipe = this.#pipe;
+    const { arena } = batch;
+    let at = (batch.starts[entry] ?? 0) + 2;
+    let first = true;
+    for (let column = 0; column < batch.shape.columns; column++) {
+      const length = batch.lengthAt(at);
+      const end = at + 4 + Math.max(0, length);
+      if (columns === null || columns.includes(column)) {
+        if (!first) pipe.byte(0x09);
+        first = false;
+        if (length < 0) {
+          pipe.byte(0x5c);
+          pipe.byte(0x4e);
+        } else {
+          let from = at + 4;
+          for (let i = from; i < end; i++) {
+            const byte = arena[i];
+            const letter =
+              byte === 0x5c ? 0x5c : byte === 0x09 ? 0x74 : byte === 0x0a ? 0x6e : byte === 0x0d ? 0x72 : 0;
+            if (letter === 0) continue;
+            pipe.bytes(arena, from, i);
+            pipe.byte(0x5c);
+            pipe.byte(letter);
+            from = i + 1;
+          }
+          pipe.bytes(arena, from, end);
+        }
+      }
+      at = end;
+    }
+    pipe.byte(0x0a);
+  }
+}
+
+/** Every tuple that the set writes. */
+export function* tuplesOf(batch: TableBatch): Generator<Tuple> {
+  for (let entry = 0; entry < batch.count; entry++)
+    if (batch.ops[entry] !== NONE) yield tupleOf(batch, entry);
+}
+
+/** The entry's tuple as the ordered statements take it. */
+export function tupleOf(batch: TableBatch, entry: number): Tuple {
+  const values: ColumnValue[] = [];
+  let at = (batch.starts[entry] ?? 0) + 2;
+  for (let column = 0; column < batch.shape.columns; column++) {
+    const length = batch.lengthAt(at);
+    at += 4;
+    if (length === UNCHANGED_LENGTH) values.push(UNCHANGED);
+    else if (length < 0) values.push(null);
+    else {
+      const end = at + length;
+      values.push(
+        batch.shape.binary
+          ? Buffer.from(batch.arena.subarray(at, end))
+          : batch.arena.toString('utf8', at, end),
+      );
+      at = end;
+    }
+  }
+  return values;
+}

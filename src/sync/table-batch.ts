@@ -1,0 +1,341 @@
+// The changes of one table in one batch, coalesced: the last state of every row, by its key. Pure; apply.ts fills it from
+// the bytes of pgoutput and empties it into set-wise statements: deletes, then updates, then inserts.
+//
+//   pending    insert    update    delete      A change that does not fit (…) means that source and target may disagree,
+//   nothing    insert    update    delete      or that its order matters: it is not taken. The caller then writes what is
+//   insert     …         insert    none        pending and sends that change by itself, which fails where it must.
+//   update     …         update    delete
+//   delete     replace   …         …           replace: the row was there before and another one is there now: deleted
+//   replace    …         replace   delete      and inserted
+//   none       insert    …         …
+//
+// Tuples lie in one arena in the layout of COPY BINARY (int16 count, then int32 length and bytes of each value), so that
+// a table that only got inserts is written by copying memory. A value that the update did not send (unchanged TOAST) is
+// taken from the pending state; where there is none its length is UNCHANGED_LENGTH.
+
+/** Length of a value that the message lacks; −1 is NULL. */
+export const UNCHANGED_LENGTH = -2;
+
+export const NONE = 0;
+export const INSERT = 1;
+export const UPDATE = 2;
+export const DELETE = 3;
+export const REPLACE = 4;
+
+/** What a batch needs to know of its table. */
+export interface BatchShape {
+  /** Values of a tuple. */
+  readonly columns: number;
+  /** Positions of the key, ascending; empty: inserts only. */
+  readonly keys: readonly number[];
+  /** The single key column is an integer: then the keys of the map are numbers. */
+  readonly integerKey: boolean;
+  /** Values are in binary form (`b`), else text (`t`). */
+  readonly binary: boolean;
+}
+
+const INITIAL_BYTES = 16 * 1024;
+const INITIAL_ROWS = 64;
+/** A batch's memory that is kept for the next one. */
+const KEEP_BYTES = 8 * 1024 * 1024;
+
+export class TableBatch {
+  readonly shape: BatchShape;
+  arena = Buffer.allocUnsafeSlow(INITIAL_BYTES);
+  /** Bytes used of the arena. */
+  used = 0;
+  /** Entries, NONE ones included. */
+  count = 0;
+  ops = new Uint8Array(INITIAL_ROWS);
+  starts = new Float64Array(INITIAL_ROWS);
+  ends = new Float64Array(INITIAL_ROWS);
+  /** Changes taken. */
+  taken = 0;
+  /** The arena holds exactly the tuples of the entries, all of them inserts. */
+  onlyInserts = true;
+  /** Some tuple may lack values. */
+  hasUnchanged = false;
+  #map: Map<number | string, number> | null = null;
+  #unchanged = false;
+
+  constructor(shape: BatchShape) {
+    this.shape = shape;
+  }
+
+  clear(): void {
+    this.used = 0;
+    this.count = 0;
+    this.taken = 0;
+    this.onlyInserts = true;
+    this.hasUnchanged = false;
+    this.#map = null;
+    if (this.arena.length > KEEP_BYTES) this.arena = Buffer.allocUnsafeSlow(INITIAL_BYTES);
+  }
+
+  /** `at`: the tuple's column count in the message. False: not taken, nothing changed. */
+  insert(message: Buffer, at: number, end: number): boolean {
+    const start = this.used;
+    if (this.#put(message, at, end) < 0 || this.#unchanged) return this.#undo(start);
+    if (this.#map === null) {
+      this.#add(INSERT, start);
+      return true;
+    }
+    const key = this.#keyAt(start);
+    const entry = this.#map.get(key);
+    if (entry === undefined) {
+      this.#map.set(key, this.#add(INSERT, start));
+      return true;
+    }
+    const pending = this.ops[entry];
+    if (pending === NONE) this.#replaceTuple(entry, INSERT, start);
+    else if (pending === DELETE) this.#replaceTuple(entry, REPLACE, start);
+    else return this.#undo(start);
+    return true;
+  }
+
+  /** An update that keeps its key: the new tuple alone. */
+  update(message: Buffer, at: number, end: number): boolean {
+    const start = this.used;
+    if (!this.#ensureMap()) return false;
+    if (this.#put(message, at, end) < 0) return this.#undo(start);
+    if (this.#unchanged && this.#keyUnchanged(start)) return this.#undo(start);
+    const key = this.#keyAt(start);
+    const entry = this.#map?.get(key);
+    this.onlyInserts = false;
+    this.hasUnchanged ||= this.#unchanged;
+    if (entry === undefined) {
+      this.#map?.set(key, this.#add(UPDATE, start));
+      return true;
+    }
+    const pending = this.ops[entry] ?? NONE;
+    if (pending === NONE || pending === DELETE) return this.#undo(start);
+    this.#replaceTuple(entry, pending, this.#unchanged ? this.#merge(entry, start) : start);
+    return true;
+  }
+
+  /** `at`: the old tuple, of which only the key means anything. */
+  delete(message: Buffer, at: number, end: number): boolean {
+    const start = this.used;
+    if (!this.#ensureMap()) return false;
+    if (this.#put(message, at, end) < 0) return this.#undo(start);
+    if (this.#unchanged && this.#keyUnchanged(start)) return this.#undo(start);
+    const key = this.#keyAt(start);
+    const entry = this.#map?.get(key);
+    this.onlyInserts = false;
+    if (entry === undefined) {
+      this.#map?.set(key, this.#add(DELETE, start));
+      return true;
+    }
+    const pending = this.ops[entry] ?? NONE;
+    if (pending === NONE || pending === DELETE) return this.#undo(start);
+    this.#replaceTuple(entry, pending === INSERT ? NONE : DELETE, start);
+    return true;
+  }
+
+  /** Start and end of a value in the arena; its length may be −1 or UNCHANGED_LENGTH: then there are no bytes. */
+  lengthAt(position: number): number {
+    const { arena } = this;
+    return (
+      ((arena[position] ?? 0) << 24) |
+      ((arena[position + 1] ?? 0) << 16) |
+      ((arena[position + 2] ?? 0) << 8) |
+      (arena[position + 3] ?? 0)
+    );
+  }
+
+  /** Positions of the values that the entry lacks, as a word; empty when it has all. */
+  unchangedOf(entry: number): string {
+    let at = (this.starts[entry] ?? 0) + 2;
+    let word = '';
+    for (let column = 0; column < this.shape.columns; column++) {
+      const length = this.lengthAt(at);
+      if (length === UNCHANGED_LENGTH) word += `${column},`;
+      at += 4 + Math.max(0, length);
+    }
+    return word;
+  }
+
+  /** Copies a tuple from the message to the end of the arena; −1 when it is not in the expected form. */
+  #put(message: Buffer, at: number, end: number): number {
+    const { columns, binary } = this.shape;
+    this.#unchanged = false;
+    let from = at + 2;
+    if (from > end || ((message[at] ?? 0) << 8) + (message[at + 1] ?? 0) !== columns) return -1;
+    const most = end - from + 4 * columns + 2;
+    if (this.used + most > this.arena.length) this.#grow(most);
+    const { arena } = this;
+    const wanted = binary ? 0x62 : 0x74;
+    let to = this.used;
+    arena[to] = columns >> 8;
+    arena[to + 1] = columns & 255;
+    to += 2;
+    for (let column = 0; column < columns; column++) {
+      const kind = message[from++];
+      if (kind === wanted) {
+        if (from + 4 > end) return -1;
+        const length =
+          (((message[from] ?? 0) << 24) |
+            ((message[from + 1] ?? 0) << 16) |
+            ((message[from + 2] ?? 0) << 8) |
+            (message[from + 3] ?? 0)) +
+          4;
+        if (length < 4 || from + length > end) return -1;
+        if (length < 40) for (let i = 0; i < length; i++) arena[to + i] = message[from + i] ?? 0;
+        else message.copy(arena, to, from, from + length);
+        to += length;
+        from += length;
+      } else if (kind === 0x6e) {
+        arena[to] = 255;
+        arena[to + 1] = 255;
+        arena[to + 2] = 255;
+        arena[to + 3] = 255;
+        to += 4;
+      } else if (kind === 0x75) {
+        arena.writeInt32BE(UNCHANGED_LENGTH, to);
+        to += 4;
+        this.#unchanged = true;
+      } else return -1;
+    }
+    if (from !== end) return -1;
+    this.used = to;
+    return to;
+  }
+
+  #undo(start: number): false {
+    this.used = start;
+    return false;
+  }
+
+  #add(op: number, start: number): number {
+    const entry = this.count++;
+    if (entry >= this.ops.length) {
+      const size = this.ops.length * 2;
+      const ops = new Uint8Array(size);
+      ops.set(this.ops);
+      this.ops = ops;
+      const starts = new Float64Array(size);
+      starts.set(this.starts);
+      this.starts = starts;
+      const ends = new Float64Array(size);
+      ends.set(this.ends);
+      this.ends = ends;
+    }
+    this.ops[entry] = op;
+    this.starts[entry] = start;
+    this.ends[entry] = this.used;
+    this.taken++;
+    return entry;
+  }
+
+  /** The entry's tuple becomes the one that ends the arena. */
+  #replaceTuple(entry: number, op: number, start: number): void {
+    const old = this.starts[entry] ?? 0;
+    this.taken++;
+    this.ops[entry] = op;
+    if (op !== INSERT) this.onlyInserts = false;
+    const length = this.used - start;
+    if ((this.ends[entry] ?? 0) - old === length) {
+      // the same place: a hot row does not fill the arena
+      this.arena.copyWithin(old, start, this.used);
+      this.used = start;
+      return;
+    }
+    this.onlyInserts = false;
+    this.starts[entry] = start;
+    this.ends[entry] = this.used;
+  }
+
+  /** The tuple at `start` with what it lacks taken from the entry's; behind both. Returns where it begins. */
+  #merge(entry: number, start: number): number {
+    const newer = Buffer.from(this.arena.subarray(start, this.used));
+    const older = Buffer.from(this.arena.subarray(this.starts[entry], this.ends[entry]));
+    this.used = start;
+    if (start + newer.length + older.length > this.arena.length) this.#grow(newer.length + older.length);
+    let to = start + newer.copy(this.arena, start, 0, 2);
+    let left = 2;
+    let right = 2;
+    for (let column = 0; column < this.shape.columns; column++) {
+      const length = newer.readInt32BE(left);
+      const other = older.readInt32BE(right);
+      const size = 4 + Math.max(0, length);
+      const otherSize = 4 + Math.max(0, other);
+      to +=
+        length === UNCHANGED_LENGTH
+          ? older.copy(this.arena, to, right, right + otherSize)
+          : newer.copy(this.arena, to, left, left + size);
+      left += size;
+      right += otherSize;
+    }
+    this.used = to;
+    return start;
+  }
+
+  #keyUnchanged(start: number): boolean {
+    let at = start + 2;
+    for (let column = 0; column < this.shape.columns; column++) {
+      const length = this.lengthAt(at);
+      if (length === UNCHANGED_LENGTH && this.shape.keys.includes(column)) return true;
+      at += 4 + Math.max(0, length);
+    }
+    return false;
+  }
+
+  /** False when the pending inserts hold a key twice, or the table has no key. */
+  #ensureMap(): boolean {
+    if (this.#map !== null) return true;
+    if (this.shape.keys.length === 0) return false;
+    const map = new Map<number | string, number>();
+    for (let entry = 0; entry < this.count; entry++) map.set(this.#keyAt(this.starts[entry] ?? 0), entry);
+    if (map.size !== this.count) return false;
+    this.#map = map;
+    return true;
+  }
+
+  #keyAt(start: number): number | string {
+    const { keys, integerKey, binary } = this.shape;
+    const { arena } = this;
+    let at = start + 2;
+    let column = 0;
+    let key = '';
+    for (const position of keys) {
+      for (; column < position; column++) at += 4 + Math.max(0, this.lengthAt(at));
+      const length = this.lengthAt(at);
+      const end = at + 4 + Math.max(0, length);
+      if (integerKey) {
+        const value = binary ? integerAt(arena, at + 4, length) : digitsAt(arena, at + 4, end);
+        if (value !== null) return value;
+      }
+      key += arena.toString('latin1', at, end);
+      at = end;
+      column++;
+    }
+    return key;
+  }
+
+  #grow(bytes: number): void {
+    const larger = Buffer.allocUnsafeSlow(Math.max(this.arena.length * 2, this.used + bytes));
+    this.arena.copy(larger, 0, 0, this.used);
+    this.arena = larger;
+  }
+}
+
+/** Null where a double would not hold it exactly. */
+function integerAt(arena: Buffer, at: number, length: number): number | null {
+  if (length === 4) return arena.readInt32BE(at);
+  if (length === 2) return arena.readInt16BE(at);
+  if (length !== 8) return null;
+  const high = arena.readInt32BE(at);
+  return high < -0x200000 || high >= 0x200000 ? null : high * 0x1_0000_0000 + arena.readUInt32BE(at + 4);
+}
+
+/** A decimal of at most 15 digits; the output functions write no sign, space or zero before them. */
+function digitsAt(arena: Buffer, at: number, end: number): number | null {
+  if (end - at > 15 || end <= at) return null;
+  let value = 0;
+  for (let i = at; i < end; i++) {
+    const digit = (arena[i] ?? 0) - 0x30;
+    if (digit < 0 || digit > 9) return null;
+    value = value * 10 + digit;
+  }
+  return value;
+}

@@ -1,0 +1,214 @@
+// Set-wise apply on real servers: large batches, coalesced and written by COPY, leave exactly what the source has; what
+// holds only in source order is done again in source order; and a reader never sees half a source transaction.
+import { describe, expect, it } from 'vitest';
+import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { contents, copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
+import { makeScope, type TestScope } from '../support/scope.ts';
+
+interface Said {
+  /** Whether the last connection sent binary values. */
+  binary: boolean | null;
+  /** Batches that were applied again in source order. */
+  again: number;
+}
+
+/** A scope whose log is read. */
+function listening(scope: TestScope): { scope: TestScope; said: Said } {
+  const said: Said = { binary: null, again: 0 };
+  const info = (fields: object, message: string): void => {
+    if (message === 'the stream begins') said.binary = (fields as { binary: boolean }).binary;
+    if (message === 'a batch is applied again in source order') said.again++;
+  };
+  return { scope: Object.assign(scope, { log: { ...scope.log, info } }), said };
+}
+
+/** Slot and copy of empty or small tables; then nothing streams while `write` runs, and all of it is streamed at once. */
+async function backlog(
+  pair: DatabasePair,
+  ddl: string,
+  rows: string,
+  write: () => Promise<unknown>,
+): Promise<{ scope: TestScope; said: Said; stop: () => Promise<unknown> }> {
+  const first = await prepare(pair, ddl);
+  if (rows !== '') await pair.source.query(rows);
+  const before = startStream(first);
+  await untilEvent(before, 'SLOT_READY');
+  await copyAll(first, pair);
+  await drainStream(first, pair, before);
+  await before.stop();
+  await write();
+  const { scope, said } = listening(makeScope(pair, {}, first));
+  const stream = startStream(scope);
+  await drainStream(scope, pair, stream);
+  return { scope, said, stop: () => stream.stop() };
+}
+
+async function expectEqual(scope: TestScope, pair: DatabasePair): Promise<number> {
+  const source = await contents(scope, pair.source, 'source');
+  expect(await contents(scope, pair.target, 'target')).toEqual(source);
+  return Object.values(source).flat().length;
+}
+
+const manyChanges = String.raw`
+  do $$
+  declare r int;
+  begin
+    for r in 1..12 loop
+      insert into public.t (id, v, arr, tags, j, big, d)
+        select g, E'tab\t nl\n cr\r back\\ ' || g, array[g, null, r], array['a,b', null, '"', E'\\'], jsonb_build_object('k', g),
+          case when g % 7 = 0 then (select string_agg(md5((g * r + x)::text), '') from generate_series(1, 100) x) end, g
+        from generate_series(r * 100, r * 100 + 99) g on conflict do nothing;
+      commit;
+      update public.t set v = 'u' || r, arr = arr || r where id % 3 = r % 3;
+      commit;
+      update public.t set big = 'short' || r where id % 11 = r % 11;
+      update public.t set d = null, tags = '{}' where id % 5 = 0;
+      delete from public.t where id % 13 = r;
+      commit;
+      insert into public.t (id, v) select g, 'again' from generate_series(r, 1500, 13) g on conflict do nothing;
+      update public.t set v = v || '.' where id = 100;
+      delete from public.t where id = 100 + r;
+      insert into public.t (id, v) values (100 + r, 'once more');
+      insert into public.two values (r, 'k' || r, 'x') on conflict do nothing;
+      update public.two set v = 'y' || r;
+      commit;
+    end loop;
+  end $$`;
+
+const tables = (extra: string): string => `
+  create table public.t (id int primary key, v text, arr int[], tags text[], j jsonb, big text, d numeric${extra});
+  alter table public.t alter big set storage external;
+  create table public.two (a int, b text, v text, primary key (b, a))`;
+
+describe('a backlog', () => {
+  it.each([
+    ['binary', 16, ''],
+    ['text', 16, ', w tsvector'],
+    ['text', 13, ''],
+    ['binary', 18, ', e int generated always as (id * 2) stored'],
+  ] as const)('of every kind of change arrives exactly, as %s from %i', async (form, source, extra) => {
+    const pair = await makePair({ source });
+    const { scope, said, stop } = await backlog(
+      pair,
+      tables(extra),
+      `insert into public.t (id, v, big) select g, 'first', repeat(md5(g::text), 90) from generate_series(1, 50) g`,
+      () => pair.source.query(manyChanges),
+    );
+    expect(await expectEqual(scope, pair)).toBeGreaterThan(1_000);
+    expect(said).toEqual({ binary: form === 'binary', again: 0 });
+    await stop();
+  });
+
+  it('whose values swap between rows under a unique constraint is applied in source order', async () => {
+    const pair = await makePair();
+    const { scope, said, stop } = await backlog(
+      pair,
+      `create table public.t (id int primary key, u int unique, v text)`,
+      `insert into public.t select g, g, 'v' from generate_series(1, 200) g`,
+      async () => {
+        // valid after every statement, but not in any order of the final states
+        await pair.source.query(`begin; update public.t set u = -u; update public.t set u = 201 + u; commit`);
+        await pair.source.query(`insert into public.t select g, g, 'later' from generate_series(201, 400) g`);
+      },
+    );
+    expect(await expectEqual(scope, pair)).toBe(400);
+    expect(said).toEqual({ binary: true, again: 1 });
+    await stop();
+  });
+
+  it('whose huge transaction fails as sets is read again and applied in source order', async () => {
+    const pair = await makePair();
+    const { scope, said, stop } = await backlog(
+      pair,
+      `create table public.t (id int primary key, u int unique, v text)`,
+      `insert into public.t select g, g, 'v' from generate_series(1, 200) g`,
+      async () => {
+        await pair.source.query(`begin;
+          insert into public.t select g, g, repeat('x', 500) from generate_series(1001, 12000) g;
+          update public.t set u = -u where id <= 200; update public.t set u = 201 + u where id <= 200; commit`);
+        await pair.source.query(`update public.t set v = 'end' where id % 10 = 0`);
+      },
+    );
+    expect(await expectEqual(scope, pair)).toBe(11_200);
+    expect(said.again).toBe(1);
+    await stop();
+  });
+
+  it('is never seen with half a source transaction in it', async () => {
+    const pair = await makePair();
+    let watching = true;
+    const sums = new Set<string>();
+    const watch = async (): Promise<void> => {
+      const reader = await pair.target.connect();
+      while (watching) {
+        const { rows } = await reader.query<{ sum: string }>('select sum(n) from public.t');
+        sums.add(String(rows[0]?.sum));
+      }
+    };
+    let watcher: Promise<void> = Promise.resolve();
+    const { scope, stop } = await backlog(
+      pair,
+      `create table public.t (id int primary key, n int, pad text)`,
+      `insert into public.t select g, 0, repeat('x', 300) from generate_series(1, 1000) g`,
+      async () => {
+        await pair.source.query(
+          `do $$ begin for i in 1..3000 loop
+             update public.t set n = n + i where id = 1 + i % 1000;
+             update public.t set n = n - i where id = 1 + (i * 7) % 1000;
+             commit;
+           end loop; end $$`,
+        );
+        await pair.source.query('update public.t set n = n + 1; update public.t set n = n - 1');
+        watcher = watch();
+      },
+    );
+    watching = false;
+    await watcher;
+    await expectEqual(scope, pair);
+    expect([...sums]).toEqual(['0']);
+    await stop();
+  });
+
+  it('stops at a row that the target lacks, and names it', async () => {
+    const pair = await makePair();
+    const first = await prepare(pair, `create table public.t (id int primary key, v text)`);
+    await pair.source.query(`insert into public.t select g, 'v' from generate_series(1, 100) g`);
+    const stream = startStream(first);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(first, pair);
+    await drainStream(first, pair, stream);
+    await pair.target.query('delete from public.t where id = 77');
+    await pair.source.query(`update public.t set v = 'w'`);
+    expect(await stream.failed).toMatchObject({
+      code: 'unexpected_row',
+      details: { table: 'public.t', key: { id: '77' }, operation: 'update' },
+    });
+    expect((await pair.target.query(`select 1 from public.t where v = 'w'`)).rowCount).toBe(0);
+  });
+
+  it('has its keys written down from the moment on when the validation asks for them', async () => {
+    const pair = await makePair();
+    const scope = await prepare(pair, `create table public.t (id bigint primary key, v text)`);
+    await pair.source.query(`insert into public.t select g, 'v' from generate_series(1, 300) g`);
+    const stream = startStream(scope);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(scope, pair);
+    await pair.source.query(`update public.t set v = 'before' where id <= 100`);
+    await drainStream(scope, pair, stream);
+    await pair.target.query('update dts.progress set tracking = true where task_id = $1', [scope.taskId]);
+    await pair.source.query(`update public.t set v = 'after' where id between 101 and 150`);
+    await drainStream(scope, pair, stream);
+    await pair.source.query(`delete from public.t where id between 151 and 200`);
+    await drainStream(scope, pair, stream);
+    const { rows } = await pair.target.query<{ keys: string | null }>(
+      'select keys from dts.changed where task_id = $1 order by n',
+      [scope.taskId],
+    );
+    const keys = rows.flatMap((row) =>
+      row.keys === null ? ['all'] : (JSON.parse(row.keys) as [string][]).flat(),
+    );
+    expect(keys.map(Number).sort((a, b) => a - b)).toEqual(Array.from({ length: 100 }, (_, n) => n + 101));
+    await waitFor(() => scope.sync.length > 0);
+    await stream.stop();
+  });
+});
