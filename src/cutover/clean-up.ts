@@ -9,8 +9,7 @@ import { dropSlot } from '../postgres/slot.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { Attempts } from './attempts.ts';
 import { dropTargetTables } from './drop-target.ts';
-import { disarmFence, removeFence } from './fence.ts';
-import { setFence } from './fence-function.ts';
+import { allowWrites, disarmFence, keepsFence, removeFence } from './fence.ts';
 import { noteLifted } from './write-stop.ts';
 
 /**
@@ -24,7 +23,7 @@ export async function cleanUp(
   options: { readonly dropTarget: boolean },
 ): Promise<{ cleanupPending: boolean; error: ErrorReport | null }> {
   const completed = scope.checkpoints.get<Certificate>(cutoverNotes.certificate) !== undefined;
-  const keepFence = completed && scope.spec.options.keepFence;
+  const keepFence = completed && keepsFence(scope);
   const attempts = new Attempts(scope);
   if (!keepFence) await attempts.run('source', 'disarm', () => disarmFence(scope));
   await attempts.run('source', 'slot', () => dropSlot(scope));
@@ -47,7 +46,7 @@ export async function cleanUp(
  * last, so that a removal that failed can be asked for again. Errors: `lock_timeout` naming who is in the way.
  */
 export async function liftFence(scope: TaskScope): Promise<void> {
-  await setFence(scope, false);
+  await allowWrites(scope);
   await removeFence(scope);
   noteLifted(scope);
 }

@@ -157,7 +157,7 @@ export async function setFence(scope: TaskScope, armed: boolean): Promise<void> 
  * in which the source refuses writes; a new one works as soon as the network does. Bounded, and not stopped by the
  * task's signal: an un-fencing that has begun is better done.
  */
-async function onNewConnection(
+export async function onNewConnection(
   scope: TaskScope,
   work: (client: ClientBase) => Promise<unknown>,
 ): Promise<void> {

@@ -17,6 +17,7 @@ import {
   fenceTriggerName,
   setFence,
 } from './fence-function.ts';
+import { armDatabase, isDatabaseArmed, liftDatabase, olderSessions } from './fence-database.ts';
 import { dropTriggers, fencedRelations, installTriggers } from './fence-triggers.ts';
 import {
   describeHolders,
@@ -31,6 +32,8 @@ import { noteArming, noteLifted } from './write-stop.ts';
 const INSTALL_PATIENCE_MS = 120_000;
 const REMOVE_PATIENCE_MS = 60_000;
 const POLL_MS = 20;
+/** Transactions that end by themselves get this long before `terminate_blockers` ends them. */
+const TERMINATE_AFTER_MS = 1_000;
 
 /**
  * Puts the harmless triggers on every table and partitioned parent. Idempotent; a fence found armed is disarmed, since
@@ -41,13 +44,15 @@ export async function installFence(
   scope: TaskScope,
   patienceMs: number = INSTALL_PATIENCE_MS,
 ): Promise<void> {
-  if ((await ensureFenceFunction(scope)) === 'armed') await disarmFence(scope);
-  await installTriggers(scope, patienceMs);
+  if (scope.spec.options.fence === 'triggers') {
+    if ((await ensureFenceFunction(scope)) === 'armed') await disarmFence(scope);
+    await installTriggers(scope, patienceMs);
+  }
   scope.failpoint('fence.installed');
 }
 
 /**
- * Stops all writers and proves it. Fenced writers get SQLSTATE 25006; `fenceLsn` lies behind every change that was
+ * Stops all writers and proves it (`options.fence` weakens that: see TaskOptions). Fenced writers get SQLSTATE 25006; `fenceLsn` lies behind every change that was
  * committed. Errors: `cutover_timeout` naming who still writes, `source_ddl`, `fence_failed` for a subscription that
  * writes the tables; the fence then stays armed until the caller lifts it.
  *
@@ -66,14 +71,18 @@ export async function armFence(scope: TaskScope): Promise<{ fenceLsn: Lsn }> {
   // A little less than the whole: the error that names the writers should come before the statechart's deadline.
   const { cutoverTimeoutMs } = scope.spec.options;
   const deadline = Date.now() + cutoverTimeoutMs - Math.min(500, cutoverTimeoutMs / 10);
-  await ensureFenceFunction(scope);
-  await installTriggers(scope, deadline - Date.now());
+  const { fence } = scope.spec.options;
+  if (fence === 'triggers') {
+    await ensureFenceFunction(scope);
+    await installTriggers(scope, deadline - Date.now());
+  }
   const relations = fencedRelations(scope);
   const oids = (await relationOids(scope.source, relations)).filter((oid) => oid !== undefined);
   await refuseSubscriptions(scope, oids);
   scope.checkpoints.delete(cutoverNotes.fence);
   const armedAt = noteArming(scope);
-  await setFence(scope, true);
+  if (fence === 'triggers') await setFence(scope, true);
+  if (fence === 'database-read-only') await armDatabase(scope);
   scope.failpoint('fence.armed');
   await waitForWriters(scope, oids, deadline);
   await refuseNewRelatives(scope, oids);
@@ -93,6 +102,13 @@ export async function armFence(scope: TaskScope): Promise<{ fenceLsn: Lsn }> {
  * or dropped by somebody, a trigger disabled, another server behind the source's address), `source_ddl`.
  */
 export async function confirmFence(scope: TaskScope): Promise<void> {
+  const { fence } = scope.spec.options;
+  if (fence === 'database-read-only' && !(await isDatabaseArmed(scope)))
+    throw new MigrationError('fence_failed', 'source: the database is not read-only any more', {
+      hint: 'find out who resets default_transaction_read_only; then resume and request the cutover again',
+      details: { role: 'source' },
+    });
+  if (fence !== 'triggers') return;
   const relations = fencedRelations(scope);
   const { rows } = await scope.source.query<{ schema: string; name: string; oid: number | null }>(
     `select w.schema, w.name, t.tgrelid as oid
@@ -120,9 +136,20 @@ export async function confirmFence(scope: TaskScope): Promise<void> {
   );
 }
 
+/** Whether the source keeps refusing writes after completion. */
+export function keepsFence(scope: TaskScope): boolean {
+  return scope.spec.options.keepFence && scope.spec.options.fence !== 'none';
+}
+
+/** Lifts whatever this task has armed. */
+export async function allowWrites(scope: TaskScope): Promise<void> {
+  await setFence(scope, false);
+  await liftDatabase(scope);
+}
+
 /** Allows writes again, at once and on all tables; the triggers stay. Also right when there is no fence. */
 export async function disarmFence(scope: TaskScope): Promise<void> {
-  await setFence(scope, false);
+  await allowWrites(scope);
   scope.checkpoints.delete(cutoverNotes.fence);
   noteLifted(scope);
 }
@@ -138,13 +165,18 @@ export async function removeFence(scope: TaskScope, patienceMs: number = REMOVE_
 }
 
 async function waitForWriters(scope: TaskScope, oids: readonly number[], deadline: number): Promise<void> {
+  const { fence, terminateBlockers } = scope.spec.options;
+  const armedAt = fence === 'database-read-only' ? await serverTime(scope) : null;
   const writers = async (): Promise<readonly LockHolder[]> =>
     (await lockHolders(scope.source, oids, WRITING_MODES)).filter(
       // its ACCESS EXCLUSIVE, for the empty end of a table, writes no rows
       (holder) => holder.backendType !== 'autovacuum worker',
     );
+  const sessions = async (): Promise<readonly LockHolder[]> =>
+    armedAt === null ? [] : olderSessions(scope, armedAt);
+  const startedMs = Date.now();
   try {
-    let left = await writers();
+    let left = [...(await writers()), ...(await sessions())];
     const held = new Set(left.map((writer) => writer.virtualTransaction));
     while (left.length > 0) {
       const reason = `the fence waits for ${describeHolders(left)}`;
@@ -153,13 +185,20 @@ async function waitForWriters(scope: TaskScope, oids: readonly number[], deadlin
         throw new MigrationError(
           'cutover_timeout',
           `source: writers did not end within the cutover timeout: ${reason}`,
-          { hint: `${remedyFor(left)}; or raise cutover_timeout_ms`, details: { blockers: left } },
+          {
+            hint: `${remedyFor(left)}; or raise cutover_timeout_ms, or set terminate_blockers`,
+            details: { blockers: left },
+          },
         );
       }
+      if (terminateBlockers && Date.now() - startedMs >= TERMINATE_AFTER_MS) await terminate(scope, left);
       await sleep(POLL_MS, scope.signal);
       // A new virtual transaction met the armed function. A prepared one may be one of the old, under a new name:
       // PREPARE TRANSACTION hands the locks over and the session is free.
-      left = (await writers()).filter((writer) => writer.pid === null || held.has(writer.virtualTransaction));
+      const holders = (await writers()).filter(
+        (writer) => writer.pid === null || held.has(writer.virtualTransaction),
+      );
+      left = [...holders, ...(await sessions())];
     }
   } catch (error) {
     if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
@@ -167,6 +206,23 @@ async function waitForWriters(scope: TaskScope, oids: readonly number[], deadlin
   } finally {
     scope.progress.setWaitingFor(null);
   }
+}
+
+async function serverTime(scope: TaskScope): Promise<string> {
+  const { rows } = await scope.source.query<{ now: string }>('select clock_timestamp()::text as now');
+  return rows[0]?.now ?? '';
+}
+
+/** Prepared transactions stay: whether they are to be committed is for their coordinator to say. */
+async function terminate(scope: TaskScope, blockers: readonly LockHolder[]): Promise<void> {
+  const pids = blockers.flatMap(({ pid }) => pid ?? []);
+  if (pids.length === 0) return;
+  scope.log.warn({ blockers }, 'sessions that hold the fence up are ended');
+  // one by one: a role that may not end somebody's session may still end others
+  for (const pid of pids)
+    await scope.source.query('select pg_terminate_backend($1)', [pid]).catch((error: unknown) => {
+      if (fromPostgres(error).code !== 'insufficient_privilege') throw error;
+    });
 }
 
 /** Apply workers do not fire statement triggers (ExecSimpleRelationInsert in execReplication.c): the fence is air to them. */

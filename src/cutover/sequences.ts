@@ -14,13 +14,15 @@ const BATCH = 200;
 interface Position {
   readonly last_value: string;
   readonly is_called: boolean;
-  /** Counts upwards. */
-  readonly ascends: boolean;
+  readonly increment: string;
+  readonly min: string;
+  readonly max: string;
 }
 
 /**
  * Copies `last_value` and `is_called` exactly (a cached sequence's includes the values handed out in advance; max(col)
- * knows nothing of rows that were deleted) and reads them back. Idempotent.
+ * knows nothing of rows that were deleted), `sequence_margin` values ahead where these are left before the sequence's end,
+ * and reads them back. Idempotent.
  * Errors: `target_conflict` when a sequence of the target moves meanwhile.
  */
 export async function copySequences(scope: TaskScope): Promise<SequenceVerdict[]> {
@@ -34,10 +36,11 @@ export async function copySequences(scope: TaskScope): Promise<SequenceVerdict[]
       batch.map((sequence) => sequence.source),
     );
     const targets = batch.map((sequence) => sequence.target);
-    await setPositions(scope.target, targets, positions);
+    const ahead = positions.map((position) => advance(position, scope.spec.options.sequenceMargin));
+    await setPositions(scope.target, targets, ahead);
     const found = await readPositions(scope.target, targets);
     for (const [index, { source, target }] of batch.entries()) {
-      const wanted = positions[index];
+      const wanted = ahead[index];
       const now = found[index];
       if (!wanted || now?.last_value !== wanted.last_value || now.is_called !== wanted.is_called) {
         throw new MigrationError(
@@ -52,6 +55,7 @@ export async function copySequences(scope: TaskScope): Promise<SequenceVerdict[]
       verdicts.push({
         source: relationKey(source),
         target: relationKey(target),
+        sourceLastValue: positions[index]?.last_value ?? wanted.last_value,
         lastValue: wanted.last_value,
         isCalled: wanted.is_called,
       });
@@ -111,13 +115,24 @@ async function findLost(
 function isBehind(now: Position, wanted: SequenceVerdict): boolean {
   const distance = BigInt(now.last_value) - BigInt(wanted.lastValue);
   if (distance === 0n) return wanted.isCalled && !now.is_called;
-  return now.ascends ? distance < 0n : distance > 0n;
+  return ascends(now) ? distance < 0n : distance > 0n;
+}
+
+function ascends(position: Position): boolean {
+  return BigInt(position.increment) > 0n;
+}
+
+/** The position `margin` values later; the same where the sequence ends, or begins again, before. */
+export function advance(position: Position, margin: number): Position {
+  const next = BigInt(position.last_value) + BigInt(position.increment) * BigInt(margin);
+  const fits = ascends(position) ? next <= BigInt(position.max) : next >= BigInt(position.min);
+  return fits ? { ...position, last_value: next.toString() } : position;
 }
 
 async function setPositions(
   side: Side,
   sequences: readonly RelationName[],
-  positions: readonly Omit<Position, 'ascends'>[],
+  positions: readonly Pick<Position, 'last_value' | 'is_called'>[],
 ): Promise<void> {
   await side.query(
     `select setval(s.name::regclass, s.last_value, s.is_called)
@@ -132,7 +147,8 @@ async function setPositions(
 
 async function readPositions(side: Side, sequences: readonly RelationName[]): Promise<Position[]> {
   const selects = sequences.map(
-    (sequence, n) => `select ${n} as n, s.last_value::text, s.is_called, p.seqincrement > 0 as ascends
+    (sequence, n) => `select ${n} as n, s.last_value::text, s.is_called, p.seqincrement::text as increment,
+        p.seqmin::text as min, p.seqmax::text as max
       from ${identRelation(sequence)} s join pg_sequence p on p.seqrelid = s.tableoid`,
   );
   const { rows } = await side.query<Position>(`${selects.join(' union all ')} order by n`);

@@ -11,7 +11,7 @@ import { dropSlot } from '../postgres/slot.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { Attempts } from './attempts.ts';
-import { disarmFence, removeFence } from './fence.ts';
+import { disarmFence, keepsFence, removeFence } from './fence.ts';
 import { runPhases } from './planned-statements.ts';
 import { restoreSequences } from './sequences.ts';
 import { isOpened, noteOpened } from './write-stop.ts';
@@ -37,7 +37,7 @@ export async function settle(
   await attempts.run('source', 'slot', () => dropSlot(scope));
   scope.failpoint('finalize.after-slot-drop');
   await attempts.run('source', 'publication', () => dropPublication(scope));
-  if (!scope.spec.options.keepFence) {
+  if (!keepsFence(scope)) {
     await attempts.run('source', 'fence', async () => {
       await disarmFence(scope);
       await removeFence(scope);
@@ -81,6 +81,7 @@ async function certify(scope: TaskScope): Promise<Certificate> {
   if (markerLsn === null) throw new MigrationError('internal', 'the marker has not been applied');
   const certificate: Certificate = {
     taskId: scope.taskId,
+    fence: scope.spec.options.fence,
     sourceVersion: fence.sourceVersion,
     targetVersion: rows[0]?.version ?? 'unknown',
     fenceLsn: fence.fenceLsn,

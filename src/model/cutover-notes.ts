@@ -7,6 +7,8 @@ import type { TableVerdict } from './task.ts';
 export const cutoverNotes = {
   fence: 'fence',
   drain: 'drain',
+  /** What `fence: database-read-only` has to restore. */
+  databaseFence: 'databaseFence',
   verdicts: 'verdicts',
   sequences: 'sequences',
   certificate: 'certificate',
@@ -23,6 +25,11 @@ export interface FenceNote {
   readonly fenceLsn: Lsn;
   /** `server_version`, so that the certificate does not depend on a source that may be gone by then. */
   readonly sourceVersion: string;
+}
+
+/** The database's own `default_transaction_read_only` before the arming; null: it had none. */
+export interface DatabaseFenceNote {
+  readonly previous: string | null;
 }
 
 export interface DrainNote {

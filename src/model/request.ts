@@ -98,6 +98,9 @@ const milliseconds = z
 
 const options = z.strictObject({
   cutover: z.enum(['manual', 'auto']).default('manual'),
+  fence: z.enum(['triggers', 'database-read-only', 'none']).default('triggers'),
+  terminateBlockers: z.boolean().default(false),
+  sequenceMargin: z.int().min(0).max(1_000_000_000).default(0),
   keepFence: z.boolean().default(true),
   cutoverTimeoutMs: milliseconds.default(30_000),
   validationTimeoutMs: milliseconds.default(600_000),

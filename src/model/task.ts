@@ -66,6 +66,15 @@ export interface EndpointSecrets {
 export interface TaskOptions {
   /** `manual`: waits for CUTOVER; `auto`: cuts over when every gate is open. */
   readonly cutover: 'manual' | 'auto';
+  /**
+   * How writes to the source are stopped. `triggers`: on every table, proven. `database-read-only`: new sessions begin
+   * read-only and the old ones must end; a session may override it. `none`: the application stops by itself.
+   */
+  readonly fence: 'triggers' | 'database-read-only' | 'none';
+  /** End the sessions that hold the fence up, a moment after the arming. */
+  readonly terminateBlockers: boolean;
+  /** Values that the target's sequences are set ahead by: nextval on the source is not fenced. */
+  readonly sequenceMargin: number;
   /** Keep the write fence on the source after completion. */
   readonly keepFence: boolean;
   /** From arming the fence to the applied marker; then writes are allowed again. */
@@ -213,6 +222,9 @@ export interface TableVerdict {
 export interface SequenceVerdict {
   readonly source: string;
   readonly target: string;
+  /** Of the source, under the fence. */
+  readonly sourceLastValue: string;
+  /** What the target was set to: the same, and the margin. */
   readonly lastValue: string;
   readonly isCalled: boolean;
 }
@@ -220,6 +232,8 @@ export interface SequenceVerdict {
 /** What was compared, at which position, with what result. Kept with the task until DELETE. */
 export interface Certificate {
   readonly taskId: string;
+  /** What kept the source from being written; only `triggers` is proven. */
+  readonly fence: TaskOptions['fence'];
   readonly sourceVersion: string;
   readonly targetVersion: string;
   /** Source position after the last writer was gone. */

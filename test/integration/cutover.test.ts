@@ -143,7 +143,13 @@ describe.each([13, 16] as const)('source %i', (major) => {
       ['public.users', true],
     ]);
     expect(certificate.sequences).toEqual([
-      { source: 'public.users_id_seq', target: 'public.users_id_seq', lastValue: '10', isCalled: true },
+      {
+        source: 'public.users_id_seq',
+        target: 'public.users_id_seq',
+        sourceLastValue: '10',
+        lastValue: '10',
+        isCalled: true,
+      },
     ]);
     expect(certificate.unvalidatedConstraints).toBeUndefined();
     const target = await pair.target.query(
