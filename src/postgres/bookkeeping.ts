@@ -28,8 +28,15 @@ const tables = `
     task_id text not null references dts.task on delete cascade, n bigint generated always as identity,
     relation text not null, keys text, primary key (task_id, n));`;
 
-/** Takes the lock that serialises DDL on schema `dts`; released at the end of the transaction. */
+/**
+ * For whoever reads our tables, and for another task's DDL. Without it one reader who stays would hold up this task for
+ * ever, and through the advisory lock every other task of the server.
+ */
+const LOCK_TIMEOUT = '10s';
+
+/** Takes the lock that serialises DDL on schema `dts`; released at the end of the transaction. Errors: `lock_timeout`. */
 export async function lockBookkeeping(client: PoolClient): Promise<void> {
+  await client.query(`select set_config('lock_timeout', $1, true)`, [LOCK_TIMEOUT]);
   await client.query('select pg_advisory_xact_lock($1)', [DTS_ADVISORY_LOCK]);
 }
 

@@ -364,3 +364,15 @@ test('source and target in one database share the schema dts and both leave it',
   expect(certificate.sequences).toMatchObject([{ target: 'public.users_id_seq_new', lastValue: '1' }]);
   await removeBookkeeping(scope);
 });
+
+test('a reader of our bookkeeping delays the end of a task for a moment, not for ever', async () => {
+  const pair = await makePair();
+  const scope = await compared(pair, { keepFence: false });
+  await prepareTarget(scope);
+  const reader = await pair.target.connect();
+  await reader.query('begin; select * from dts.progress');
+  const { certificate, cleanupPending } = await settle(scope);
+  expect(cleanupPending).toBe(true);
+  await reader.query('commit');
+  expect(await settle(scope)).toEqual({ certificate, cleanupPending: false });
+});
