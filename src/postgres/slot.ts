@@ -107,6 +107,21 @@ export async function verifySystem(client: ClientBase, record: SlotRecord): Prom
   );
 }
 
+/** Of pg_replication_slots.invalidation_reason, with the setting to change. */
+function invalidationReason(reason: string): string {
+  switch (reason) {
+    case 'idle_timeout':
+      return 'nobody read from it for too long; set idle_replication_slot_timeout to 0 before the next attempt';
+    case 'wal_level_insufficient':
+      return 'wal_level was lowered; set it to logical before the next attempt';
+    case 'rows_removed':
+    case 'conflicting':
+      return 'the server has removed rows that it needed: it is or was a standby';
+    default:
+      return 'the source removed WAL that was still needed; raise max_slot_wal_keep_size before the next attempt';
+  }
+}
+
 const startOver = 'changes since then cannot be read any more: cancel this migration and start a new one';
 
 function stranger(name: string, reason: string): MigrationError {
@@ -187,11 +202,10 @@ export async function verifySlot(scope: TaskScope, record: SlotRecord): Promise<
   if (!row) throw lost('is gone');
   const shape = foreignShape(row);
   if (shape !== null) throw stranger(record.name, shape);
-  if (row.wal_status === 'lost' || row.restart_lsn === null || row.invalidation !== null)
-    throw lost(
-      `was invalidated (${row.invalidation ?? 'wal_removed'}): the source removed WAL that was still needed; ` +
-        'raise max_slot_wal_keep_size before the next attempt',
-    );
+  if (row.wal_status === 'lost' || row.restart_lsn === null || row.invalidation !== null) {
+    const reason = row.invalidation ?? 'wal_removed';
+    throw lost(`was invalidated (${reason}): ${invalidationReason(reason)}`);
+  }
   const acked = (await ackedLsn(scope, record)) ?? record.consistentLsn;
   if (row.confirmed !== null && compareLsn(row.confirmed, acked) > 0)
     throw stranger(

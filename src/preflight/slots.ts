@@ -10,6 +10,8 @@ export interface SlotFacts {
   readonly used: number;
   readonly slotExists: boolean;
   readonly publicationExists: boolean;
+  /** idle_replication_slot_timeout (18+) as shown; `0` is none. */
+  readonly idleTimeout: string;
 }
 
 export interface SlotOwnership {
@@ -21,8 +23,9 @@ export interface SlotOwnership {
 
 export async function readSlots(ask: Ask, name: string): Promise<SlotFacts> {
   return onlyRow(
-    await ask<{ max: number; used: number; slotExists: boolean; publicationExists: boolean }>(
+    await ask<SlotFacts>(
       `select current_setting('max_replication_slots')::int as max,
+         coalesce(current_setting('idle_replication_slot_timeout', true), '0') as "idleTimeout",
          (select count(*)::int from pg_replication_slots) as used,
          exists (select from pg_replication_slots where slot_name = $1) as "slotExists",
          exists (select from pg_publication where pubname = $1) as "publicationExists"`,
@@ -59,6 +62,15 @@ export function assessSlots(
       object: 'max_replication_slots',
       message: `source: all ${facts.max} replication slots are in use; this task needs one`,
       remedy: `alter system set max_replication_slots = ${facts.used + 1}; then restart the server (or drop a slot that nobody uses)`,
+    });
+  // Nobody reads from the slot until the copy is complete, nor while the task is paused.
+  if (facts.idleTimeout !== '0')
+    findings.push({
+      code: 'slot_idle_limited',
+      severity: 'warning',
+      object: 'idle_replication_slot_timeout',
+      message: `source: idle_replication_slot_timeout is ${facts.idleTimeout}: a copy or a pause that takes longer loses the slot`,
+      remedy: 'alter system set idle_replication_slot_timeout = 0; select pg_reload_conf()',
     });
   return findings;
 }

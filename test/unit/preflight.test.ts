@@ -568,7 +568,7 @@ describeCheck(
 
 const slots = (facts: Partial<SlotFacts> = {}, ownership: Partial<SlotOwnership> = {}): Finding[] =>
   assessSlots(
-    { max: 10, used: 9, slotExists: false, publicationExists: false, ...facts },
+    { max: 10, used: 9, slotExists: false, publicationExists: false, idleTimeout: '0', ...facts },
     { name: 'dts_t', slotIsOurs: false, publicationIsOurs: false, ...ownership },
   );
 
@@ -589,6 +589,17 @@ describeCheck(
         'max_replication_slots',
         'alter system set max_replication_slots = 11; then restart the server (or drop a slot that nobody uses)',
         'all 10 replication slots are in use',
+      ],
+    ],
+    [
+      'slots that nobody reads from are invalidated',
+      slots({ idleTimeout: '1h' }),
+      [
+        'slot_idle_limited',
+        'warning',
+        'idle_replication_slot_timeout',
+        'alter system set idle_replication_slot_timeout = 0; select pg_reload_conf()',
+        'idle_replication_slot_timeout is 1h',
       ],
     ],
     [
