@@ -204,7 +204,11 @@ export class Supervisor implements TaskManager, ActivityHost {
   }
 
   #taskLeft(taskId: string): void {
-    void this.#releaseAfterRuns(taskId).finally(() => this.#admit());
+    void this.#releaseAfterRuns(taskId).finally(() => {
+      this.#admit();
+      // Not left for the periodic one: the source may be fenced, and the slot holds back WAL.
+      if (!this.#stopping && this.tasks.find(taskId)?.crash) void this.#retryCleanup(taskId);
+    });
   }
 
   async #releaseAfterRuns(taskId: string): Promise<void> {
