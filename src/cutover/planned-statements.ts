@@ -2,7 +2,12 @@
 // each once.
 import { MigrationError } from '../model/errors.ts';
 import type { PlannedStatement, StatementPhase } from '../model/schema-plan.ts';
-import { runStatement, statementError, statementsDone } from '../postgres/statement-journal.ts';
+import {
+  runStatement,
+  statementError,
+  statementsDone,
+  tryStatements,
+} from '../postgres/statement-journal.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import {
   CREATE_TRIGGER_CONFLICTS,
@@ -106,14 +111,15 @@ export async function rehearsePhases(
   try {
     await session.client.query('begin');
     await session.client.query(`select set_config('lock_timeout', $1, true)`, [options.lockTimeout]);
-    for (const statement of left) {
-      scope.progress.setWaitingFor(`rehearsal of ${statement.object} on the target`);
-      try {
-        await session.client.query(statement.sql);
-      } catch (error) {
-        await session.client.query('rollback').catch(() => undefined);
-        throw await explained(scope, statement, error, beforeOpening);
-      }
+    let running: PlannedStatement | undefined;
+    try {
+      await tryStatements(session.client, left, (statement) => {
+        running = statement;
+        scope.progress.setWaitingFor(`rehearsal of ${statement.object} on the target`);
+      });
+    } catch (error) {
+      await session.client.query('rollback').catch(() => undefined);
+      throw running ? await explained(scope, running, error, beforeOpening) : error;
     }
     await session.client.query('rollback');
   } finally {

@@ -58,6 +58,7 @@ async function certify(scope: TaskScope): Promise<Certificate> {
   if (!isOpened(scope)) await restoreSequences(scope, sequences);
   await runPhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: OPENING_LOCK_TIMEOUT });
   noteOpened(scope);
+  await runPhases(scope, { phases: ['refresh'], lockTimeout: LOCK_TIMEOUT });
   const unvalidated: string[] = [];
   await runPhases(scope, {
     phases: ['validate'],

@@ -56,6 +56,36 @@ export function parseRelationName(text: string): RelationName {
   return { schema: first.value, name: second.value };
 }
 
+/** Whether a requested name has a wildcard, `*` or `?`, outside of double quotes. */
+export function isGlob(text: string): boolean {
+  return /[*?]/.test(text.replaceAll(/"(?:[^"]|"")*"/g, ''));
+}
+
+/**
+ * What `schema.name` matches, read as `parseRelationName` reads it; `*` stands for any characters of a part and `?` for
+ * one, unless the part is quoted. Throws `invalid_table_name` as that does.
+ */
+export function matcherOf(pattern: string): (relation: RelationName) => boolean {
+  const parsed = parseRelationName(pattern);
+  const isQuoted = pattern.startsWith('"');
+  const rest = isQuoted ? pattern.replace(/^"(?:[^"]|"")*"/, '') : pattern;
+  const dot = rest.indexOf('.');
+  const nameIsQuoted = dot === -1 ? isQuoted : rest.startsWith('"', dot + 1);
+  const schemaMatches = partMatcher(parsed.schema, isQuoted || dot === -1);
+  const nameMatches = partMatcher(parsed.name, nameIsQuoted);
+  return ({ schema, name }) => schemaMatches(schema) && nameMatches(name);
+}
+
+function partMatcher(part: string, isLiteral: boolean): (text: string) => boolean {
+  if (isLiteral || !/[*?]/.test(part)) return (text) => text === part;
+  const source = part
+    .replaceAll(/[\\^$.|+()[\]{}]/g, '\\$&')
+    .replaceAll('*', '.*')
+    .replaceAll('?', '.');
+  const whole = new RegExp(`^${source}$`, 'su');
+  return (text) => whole.test(text);
+}
+
 /** PostgreSQL's limit for identifiers (NAMEDATALEN − 1). */
 export const MAX_IDENTIFIER_BYTES = 63;
 

@@ -114,6 +114,14 @@ const options = z.strictObject({
   slotTimeoutMs: milliseconds.default(300_000),
   copyJobs: z.int().min(1).max(32).default(4),
   indexJobs: z.int().min(1).max(32).default(2),
+  exclude: z
+    .array(tableName.refine((name) => name !== '*', 'write schema.* to leave out a schema'))
+    .max(10_000)
+    .default([]),
+  foreignTables: z.boolean().default(false),
+  eventTriggers: z.boolean().default(false),
+  publications: z.boolean().default(false),
+  subscriptions: z.boolean().default(false),
 });
 
 export const taskIdPattern = /^[a-z0-9_]{1,40}$/;

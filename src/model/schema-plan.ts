@@ -9,10 +9,12 @@ import type { TableMapping } from './relation.ts';
  * - `key`: primary key or identity index, as soon as its table is copied
  * - `index`: other indexes, unique and exclusion constraints, statistics; after the table's key
  * - `foreign-key`: finalizing, added NOT VALID; `sql` is complete, NOT VALID included
+ * - `final`: finalizing, before the target opens: triggers, rules, policies, comments, grants …; and what a whole
+ *   database has besides its tables and what those need: views, functions, operators, casts …
+ * - `refresh`: after the target has opened: materialized views
  * - `validate`: after the point of no return: VALIDATE CONSTRAINT
- * - `final`: finalizing, before the target opens: triggers, rules, policies, comments, grants …
  */
-export type StatementPhase = 'pre-data' | 'key' | 'index' | 'foreign-key' | 'validate' | 'final';
+export type StatementPhase = 'pre-data' | 'key' | 'index' | 'foreign-key' | 'final' | 'refresh' | 'validate';
 
 export interface PlannedStatement {
   /** Position in the plan, from 0; the key of the statement journal. */
@@ -37,6 +39,8 @@ export interface PlannedStatement {
   readonly takes?: readonly { readonly schema: string; readonly name: string }[];
   /** An object that tables share (type, function, schema, extension): left alone where the target has it. */
   readonly unlessExists?: ObjectAddress;
+  /** `object` of an earlier statement: where that was left alone, this is, too (the query of a view, its refresh). */
+  readonly completes?: string;
 }
 
 /** What `pg_identify_object_as_address` gives and `pg_get_object_address` takes. */
@@ -80,4 +84,33 @@ export interface SchemaPlan {
   readonly sequences: readonly PlannedSequence[];
   readonly statements: readonly PlannedStatement[];
   readonly findings: readonly Finding[];
+}
+
+/** A statement of pg_dump that one side prints and the other does not, or not so. */
+export interface SchemaDifference {
+  /** `TABLE public.users_migrated`. */
+  readonly object: string;
+  /** Text of the source under the names of the target; null: only the target has it. */
+  readonly source: string | null;
+  /** Null: only the source has it. */
+  readonly target: string | null;
+}
+
+/** Both schemas, dumped by the same pg_dump, statement by statement, as far as they are migrated. */
+export interface SchemaVerdict {
+  /** No difference but spelling; false also when the comparison failed. */
+  readonly equal: boolean;
+  /** ISO 8601. */
+  readonly comparedAt: string;
+  /** Statements of the source that were looked for. */
+  readonly statements: number;
+  /** The first ones; `differencesTotal` counts all. */
+  readonly differences: readonly SchemaDifference[];
+  readonly differencesTotal: number;
+  /** The same in other words: servers of different majors print some things differently. */
+  readonly spelling: readonly SchemaDifference[];
+  /** Objects of the target that have nothing to do with the migration. */
+  readonly targetOnly: readonly string[];
+  /** Why it could not be compared; null when it was. */
+  readonly error: string | null;
 }

@@ -95,6 +95,14 @@ export interface TaskOptions {
   readonly copyJobs: number;
   /** Indexes built at once. */
   readonly indexJobs: number;
+  /** Relations that are left out: names as in `tables`, with globs. */
+  readonly exclude: readonly string[];
+  /** Of a whole database: foreign tables, their servers and wrappers (without user mappings) come along. */
+  readonly foreignTables: boolean;
+  readonly eventTriggers: boolean;
+  readonly publications: boolean;
+  /** Disabled, and without passwords. */
+  readonly subscriptions: boolean;
 }
 
 /** What the user asked for: the create request, validated, defaults filled in, secrets removed. */

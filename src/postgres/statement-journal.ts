@@ -1,6 +1,7 @@
 // Runs planned schema statements on the target exactly once: the statement and its journal row commit together, so a
 // killed creatingTables, index build or finalizing goes on behind the last statement done.
-import type { PlannedStatement } from '../model/schema-plan.ts';
+import { DatabaseError, type ClientBase } from 'pg';
+import type { ObjectAddress, PlannedStatement } from '../model/schema-plan.ts';
 import { MigrationError } from '../model/errors.ts';
 import { fromPostgres } from './errors.ts';
 import type { Session } from './connections.ts';
@@ -15,14 +16,97 @@ export async function statementsDone(scope: TaskScope): Promise<Set<number>> {
 }
 
 /**
- * Runs one statement with its journal row in one transaction on `session`. `settings` are SET LOCAL for it, as
- * name → value. Errors: what `fromPostgres` says, or `schema_failed` with the object named.
+ * Runs one statement with its journal row in one transaction on `session`. What tables share is left alone where the
+ * target has it, also when another task makes it at the same moment. `settings` are SET LOCAL for it, as name → value.
+ * Errors: what `fromPostgres` says, or `schema_failed` with the object named.
  */
 export async function runStatement(
   scope: TaskScope,
   session: Session,
   statement: PlannedStatement,
   settings: Readonly<Record<string, string>> = {},
+): Promise<void> {
+  const { unlessExists } = statement;
+  const isThere = async (): Promise<boolean> =>
+    unlessExists !== undefined && (await exists(session.client, unlessExists));
+  // journalled as done, so that a resumed task does not look again
+  const found: PlannedStatement = { ...statement, sql: 'select', object: leftAlone(statement.object) };
+  if ((await isThere()) || (await completesOther(scope, session.client, statement)))
+    return runOnce(scope, session, found, settings);
+  try {
+    await runOnce(scope, session, statement, settings);
+  } catch (error) {
+    const state = error instanceof MigrationError ? error.details?.['sqlstate'] : undefined;
+    if (typeof state !== 'string' || !duplicateStates.has(state) || !(await isThere())) throw error;
+    await runOnce(scope, session, found, settings); // another task was faster: one is enough
+  }
+}
+
+function leftAlone(object: string): string {
+  return `${object} (existed)`;
+}
+
+async function completesOther(
+  scope: TaskScope,
+  client: ClientBase,
+  { completes }: PlannedStatement,
+): Promise<boolean> {
+  if (completes === undefined) return false;
+  const { rowCount } = await client.query('select 1 from dts.statement where task_id = $1 and object = $2', [
+    scope.taskId,
+    leftAlone(completes),
+  ]);
+  return rowCount !== 0;
+}
+
+/**
+ * Runs statements within the caller's transaction, which is rolled back in the end. Told of each before it runs. Errors:
+ * those of a statement, as `pg` throws them.
+ */
+export async function tryStatements(
+  client: ClientBase,
+  statements: readonly PlannedStatement[],
+  beforeEach: (statement: PlannedStatement) => void,
+): Promise<void> {
+  const left = new Set<string>();
+  for (const statement of statements) {
+    beforeEach(statement);
+    const { unlessExists, completes, object } = statement;
+    if (completes !== undefined && left.has(completes)) continue;
+    if (unlessExists) {
+      await client.query('savepoint before_look');
+      const isThere = await exists(client, unlessExists);
+      await client.query('rollback to savepoint before_look'); // a look that finds nothing is an error
+      if (isThere) {
+        left.add(object);
+        continue;
+      }
+    }
+    await client.query(statement.sql);
+  }
+}
+
+/** duplicate_object, _schema, _function, _table; unique_violation when two transactions create at once. */
+const duplicateStates: ReadonlySet<string> = new Set(['42710', '42P06', '42723', '42P07', '23505']);
+
+/** undefined_object, _function, _table, _column; invalid_schema_name. */
+const undefinedStates: ReadonlySet<string> = new Set(['42704', '42883', '42P01', '42703', '3F000']);
+
+async function exists(client: ClientBase, { type, names, args }: ObjectAddress): Promise<boolean> {
+  try {
+    await client.query('select pg_get_object_address($1, $2::text[], $3::text[])', [type, names, args]);
+    return true;
+  } catch (error) {
+    if (error instanceof DatabaseError && undefinedStates.has(error.code ?? '')) return false;
+    throw fromPostgres(error, { role: 'target', object: `${type} ${names.join('.')}` });
+  }
+}
+
+async function runOnce(
+  scope: TaskScope,
+  session: Session,
+  statement: PlannedStatement,
+  settings: Readonly<Record<string, string>>,
 ): Promise<void> {
   const { client } = session;
   try {

@@ -118,7 +118,7 @@ async function checkSource(scope: TaskScope, ask: Ask, findings: Finding[]): Pro
     ...assessDatabasePrivileges('source', privileges),
     ...assessConnections('source', limits, scope.spec.options.copyJobs),
   );
-  const selection = await readSelection(scope.source, scope.spec.tables);
+  const selection = await readSelection(scope.source, scope.spec.tables, scope.spec.options.exclude);
   const oids = selection.tables.map((table) => table.oid);
   const [tables, restricted, activity, extensions] = await Promise.all([
     readTablePrivileges(ask, oids),

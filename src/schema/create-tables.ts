@@ -1,25 +1,18 @@
 // The activity `createTables`: plans the schema once and runs its pre-data statements on the target. Killed at any
 // instant and run again, it goes on behind the last statement of the journal. What tables share (types, functions,
 // schemas) is left alone where it exists, also when another task makes it at the same moment; a table is not.
-import { DatabaseError } from 'pg';
 import { MigrationError } from '../model/errors.ts';
 import { isBlocked, type Finding } from '../model/finding.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
-import type { ObjectAddress, PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
+import type { PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
 import { ensureBookkeeping } from '../postgres/bookkeeping.ts';
 import type { Session, Side } from '../postgres/connections.ts';
-import { fromPostgres } from '../postgres/errors.ts';
 import { runStatement, statementsDone } from '../postgres/statement-journal.ts';
 import { findSchemaPlan, saveSchemaPlan, type TaskScope } from '../postgres/task-scope.ts';
 import { planSchema } from './plan.ts';
 
 /** New objects wait for nobody, but a target in use may have locks on schemas and types. */
-const statementSettings: Readonly<Record<string, string>> = {
-  lock_timeout: '60s',
-  // as pg_dump itself asks for: bodies may name what comes later or under another name
-  check_function_bodies: 'off',
-  standard_conforming_strings: 'on',
-};
+const LOCK_TIMEOUT = '60s';
 
 /**
  * Returns the plan's findings. Errors: `preflight_blocked` with the findings in `details`, `target_conflict`,
@@ -114,45 +107,11 @@ function conflictError(taken: readonly RelationName[], cause?: unknown): Migrati
 }
 
 async function execute(scope: TaskScope, session: Session, statement: PlannedStatement): Promise<void> {
-  const { unlessExists, takes = [] } = statement;
-  if (unlessExists && (await exists(session, unlessExists))) return leaveAlone(scope, session, statement);
   try {
-    await runStatement(scope, session, statement, statementSettings);
+    await runStatement(scope, session, statement, { lock_timeout: LOCK_TIMEOUT });
   } catch (error) {
     const state = error instanceof MigrationError ? error.details?.['sqlstate'] : undefined;
-    if (typeof state !== 'string' || !duplicateStates.has(state)) throw error;
-    // another task was faster: of what tables share one is enough
-    if (unlessExists && (await exists(session, unlessExists))) return leaveAlone(scope, session, statement);
-    if (takes.length > 0 && state === '42P07') throw conflictError(takes, error);
+    if (statement.takes !== undefined && state === '42P07') throw conflictError(statement.takes, error); // duplicate_table
     throw error;
-  }
-}
-
-/** Journals the statement as done without running it, so that a resumed task does not look again. */
-async function leaveAlone(scope: TaskScope, session: Session, statement: PlannedStatement): Promise<void> {
-  await runStatement(scope, session, {
-    ...statement,
-    sql: 'select',
-    object: `${statement.object} (existed)`,
-  });
-}
-
-/** duplicate_object, _schema, _function, _table; unique_violation when two transactions create at once. */
-const duplicateStates: ReadonlySet<string> = new Set(['42710', '42P06', '42723', '42P07', '23505']);
-
-/** undefined_object, _function, _table, _column; invalid_schema_name. */
-const undefinedStates: ReadonlySet<string> = new Set(['42704', '42883', '42P01', '42703', '3F000']);
-
-async function exists(session: Session, { type, names, args }: ObjectAddress): Promise<boolean> {
-  try {
-    await session.client.query('select pg_get_object_address($1, $2::text[], $3::text[])', [
-      type,
-      names,
-      args,
-    ]);
-    return true;
-  } catch (error) {
-    if (error instanceof DatabaseError && undefinedStates.has(error.code ?? '')) return false;
-    throw fromPostgres(error, { role: 'target', object: `${type} ${names.join('.')}` });
   }
 }

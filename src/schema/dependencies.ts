@@ -1,30 +1,13 @@
-// Used by plan.ts: what the selected tables are made of and what they need, by pg_depend of the source, so that a subset
-// brings its types, functions and sequences along and nothing else. Only reads catalogs; a few queries per level of
-// dependency, whatever the number of tables.
+// Used by plan.ts: what the selected tables are made of and what they need, so that a subset brings its types, functions
+// and sequences along and nothing else; and for a whole database what of the rest can be had without the tables that are
+// left out. The walk itself is dependency-graph.ts. Only reads catalogs.
 import type { RelationName } from '../model/relation.ts';
 import { relationKey } from '../model/relation.ts';
 import type { ObjectAddress } from '../model/schema-plan.ts';
-import type { CatalogTable } from '../postgres/catalog.ts';
+import type { CatalogTable, TableSelection } from '../postgres/catalog.ts';
 import type { Side } from '../postgres/connections.ts';
 import { DTS_SCHEMA } from '../postgres/sql.ts';
-
-/** OIDs of system catalogs, the same in every version (include/catalog/*.h). */
-export const catalogs = {
-  class: 1259,
-  type: 1247,
-  constraint: 2606,
-  namespace: 2615,
-  extension: 3079,
-} as const;
-
-/** First OID that initdb does not give (transam.h, FirstNormalObjectId); below, every server has the object. */
-const FIRST_NORMAL_OID = 16_384;
-
-export type ObjectKey = `${number}/${number}`;
-
-export function objectKey(classId: number, objectId: number): ObjectKey {
-  return `${classId}/${objectId}`;
-}
+import { catalogs, DependencyGraph, objectKey, type ObjectKey } from './dependency-graph.ts';
 
 export type MemberKind =
   | 'index'
@@ -57,8 +40,14 @@ export interface LeftOut {
 }
 
 export interface Dependencies {
-  /** Every object to migrate: tables, their parts, and what those need. */
+  /** Every object to migrate: tables, their parts, what those need, and what a whole database has besides. */
   readonly keep: ReadonlySet<ObjectKey>;
+  /** Those of `keep` that the tables and their parts need. */
+  readonly core: ReadonlySet<ObjectKey>;
+  /** Of the rest of the database: what cannot be had, with the table that it needs and that is not selected. */
+  readonly lost: ReadonlyMap<ObjectKey, string>;
+  /** Of a whole database: sequences that tables own which are left out. */
+  readonly ownedByOthers: ReadonlySet<ObjectKey>;
   readonly members: ReadonlyMap<ObjectKey, Member>;
   readonly leftOut: readonly LeftOut[];
   /** Tables outside of the selection without which a selected one cannot be created. */
@@ -76,9 +65,18 @@ export interface Dependencies {
 /** Whoever adds to a table can be left out of it; without a default, check or key it would not be the same table. */
 const optionalKinds: ReadonlySet<MemberKind> = new Set(['trigger', 'policy', 'rule', 'statistics']);
 
-export async function readDependencies(side: Side, tables: readonly CatalogTable[]): Promise<Dependencies> {
+/** `rest`: what a whole database has besides; null for a selection of tables. */
+export async function readDependencies(
+  side: Side,
+  { tables, excluded: excludedRelations }: TableSelection,
+  rest: readonly ObjectKey[] | null,
+): Promise<Dependencies> {
   const members = await readMembers(side, tables);
-  const graph = new DependencyGraph(side, tables);
+  const graph = new DependencyGraph(side, tables, {
+    wanted: rest === null ? null : new Set(rest),
+    excluded: excludedRelations.map(({ oid }) => oid),
+  });
+  const ownedByOthers = rest === null ? new Set<ObjectKey>() : await sequencesOfOthers(side, tables);
   const leftOut: LeftOut[] = [];
   const excluded = new Set<ObjectKey>();
   for (const member of members) {
@@ -87,12 +85,17 @@ export async function readDependencies(side: Side, tables: readonly CatalogTable
     if (member.missing !== null) leftOut.push({ member, needs: member.missing });
     excluded.add(member.key); // its table, columns and index are there anyway, its triggers PostgreSQL makes itself
   }
+  const notWanted = new Set([
+    ...ownedByOthers,
+    ...members.map(({ key }) => key),
+    ...excludedRelations.map(({ oid }) => objectKey(catalogs.class, oid)),
+  ]);
   for (;;) {
     const seeds = [
       ...tables.map((table) => objectKey(catalogs.class, table.oid)),
       ...members.map((member) => member.key).filter((key) => !excluded.has(key)),
     ];
-    const { found, blocked } = await graph.closure(seeds);
+    const { found: core, blocked } = await graph.closure(seeds);
     const optional = members.filter(
       (member) => optionalKinds.has(member.kind) && blocked.has(member.key) && !excluded.has(member.key),
     );
@@ -101,16 +104,42 @@ export async function readDependencies(side: Side, tables: readonly CatalogTable
       excluded.add(member.key);
     }
     if (optional.length > 0) continue; // what only they needed must go too
-    const keep = new Set(found.keys());
-    for (const member of members)
-      if (member.kind === 'foreign key' && member.missing === null) keep.add(member.key);
+    const foreignKeys = members.filter(({ kind, missing }) => kind === 'foreign key' && missing === null);
+    const besides = (rest ?? []).filter((key) => !core.has(key) && !notWanted.has(key));
+    const { lost, found } = await withoutBlocked(graph, besides);
+    const keep = new Set([...core, ...found, ...foreignKeys.map(({ key }) => key)]);
     return {
-      ...(await describe(side, found, members)),
+      ...(await describe(side, keep, members)),
       keep,
+      core,
+      lost,
+      ownedByOthers,
       leftOut,
       needed: [...new Set(blocked.values())],
     };
   }
+}
+
+async function withoutBlocked(
+  graph: DependencyGraph,
+  seeds: readonly ObjectKey[],
+): Promise<{ found: ReadonlySet<ObjectKey>; lost: ReadonlyMap<ObjectKey, string> }> {
+  const { blocked } = await graph.closure(seeds);
+  const wanted = new Set(seeds);
+  const lost = new Map([...blocked].filter(([key]) => wanted.has(key)));
+  const { found } = await graph.closure(seeds.filter((key) => !blocked.has(key)));
+  return { found, lost };
+}
+
+/** Sequences that a table owns which is not selected: they go with it, unless somebody else uses them. */
+async function sequencesOfOthers(side: Side, tables: readonly CatalogTable[]): Promise<Set<ObjectKey>> {
+  const { rows } = await side.query<{ oid: number }>(
+    `select d.objid as oid from pg_depend d join pg_class q on q.oid = d.objid
+     where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i')
+       and q.relkind = 'S' and d.refobjid <> all($1::oid[])`,
+    [tables.map(({ oid }) => oid)],
+  );
+  return new Set(rows.map(({ oid }) => objectKey(catalogs.class, oid)));
 }
 
 interface MemberRow {
@@ -181,113 +210,6 @@ async function readMembers(side: Side, tables: readonly CatalogTable[]): Promise
   }));
 }
 
-interface EdgeRow {
-  readonly from_class: number;
-  readonly from_object: number;
-  readonly to_class: number;
-  readonly to_object: number;
-  readonly is_extension: boolean;
-  readonly from_kind: string | null;
-  readonly to_kind: string | null;
-  readonly to_schema: string | null;
-  readonly to_name: string | null;
-}
-
-interface Edge {
-  readonly to: ObjectKey;
-  /** Set when it leads to a table outside of the selection, which is not followed. */
-  readonly missing: string | null;
-}
-
-/**
- * Walks from objects to what they need. From an object follow:
- * 1. everything it depends on (pg_depend, any type); but of an extension's member only the extension, and from a
- *    sequence never the table that owns it;
- * 2. backwards, what is an internal part of it ('i': a composite type's attributes, a view's query);
- * 3. a domain's check constraints, which depend on the domain and not the other way round.
- * Objects that initdb makes are on the target already; schema public may be gone there.
- */
-class DependencyGraph {
-  readonly #side: Side;
-  readonly #selected: ReadonlySet<number>;
-  readonly #edges = new Map<ObjectKey, readonly Edge[]>();
-
-  constructor(side: Side, tables: readonly CatalogTable[]) {
-    this.#side = side;
-    this.#selected = new Set(tables.map((table) => table.oid));
-  }
-
-  /** `found`: all that is reached. `blocked`: seed → a table outside of the selection that it cannot do without. */
-  async closure(
-    seeds: readonly ObjectKey[],
-  ): Promise<{ found: ReadonlyMap<ObjectKey, ObjectKey>; blocked: ReadonlyMap<ObjectKey, string> }> {
-    const found = new Map<ObjectKey, ObjectKey>(seeds.map((seed) => [seed, seed]));
-    const blocked = new Map<ObjectKey, string>();
-    let level: readonly ObjectKey[] = [...found.keys()];
-    while (level.length > 0) {
-      await this.#load(level.filter((key) => !this.#edges.has(key)));
-      const next: ObjectKey[] = [];
-      for (const key of level) {
-        const seed = found.get(key) ?? key;
-        for (const edge of this.#edges.get(key) ?? []) {
-          if (edge.missing !== null) blocked.set(seed, edge.missing);
-          else if (!found.has(edge.to)) {
-            found.set(edge.to, seed);
-            next.push(edge.to);
-          }
-        }
-      }
-      level = next;
-    }
-    return { found, blocked };
-  }
-
-  async #load(keys: readonly ObjectKey[]): Promise<void> {
-    if (keys.length === 0) return;
-    const edges = new Map<ObjectKey, Edge[]>(keys.map((key) => [key, []]));
-    const pairs = keys.map((key) => key.split('/').map(Number));
-    const { rows } = await this.#side.query<EdgeRow>(
-      `with visited(class_id, object_id) as (select * from unnest($1::oid[], $2::oid[])),
-       member as (
-         select v.class_id, v.object_id, exists (select from pg_depend e where e.classid = v.class_id
-           and e.objid = v.object_id and e.deptype = 'e') as of_extension from visited v),
-       edge(from_class, from_object, to_class, to_object, is_extension) as (
-         select v.class_id, v.object_id, d.refclassid, d.refobjid, d.deptype = 'e'
-           from member v join pg_depend d on d.classid = v.class_id and d.objid = v.object_id
-           where d.deptype <> 'p' and (d.deptype = 'e' or not v.of_extension)
-         union
-         select v.class_id, v.object_id, d.classid, d.objid, false
-           from member v join pg_depend d on d.refclassid = v.class_id and d.refobjid = v.object_id
-           where d.deptype = 'i' and not v.of_extension
-         union
-         select v.class_id, v.object_id, 'pg_constraint'::regclass, c.oid, false
-           from member v join pg_constraint c on c.contypid = v.object_id
-           where v.class_id = 'pg_type'::regclass and not v.of_extension)
-       select e.from_class, e.from_object, e.to_class, e.to_object, e.is_extension,
-         f.relkind::text as from_kind, t.relkind::text as to_kind, n.nspname::text as to_schema, t.relname::text as to_name
-       from edge e
-         left join pg_class f on e.from_class = 'pg_class'::regclass and f.oid = e.from_object
-         left join pg_class t on e.to_class = 'pg_class'::regclass and t.oid = e.to_object
-         left join pg_namespace n on n.oid = t.relnamespace
-       where e.to_object >= ${FIRST_NORMAL_OID}
-         or (e.to_class = 'pg_namespace'::regclass and e.to_object = (select oid from pg_namespace where nspname = 'public'))`,
-      [pairs.map(([classId]) => classId), pairs.map(([, objectId]) => objectId)],
-    );
-    for (const row of rows) {
-      if (row.from_kind === 'S' && row.to_class === catalogs.class) continue;
-      const isTable = row.to_kind !== null && 'rpfm'.includes(row.to_kind);
-      edges.get(objectKey(row.from_class, row.from_object))?.push({
-        to: objectKey(row.to_class, row.to_object),
-        missing:
-          isTable && !this.#selected.has(row.to_object)
-            ? relationKey({ schema: row.to_schema ?? '', name: row.to_name ?? '' })
-            : null,
-      });
-    }
-    for (const [key, list] of edges) this.#edges.set(key, list);
-  }
-}
-
 interface DescribedRow {
   readonly class_id: number;
   readonly object_id: number;
@@ -300,11 +222,13 @@ interface DescribedRow {
 
 async function describe(
   side: Side,
-  found: ReadonlyMap<ObjectKey, ObjectKey>,
+  found: ReadonlySet<ObjectKey>,
   members: readonly Member[],
-): Promise<Omit<Dependencies, 'keep' | 'leftOut' | 'needed'>> {
+): Promise<
+  Pick<Dependencies, 'members' | 'sequences' | 'addresses' | 'schemas' | 'extensions' | 'beyondSchemas'>
+> {
   const byKey = new Map(members.map((member) => [member.key, member]));
-  const pairs = [...found.keys()].map((key) => key.split('/').map(Number));
+  const pairs = [...found].map((key) => key.split('/').map(Number));
   const { rows } = await side.query<DescribedRow>(
     `select v.class_id, v.object_id, i.type, a.object_names, a.object_args, c.relkind::text as relkind,
        exists (select from pg_depend e where e.classid = v.class_id and e.objid = v.object_id

@@ -30,8 +30,6 @@ const dumpOptions = [
   '--no-owner',
   '--no-privileges',
   '--no-tablespaces',
-  '--no-publications',
-  '--no-subscriptions',
   `--lock-wait-timeout=${LOCK_WAIT_MS}`,
 ];
 
@@ -60,7 +58,7 @@ export async function chooseDumper(scope: TaskScope): Promise<Dumper> {
   });
 }
 
-async function majorOf(scope: TaskScope, role: Role): Promise<number> {
+export async function majorOf(scope: TaskScope, role: Role): Promise<number> {
   const { rows } = await scope[role].query<{ version: number }>(
     `select current_setting('server_version_num')::int as version`,
   );

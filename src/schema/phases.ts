@@ -8,7 +8,11 @@
 //   INDEX ATTACH                                                key when both indexes are
 //   STATISTICS                                                  index
 //   FK CONSTRAINT                                               foreign-key, and validate; final where NOT VALID is refused
-//   TRIGGER, RULE, POLICY, ROW SECURITY, COMMENT                final
+//   TRIGGER, RULE, POLICY, ROW SECURITY, COMMENT, ACL, SECURITY LABEL   final
+//
+// What is no part of a table: pre-data when a table needs it, and what others are put into or sequences, whose positions
+// are set before the target opens; else final, so that a cancelled task can drop its tables without meeting a view of its
+// own that depends on them.
 import { relationKey, type RelationName } from '../model/relation.ts';
 import type { StatementPhase } from '../model/schema-plan.ts';
 import type { DumpEntry } from './split.ts';
@@ -20,6 +24,7 @@ export const phaseOrder: readonly StatementPhase[] = [
   'index',
   'foreign-key',
   'final',
+  'refresh',
   'validate',
 ];
 
@@ -66,10 +71,19 @@ export function phaseOf(
     case 'POLICY':
     case 'ROW SECURITY':
     case 'COMMENT':
+    case 'ACL':
+    case 'SECURITY LABEL':
       return 'final';
     default:
       return null;
   }
+}
+
+const earlyKinds: ReadonlySet<string> = new Set(['SCHEMA', 'EXTENSION', 'SEQUENCE']);
+
+/** Of an entry that is no part of a selected table. `isCore`: a selected table needs it. */
+export function phaseOfShared({ kind }: DumpEntry, isCore: boolean): StatementPhase {
+  return isCore || earlyKinds.has(kind) ? 'pre-data' : 'final';
 }
 
 /** Order within key and index: partitions, then their parents on ONLY, then ATTACH, which may validate a parent's. */

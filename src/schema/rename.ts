@@ -30,15 +30,28 @@ export class Renaming {
   /** The statement's text with new names. */
   text(statement: DumpStatement): string {
     if (this.#suffix === '') return statement.text;
-    let result = '';
-    let at = 0;
-    for (const placed of statement.names) {
-      const replacement = this.#replacement(placed);
-      if (replacement === null || placed.from < at) continue;
-      result += statement.text.slice(at, placed.from) + replacement;
-      at = placed.to;
-    }
-    return result + statement.text.slice(at);
+    return splice(
+      statement.text,
+      statement.names.flatMap((placed): [number, number, string][] => {
+        const replacement = this.#replacement(placed, ' AS ');
+        return replacement === null ? [] : [[placed.from, placed.to, replacement]];
+      }),
+    );
+  }
+
+  /**
+   * The statement as the target would print it. `loosely`: without what stands in front of columns, which a major prints
+   * and another does not.
+   */
+  printed(statement: DumpStatement, loosely: boolean): string {
+    const edits = statement.names.flatMap((placed): [number, number, string][] => {
+      const replacement = this.#replacement(placed, placed.alias);
+      return replacement === null ? [] : [[placed.from, placed.to, replacement]];
+    });
+    if (loosely) for (const [from, to] of statement.qualifiers) edits.push([from, to, '']);
+    // of two that begin at one place the longer takes both
+    edits.sort((a, b) => a[0] - b[0] || b[1] - a[1]);
+    return splice(statement.text, edits);
   }
 
   /** Relations among those renamed whose name stands as a word in `body`. */
@@ -50,13 +63,13 @@ export class Renaming {
     );
   }
 
-  #replacement(placed: PlacedName): string | null {
+  #replacement(placed: PlacedName, as: PlacedName['alias']): string | null {
     const { kind, schema, name, table } = placed;
     switch (kind) {
       case 'relation': {
         const renamed = this.relation({ schema, name });
         if (renamed.name === name) return null;
-        return placed.needsAlias ? `${ident(renamed.name)} AS ${ident(name)}` : ident(renamed.name);
+        return placed.alias === null ? ident(renamed.name) : `${ident(renamed.name)}${as}${ident(name)}`;
       }
       case 'literal': {
         const renamed = this.relation({ schema, name });
@@ -76,4 +89,16 @@ export class Renaming {
           : ident(this.relation(table).name);
     }
   }
+}
+
+/** Edits in order of their beginning; what overlaps the edit before is left alone. */
+function splice(text: string, edits: readonly (readonly [from: number, to: number, by: string])[]): string {
+  let result = '';
+  let at = 0;
+  for (const [from, to, by] of edits) {
+    if (from < at) continue;
+    result += text.slice(at, from) + by;
+    at = to;
+  }
+  return result + text.slice(at);
 }

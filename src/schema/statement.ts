@@ -20,8 +20,11 @@ export interface PlacedName {
   readonly name: string;
   /** The table that a constraint or qualifier belongs to. */
   readonly table: RelationName | null;
-  /** A table in a query without an alias: columns around it are qualified by its old name, so a new one needs `AS` it. */
-  readonly needsAlias: boolean;
+  /**
+   * A table in a query without an alias: columns around it are qualified by its old name, so a new one needs it as alias.
+   * With the spelling that the server prints, which has AS only behind INSERT INTO. Null: none is needed.
+   */
+  readonly alias: ' ' | ' AS ' | null;
 }
 
 export type StatementDeed =
@@ -32,6 +35,7 @@ export type StatementDeed =
   | 'identify by index'
   | 'force row security'
   | 'attach index'
+  | 'replace view'
   | 'other';
 
 export interface DumpStatement {
@@ -47,6 +51,8 @@ export interface DumpStatement {
   /** Relation names that come into being: table, sequence, index. */
   readonly takes: readonly RelationName[];
   readonly names: readonly PlacedName[];
+  /** `x.` in front of columns, `[from, to)`: majors differ in where they print it. */
+  readonly qualifiers: readonly (readonly [from: number, to: number])[];
   /** Body of a function that is a string: what it mentions cannot be renamed. */
   readonly stringBody: string | null;
 }
@@ -71,6 +77,7 @@ class StatementReader {
   readonly #isAscii: boolean;
   readonly #names: PlacedName[] = [];
   readonly #takes: RelationName[] = [];
+  readonly #qualifiers: [number, number][] = [];
   #deed: StatementDeed = 'other';
   #notValid = false;
   #subject: RelationName | null = null;
@@ -91,7 +98,7 @@ class StatementReader {
     this.#walk(node, type === 'RuleStmt' || type === 'CreateTrigStmt' ? null : this.#subject, false);
     this.#names.sort((a, b) => a.from - b.from);
     return {
-      text: this.#source.text,
+      text: type === 'CreateSubscriptionStmt' ? withoutConnection(this.#source.text) : this.#source.text,
       deed: this.#deed,
       notValid: this.#notValid,
       subject: this.#subject,
@@ -99,6 +106,7 @@ class StatementReader {
       constraint: this.#constraint,
       takes: this.#takes,
       names: this.#names,
+      qualifiers: this.#qualifiers.sort(([a], [b]) => a - b),
       stringBody: this.#stringBody,
     };
   }
@@ -141,6 +149,9 @@ class StatementReader {
         return;
       case 'AlterSeqStmt':
         this.#readOwner(node);
+        return;
+      case 'ViewStmt':
+        if (node['replace'] === true) this.#deed = 'replace view';
         return;
       case 'CreateFunctionStmt':
         this.#stringBody = bodyOf(node);
@@ -272,6 +283,7 @@ class StatementReader {
       if (key === 'ColumnRef') this.#readColumnRef(asTree(child), own);
       else if (key === 'TypeCast') this.#readCast(asTree(child));
       else if (key === 'Constraint') this.#readConstraintName(asTree(child));
+      else if (key === 'InsertStmt') this.#readConflictTarget(asTree(child));
       const opensQuery = /^(?:Select|Insert|Update|Delete|Merge)Stmt$/.test(key);
       this.#walk(child, own, opensQuery || (inQuery && key !== 'lockedRels'));
     }
@@ -279,8 +291,13 @@ class StatementReader {
 
   #readRangeVar(node: Tree, inQuery: boolean): void {
     if (typeof node['schemaname'] !== 'string') return; // a common table expression or an alias
-    const needsAlias = inQuery && node['alias'] === undefined;
-    const placed = this.#placeQualified(this.#offset(node['location']), 'relation', needsAlias);
+    const at = this.#offset(node['location']);
+    const spelling = /\bINTO $/.test(this.#source.text.slice(Math.max(0, at - 6), at)) ? ' AS ' : ' ';
+    const placed = this.#placeQualified(
+      at,
+      'relation',
+      inQuery && node['alias'] === undefined ? spelling : null,
+    );
     if (placed.name !== node['relname']) throw this.#misplaced();
   }
 
@@ -295,8 +312,10 @@ class StatementReader {
 
   #readColumnRef(node: Tree, own: RelationName | null): void {
     const fields = list(node['fields']);
-    if (own === null || fields.length !== 2 || stringOf(fields[0]) !== own.name) return;
-    this.#place(readName(this.#source.text, this.#offset(node['location'])), 'qualifier', own.schema, own);
+    if (fields.length !== 2) return;
+    const span = readName(this.#source.text, this.#offset(node['location']));
+    if (this.#source.text[span.to] === '.') this.#qualifiers.push([span.from, span.to + 1]);
+    if (own !== null && stringOf(fields[0]) === own.name) this.#place(span, 'qualifier', own.schema, own);
   }
 
   #readCast(node: Tree): void {
@@ -312,7 +331,7 @@ class StatementReader {
     const from = this.#offset(constant['location']);
     const length = /^'(?:[^']|'')*'/.exec(this.#source.text.slice(from))?.[0].length;
     if (length === undefined) throw this.#misplaced();
-    this.#names.push({ from, to: from + length, kind: 'literal', ...name, table: null, needsAlias: false });
+    this.#names.push({ from, to: from + length, kind: 'literal', ...name, table: null, alias: null });
   }
 
   #readConstraintName(node: Tree): void {
@@ -324,16 +343,28 @@ class StatementReader {
     this.#place(span, isIndex ? 'relation' : 'constraint', this.#subject.schema, this.#subject);
   }
 
-  #place(span: NameSpan, kind: PlacedName['kind'], schema: string, table: RelationName | null): void {
-    const { from, to, name } = span;
-    this.#names.push({ from, to, kind, schema, name, table, needsAlias: false });
+  #readConflictTarget(node: Tree): void {
+    const infer = asTree(asTree(node['onConflictClause'])['infer']);
+    const table = relationOf(node['relation']);
+    if (typeof infer['conname'] !== 'string' || table === null) return;
+    const at = this.#expect(/^ON CONSTRAINT /, this.#offset(infer['location']));
+    this.#place(readName(this.#source.text, at), 'constraint', table.schema, table);
   }
 
-  #placeQualified(at: number, kind: 'relation' | 'statistics', needsAlias = false): RelationName {
+  #place(span: NameSpan, kind: PlacedName['kind'], schema: string, table: RelationName | null): void {
+    const { from, to, name } = span;
+    this.#names.push({ from, to, kind, schema, name, table, alias: null });
+  }
+
+  #placeQualified(
+    at: number,
+    kind: 'relation' | 'statistics',
+    alias: PlacedName['alias'] = null,
+  ): RelationName {
     const span = readQualifiedName(this.#source.text, at);
     if (span === null) throw this.#misplaced();
     const { from, to, schema, name } = span;
-    this.#names.push({ from, to, kind, schema, name, table: null, needsAlias });
+    this.#names.push({ from, to, kind, schema, name, table: null, alias });
     return { schema, name };
   }
 
@@ -365,6 +396,12 @@ class StatementReader {
   #misplaced(): Error {
     return new Error(`a name is not where it should be in: ${this.#source.text.slice(0, 200)}`);
   }
+}
+
+/** A subscription's connection may hold a password, which no plan and no comparison may show. */
+function withoutConnection(text: string): string {
+  const { to } = readName(text, 'CREATE SUBSCRIPTION '.length);
+  return text.slice(0, to) + text.slice(to).replace(/^( CONNECTION ) ?E?'(?:[^']|'')*'/, "$1''");
 }
 
 function asTree(value: unknown): Tree {

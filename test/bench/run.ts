@@ -1,6 +1,6 @@
 // `npm run bench -- <name> [options]`: measures DTS beside other tools on real servers. Never part of `npm test`.
 import { parseArgs } from 'node:util';
-import { installedMajors, type InstalledMajor } from '../../src/cli/embedded-postgres.ts';
+import { installedMajors, type EmbeddedMajor } from '../../src/cli/embedded-postgres.ts';
 import { runCopyBench } from './copy/bench.ts';
 import type { ServerChoice } from './support/servers.ts';
 
@@ -30,7 +30,7 @@ const usage = `npm run bench -- <${Object.keys(benches).join(' | ')}> [options]
   --target-url URL   a server to write to instead
   --store            write the tables into test/bench/RESULTS.md`;
 
-function majorOf(value: string): InstalledMajor {
+function majorOf(value: string): EmbeddedMajor {
   const major = installedMajors.find((each) => String(each) === value);
   if (major === undefined) throw new Error(`no embedded PostgreSQL ${value}\n${usage}`);
   return major;

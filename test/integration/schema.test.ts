@@ -64,7 +64,6 @@ function scopeOf(
 /** Every statement of a database's dump, order-free, in one spelling for all majors. `renames`: new name → old name. */
 async function schemaOf(
   database: TestDatabase,
-  keep: (entry: { kind: string; schema: string | null }) => boolean = () => true,
   renames: ReadonlyMap<string, string> = new Map(),
 ): Promise<string[]> {
   const scope = makeScope({ source: database, target: database });
@@ -75,7 +74,7 @@ async function schemaOf(
   });
   await scope.connections.closeAll();
   return entries
-    .filter((entry) => entry.schema !== 'dts' && entry.tag !== 'dts' && keep(entry))
+    .filter((entry) => entry.schema !== 'dts' && entry.tag !== 'dts')
     .flatMap((entry) => entry.statements.map(({ text }) => normalised(text, renames)))
     .sort();
 }
@@ -88,19 +87,18 @@ function normalised(text: string, renames: ReadonlyMap<string, string>): string 
     .replaceAll('"', '');
   for (const [renamed, original] of renames) result = result.replaceAll(renamed, original);
   result = result.replaceAll(/\bshop\.(\w+) \1\b/g, 'shop.$1'); // an alias that is the table's own name
+  // up to 15, the only table of a query stands in front of its columns
+  if (/^CREATE (MATERIALIZED )?VIEW/.test(result)) result = result.replaceAll(/\b(customers|orders)\./g, '');
   if (!result.startsWith('CREATE TABLE')) return result;
   const lines = result.split('\n').map((line) => line.replace(/,$/, ''));
   const isCheck = (line: string): boolean => line.startsWith('    CONSTRAINT');
   return [...lines.filter((line) => !isCheck(line)), ...lines.filter(isCheck).sort()].join('\n'); // by name
 }
 
-const isMigrated = ({ kind, schema }: { kind: string; schema: string | null }): boolean =>
-  schema !== 'unused' && kind !== 'VIEW' && kind !== 'MATERIALIZED VIEW';
-
 async function renamesOf(database: TestDatabase, suffix: string): Promise<Map<string, string>> {
   const { rows } = await database.query<{ name: string }>(
     `select relname::text as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
-       where nspname in ('shop', 'Sch ema.x') and relkind in ('r', 'p', 'i', 'I', 'S')
+       where nspname in ('shop', 'Sch ema.x', 'unused') and relkind in ('r', 'p', 'i', 'I', 'S')
      union select conname::text from pg_constraint where conrelid <> 0
      union select stxname::text from pg_statistic_ext`,
   );
@@ -115,8 +113,6 @@ async function renamesOf(database: TestDatabase, suffix: string): Promise<Map<st
   );
 }
 
-const expectedSchemas = (statement: string): boolean => statement !== 'CREATE SCHEMA unused';
-
 describe('the whole plan, executed in order', () => {
   test.each([13, 16, 18] as const)('makes the same schema, %i to 18', async (major) => {
     const pair = await shopPair(major);
@@ -124,7 +120,7 @@ describe('the whole plan, executed in order', () => {
     cleanUpAfter(scope);
     await createTables(scope);
     await runLaterPhases(scope);
-    const expected = (await schemaOf(pair.source, isMigrated)).filter(expectedSchemas);
+    const expected = await schemaOf(pair.source);
     expect(expected.length).toBeGreaterThan(100);
     expect(await schemaOf(pair.target)).toEqual(expected);
   });
@@ -135,9 +131,9 @@ describe('the whole plan, executed in order', () => {
     cleanUpAfter(scope);
     await createTables(scope);
     await runLaterPhases(scope);
-    const expected = (await schemaOf(pair.source, isMigrated)).filter(expectedSchemas);
+    const expected = await schemaOf(pair.source);
     const renames = await renamesOf(pair.source, '_Neu.1');
-    expect(await schemaOf(pair.target, undefined, renames)).toEqual(expected);
+    expect(await schemaOf(pair.target, renames)).toEqual(expected);
     const { rows } = await pair.target.query<{ name: string }>(
       `select relname::text as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
        where nspname in ('shop', 'Sch ema.x') and relkind in ('r', 'p', 'i', 'I', 'S') order by 1`,
@@ -195,8 +191,8 @@ test('a task killed after any statement goes on behind it', async () => {
   }
   expect(kills).toBeGreaterThan(10);
   await runLaterPhases(scope);
-  const expected = (await schemaOf(pair.source, isMigrated)).filter(expectedSchemas);
-  expect(await schemaOf(pair.target, undefined, await renamesOf(pair.source, '_zz9'))).toEqual(expected);
+  const expected = await schemaOf(pair.source);
+  expect(await schemaOf(pair.target, await renamesOf(pair.source, '_zz9'))).toEqual(expected);
 });
 
 test('a subset brings what it needs and nothing else', async () => {
@@ -243,7 +239,7 @@ test('a subset brings what it needs and nothing else', async () => {
   ]);
 });
 
-test('the plan names leaves, roots, sequences and what is not migrated', async () => {
+test('the plan names leaves, roots and sequences, and misses nothing', async () => {
   const pair = await shopPair(16);
   const scope = scopeOf(pair, { tableSuffix: '_x' });
   const plan = await planSchema(scope);
@@ -262,17 +258,10 @@ test('the plan names leaves, roots, sequences and what is not migrated', async (
   expect(plan.sequences.map(({ source }) => source.name)).toEqual(
     expect.arrayContaining(['customers_id_seq', 'orders_id_seq', 'events_id_seq', 'Täble "q".ü_Id_seq']),
   );
-  expect(plan.sequences.map(({ source }) => source.name)).not.toContain('lonely');
-  const said = plan.findings.map(({ severity, message }) => `${severity} ${message}`);
-  expect(said).toEqual(
-    expect.arrayContaining([
-      'warning not migrated yet: VIEW shop.happy',
-      'warning not migrated yet: MATERIALIZED VIEW shop.totals',
-      'warning not migrated yet: SEQUENCE unused.lonely',
-      'warning not migrated yet: FUNCTION unused.nobody()',
-      'info not migrated yet: TYPE unused.nothing',
-    ]),
-  );
+  expect(plan.sequences.map(({ source }) => source.name)).toContain('lonely');
+  expect(plan.findings.map(({ code, object }) => `${code} ${object}`)).toEqual([
+    'function_mentions_renamed_table FUNCTION tools.touch()',
+  ]);
   expect(phasesOf(plan, 'shop.by_index')).toEqual({ 'pre-data': 1, key: 3 });
   expect(phasesOf(plan, 'shop.by_unique')).toEqual({ 'pre-data': 1, key: 2 });
   expect(plan.statements.map(({ n }) => n)).toEqual(plan.statements.map((_, n) => n));
@@ -433,17 +422,22 @@ test('a role uses a type that the target has in a schema where it may not create
   await scope.connections.closeAll();
 });
 
-test.each([['*'], ['app.t']])('an extension comes along with its schema, for %s', async (tables) => {
+test.each([
+  ['*', ['citext', 'hstore']],
+  ['app.t', ['citext']],
+])('extensions come along with their schemas, for %s', async (tables, expected) => {
   const pair = await makePair({ source: 16 });
   await pair.source.query(`create schema app; create schema ext; create extension citext schema ext;
     create extension hstore; create table app.t (id int primary key, name ext.citext check (name <> 'x'))`);
   const scope = scopeOf(pair, { tables: [tables] });
   cleanUpAfter(scope);
   await createTables(scope);
-  const { rows } = await pair.target.query(
-    `select extname, extnamespace::regnamespace::text as schema from pg_extension where extname <> 'plpgsql'`,
+  const { rows } = await pair.target.query<{ name: string; schema: string }>(
+    `select extname::text as name, extnamespace::regnamespace::text as schema from pg_extension
+     where extname <> 'plpgsql' order by 1`,
   );
-  expect(rows).toEqual([{ extname: 'citext', schema: 'ext' }]);
+  expect(rows.map(({ name }) => name)).toEqual(expected);
+  expect(rows[0]?.schema).toBe('ext');
 });
 
 test('queries inside functions follow a renamed table', async () => {

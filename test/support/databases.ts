@@ -4,6 +4,7 @@ import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { expect, inject, onTestFinished } from 'vitest';
 import type { EmbeddedMajor } from '../../src/cli/embedded-postgres.ts';
+import type { ServerAddress } from './global-setup.ts';
 
 export interface TestDatabase {
   readonly major: EmbeddedMajor;
@@ -33,11 +34,24 @@ export interface DatabasePair {
   readonly target: TestDatabase;
 }
 
+const extraServers = new Map<EmbeddedMajor, ServerAddress>();
+
+/** Of a server that the test file started itself. */
+export function registerServer(major: EmbeddedMajor, address: ServerAddress): void {
+  extraServers.set(major, address);
+}
+
+function serverOf(major: EmbeddedMajor): ServerAddress {
+  const address = extraServers.get(major) ?? inject('servers')[major];
+  if (!address) throw new Error(`no server ${major} runs: call startServers(${major}) in the test file`);
+  return address;
+}
+
 async function makeDatabase(
   major: EmbeddedMajor,
   prefix: string,
 ): Promise<{ database: TestDatabase; drop: () => Promise<void> }> {
-  const { port, password } = inject('servers')[major];
+  const { port, password } = serverOf(major);
   const dbname = `${prefix}_${randomBytes(5).toString('hex')}`;
   const server = { host: '127.0.0.1', port, user: 'postgres', password, ssl: false } as const;
   const admin = async (sql: string): Promise<pg.QueryResult> => {
@@ -120,7 +134,7 @@ async function lastingLeaks(databases: readonly TestDatabase[]): Promise<string[
 export async function leaksOf(database: TestDatabase): Promise<string[]> {
   const { rows } = await database.query<{ leak: string }>(`
     select 'slot ' || slot_name as leak from pg_replication_slots where database = current_database()
-    union all select 'publication ' || pubname from pg_publication
+    union all select 'publication ' || pubname from pg_publication where pubname like 'dts\\_%'
     union all select 'trigger ' || tgname from pg_trigger where tgname like 'dts\\_%'
     union all select 'schema ' || nspname from pg_namespace where nspname = 'dts'
     union all select 'connection ' || application_name from pg_stat_activity

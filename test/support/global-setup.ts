@@ -1,7 +1,6 @@
 // Starts one PostgreSQL server of each major for the whole run; tests make databases of their own on them.
 import type { TestProject } from 'vitest/node';
 import {
-  embeddedMajors,
   startEmbeddedPostgres,
   type EmbeddedMajor,
   type EmbeddedServer,
@@ -12,22 +11,27 @@ export interface ServerAddress {
   readonly password: string;
 }
 
+/** Others are started by the tests that need them (extra-servers.ts). */
+const everyRun = [13, 16, 18] as const;
+type ServersOfEveryRun = Record<(typeof everyRun)[number], ServerAddress> &
+  Partial<Record<EmbeddedMajor, ServerAddress>>;
+
 declare module 'vitest' {
   export interface ProvidedContext {
-    servers: Record<EmbeddedMajor, ServerAddress>;
+    servers: ServersOfEveryRun;
   }
 }
 
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const servers: EmbeddedServer[] = await Promise.all(
-    embeddedMajors.map((major) =>
+    everyRun.map((major) =>
       startEmbeddedPostgres({ major, settings: { max_prepared_transactions: '20', shared_buffers: '64MB' } }),
     ),
   );
   const addresses = Object.fromEntries(
     servers.map(({ major, port, password }) => [major, { port, password }]),
   );
-  project.provide('servers', addresses as Record<EmbeddedMajor, ServerAddress>);
+  project.provide('servers', addresses as ServersOfEveryRun);
   return async () => {
     await Promise.all(servers.map((server) => server.stop()));
   };

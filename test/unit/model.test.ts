@@ -5,6 +5,8 @@ import { bigintToLsn, compareLsn, lagBytes, lsnToBigint } from '../../src/model/
 import { isVisible, parsePgSnapshot, widenXid } from '../../src/model/pg-snapshot.ts';
 import {
   MAX_IDENTIFIER_BYTES,
+  isGlob,
+  matcherOf,
   parseRelationName,
   relationKey,
   suffixedName,
@@ -78,6 +80,32 @@ describe('pg_snapshot', () => {
 });
 
 describe('relation names', () => {
+  test.each([
+    ['a*', 'public.ab', true],
+    ['a*', 'app.ab', false],
+    ['app.?', 'app.x', true],
+    ['app.?', 'app.xy', false],
+    ['*.a', 'any where.a', true],
+    ['"*".a', 'any.a', false],
+    ['"*".a', '*.a', true],
+    ['s."a*"', 's.ab', false],
+    ['s.a.b*', 's."a.bc"', true],
+    ['s.a+(b)[c]*', 's.a+(b)[c]d', true],
+    ['s.A*', 's.ab', false],
+  ])('%s and %s', (pattern, name, matches) => {
+    expect(matcherOf(pattern)(parseRelationName(name))).toBe(matches);
+  });
+
+  test('a wildcard in quotes is none', () => {
+    expect(['a*', '"a*"', '"x".b?', '"a""*".b', '"a"*'].map(isGlob)).toEqual([
+      true,
+      false,
+      true,
+      false,
+      true,
+    ]);
+  });
+
   test.each([
     ['users', 'public', 'users'],
     ['Users', 'public', 'Users'],

@@ -718,7 +718,7 @@ const table = (over: Partial<CatalogTable> = {}): CatalogTable => ({
   ...over,
 });
 const selection = (tables: CatalogTable[], unusable: TableSelection['unusable'] = []): Finding[] =>
-  assessSelection({ tables, unusable });
+  assessSelection({ tables, unusable, excluded: [], excludedNothing: [] });
 const addKey = 'alter table "public"."T" add primary key (…)';
 const beDefault = 'alter table "public"."T" replica identity default';
 const beFull = 'alter table "public"."T" replica identity full';

@@ -1,7 +1,7 @@
 // The two servers of a bench: embedded ones of our own, or given by --source-url and --target-url. Settings are the same
 // for every tool. Of a given server the CPU is unknown unless its data directory is on this machine.
 import pg from 'pg';
-import { startEmbeddedPostgres, type InstalledMajor } from '../../../src/cli/embedded-postgres.ts';
+import { startEmbeddedPostgres, type EmbeddedMajor } from '../../../src/cli/embedded-postgres.ts';
 import { cpuSeconds, postmasterOf } from './processes.ts';
 
 export interface BenchServer {
@@ -76,7 +76,7 @@ async function describe(
 async function start(
   role: BenchServer['role'],
   given: string | undefined,
-  major: InstalledMajor,
+  major: EmbeddedMajor,
 ): Promise<BenchServer> {
   if (given !== undefined) return describe(role, given, null, () => Promise.resolve());
   const server = await startEmbeddedPostgres({ major, settings });
@@ -86,8 +86,8 @@ async function start(
 export interface ServerChoice {
   readonly sourceUrl?: string | undefined;
   readonly targetUrl?: string | undefined;
-  readonly sourceMajor: InstalledMajor;
-  readonly targetMajor: InstalledMajor;
+  readonly sourceMajor: EmbeddedMajor;
+  readonly targetMajor: EmbeddedMajor;
 }
 
 /** Starts (or reaches) both servers, runs `work` and stops what was started, whatever happens. */
