@@ -17,6 +17,7 @@ const statusOf: Readonly<Record<ErrorCode, number>> = {
   secret_unavailable: 422,
   service_stopped: 503,
   store_in_use: 503,
+  store_failed: 503,
   // a server that we need for the answer (preflight, unfence) cannot be reached or refuses us
   connection_failed: 502,
   authentication_failed: 422,

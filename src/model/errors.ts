@@ -26,6 +26,7 @@ export const errorCodes = {
   secret_unavailable: ['operator', 'a stored or referenced password cannot be read'],
   service_stopped: ['aborted', 'the service is shutting down'],
   store_in_use: ['operator', 'another service is at work in this data directory'],
+  store_failed: ['transient', 'our own SQLite store cannot be written or read: its disk is full, or fails'],
   // connections
   connection_failed: ['transient', 'the server cannot be reached or dropped the connection'],
   authentication_failed: ['operator', 'user, password or pg_hba.conf refuse the connection'],
@@ -117,5 +118,16 @@ export class MigrationError extends Error {
 export function asMigrationError(error: unknown): MigrationError {
   if (error instanceof MigrationError) return error;
   const message = error instanceof Error ? error.message : String(error);
+  if (isStoreFailure(error))
+    return new MigrationError('store_failed', `the store of DTS: ${message}`, {
+      hint: 'look at the disk of the data directory',
+      cause: error,
+    });
   return new MigrationError('internal', message, { cause: error });
+}
+
+/** Of better-sqlite3: its codes are SQLite's result codes by name. A note that cannot be written fails no migration. */
+export function isStoreFailure(error: unknown): boolean {
+  const code = (error as { code?: unknown } | null)?.code;
+  return typeof code === 'string' && code.startsWith('SQLITE_');
 }

@@ -1,6 +1,6 @@
 // SQLSTATE and socket errors → MigrationError. Never the message text: it is translated and changes between majors.
 import { DatabaseError } from 'pg';
-import { MigrationError, type ErrorCode } from '../model/errors.ts';
+import { asMigrationError, isStoreFailure, MigrationError, type ErrorCode } from '../model/errors.ts';
 
 interface Classified {
   readonly code: ErrorCode;
@@ -53,6 +53,7 @@ export interface ErrorContext {
 /** Classifies an error from `pg`, a socket or our own code; a MigrationError passes unchanged. */
 export function fromPostgres(error: unknown, context: ErrorContext = {}): MigrationError {
   if (error instanceof MigrationError) return error;
+  if (isStoreFailure(error)) return asMigrationError(error); // of a checkpoint, between two statements
   const message = error instanceof Error ? error.message : String(error);
   const where = context.role ? `${context.role}: ` : '';
   if (error instanceof DatabaseError && error.code !== undefined) {

@@ -8,7 +8,7 @@ import { managerMachine } from '../../machines/manager.ts';
 import type { TaskCommand, TaskMachineEvent } from '../../machines/task-context.ts';
 import { taskStateOf } from '../../machines/task-state.ts';
 import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
-import { asMigrationError, MigrationError, type ErrorReport } from '../model/errors.ts';
+import { asMigrationError, isStoreFailure, MigrationError, type ErrorReport } from '../model/errors.ts';
 import type { Failpoint } from '../model/failpoints.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskCommands, taskStates, type TaskState } from '../model/task.ts';
@@ -219,8 +219,7 @@ export class Supervisor implements TaskManager, ActivityHost {
   #taskCrashed(taskId: string, error: unknown): void {
     const known = asMigrationError(error);
     this.#options.log.error({ taskId, err: error }, 'task actor died');
-    const sqlite = (error as { code?: unknown } | null)?.code;
-    if (typeof sqlite === 'string' && sqlite.startsWith('SQLITE_')) {
+    if (isStoreFailure(error)) {
       // Our own store failed: nothing was committed, so the row is as true as before. Try again from it.
       const timer = setTimeout(() => {
         this.#respawns.delete(timer);

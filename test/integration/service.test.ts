@@ -264,3 +264,23 @@ test('a store that cannot be written does not keep the source fenced', async () 
   await service.cutover(task.id);
   await reaches(service, task.id, 'completed');
 });
+
+test('a note that cannot be written costs an attempt, not the migration', async () => {
+  const pair = await makePair();
+  await makeTables(pair);
+  const config = parseConfig({ DTS_DATA_DIR: makeDataDir() });
+  const service = createService(config);
+  onTestFinished(() => service.stop());
+  const { task } = await service.createTask(request(pair, { options: { keepFence: false } }));
+  const { default: Database } = await import('better-sqlite3');
+  const sqlite = new Database(config.databasePath);
+  onTestFinished(() => void sqlite.close());
+  sqlite.exec(`create trigger full before insert on checkpoint when new.key in ('slot', 'writeStop')
+    begin select raise(abort, 'disk full'); end`);
+  await service.startTask(task.id);
+  await waitFor(async () => (await service.getTask(task.id)).error?.code === 'store_failed');
+  sqlite.exec('drop trigger full');
+  await reaches(service, task.id, 'syncingWal');
+  await service.cutover(task.id);
+  await reaches(service, task.id, 'completed');
+});
