@@ -14,6 +14,7 @@ export interface SlotHealth {
     /** WAL that the source keeps for the slot: current position − restart_lsn. */
     readonly retainedBytes: number;
     readonly confirmedFlushLsn: Lsn | null;
+    readonly restartLsn: Lsn | null;
   } | null;
 }
 
@@ -25,9 +26,11 @@ export async function sampleSlot(scope: TaskScope, name: string): Promise<SlotHe
     wal_status: string | null;
     retained: string | null;
     confirmed: Lsn | null;
+    restart: Lsn | null;
   }>(
     `select pg_current_wal_lsn()::text as source_lsn, s.slot_name, s.wal_status,
-       pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::text as retained, s.confirmed_flush_lsn::text as confirmed
+       pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::text as retained, s.confirmed_flush_lsn::text as confirmed,
+       s.restart_lsn::text as restart
      from (select 1) one left join pg_replication_slots s on s.slot_name = $1`,
     [name],
   );
@@ -42,6 +45,7 @@ export async function sampleSlot(scope: TaskScope, name: string): Promise<SlotHe
             walStatus: row.wal_status,
             retainedBytes: Math.max(0, Number(row.retained ?? 0)),
             confirmedFlushLsn: row.confirmed,
+            restartLsn: row.restart,
           },
   };
 }

@@ -346,7 +346,7 @@ export class Pipeline<C> {
 }
 
 /** ErrorResponse as `pg` would give it. */
-function readServerError(bytes: Buffer, start: number, end: number): DatabaseError {
+export function readServerError(bytes: Buffer, start: number, end: number): DatabaseError {
   const fields = new Map<string, string>();
   for (let at = start; at < end && bytes[at] !== 0; ) {
     const zero = bytes.indexOf(0, at + 1);

@@ -150,6 +150,9 @@ export class WalStream {
     return items;
   }
 
+  /** A walsender never ends by itself. */
+  readonly ended = false;
+
   /** Ends a `take` that waits. */
   poke(): void {
     this.#wake?.();

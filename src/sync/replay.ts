@@ -47,7 +47,10 @@ export interface ReplayFigures {
 }
 
 /** What may feed a replay: the walsender, or the slot functions while far behind. */
-export type Feed = Pick<WalStream, 'take' | 'poke' | 'drained' | 'acknowledge'>;
+export type Feed = Pick<WalStream, 'take' | 'poke' | 'drained' | 'acknowledge'> & {
+  /** Nothing more will come. */
+  readonly ended: boolean;
+};
 
 /** Everything up to `until` is to be applied in source order, by a new connection: the sets of it failed. */
 export class ReplayInOrder extends Error {
@@ -112,6 +115,7 @@ export class Replay {
   } | null = null;
   #storedAt = Date.now();
   #answerNow = false;
+  #leaving = false;
 
   /**
    * `onStored` is called after every position that has become durable on the target and was acknowledged; `orderedUntil`
@@ -146,11 +150,24 @@ export class Replay {
     return pending || this.#underWay !== null ? this.#applier.appliedLsn : this.#position;
   }
 
-  async run(): Promise<never> {
+  /** Lets `run` return at the next end of a transaction, with everything before it on the target. */
+  leave(): void {
+    this.#leaving = true;
+    this.#feed.poke();
+  }
+
+  /** Returns when the feed has ended or after `leave`; otherwise only by a throw. */
+  async run(): Promise<void> {
     for (;;) {
       const gulps = await this.#feed.take(this.#waitMs());
       if (this.#failure) await this.#settle();
       for (const gulp of gulps) await this.#onGulp(gulp);
+      const over = this.#leaving || (this.#feed.ended && this.#feed.drained);
+      if (over && this.#transaction === null) {
+        if (this.#hasWork() || this.#position !== this.#applier.appliedLsn) await this.#submit();
+        await this.#settle();
+        return;
+      }
       if (this.#transaction !== null) {
         // Ordered changes of a long transaction go out as they come.
         this.#applier.push();

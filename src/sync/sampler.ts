@@ -3,7 +3,7 @@
 import { MigrationError } from '../model/errors.ts';
 import { lagBytes, type Lsn } from '../model/lsn.ts';
 import type { StreamEvent } from '../model/stream.ts';
-import { sampleSlot } from '../postgres/lag.ts';
+import { sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { ensurePublication } from '../postgres/publication.ts';
 import { verifySlot, type SlotRecord } from '../postgres/slot.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
@@ -25,6 +25,8 @@ export interface ReplayView {
   readonly waitingMs: () => number;
   readonly silentMs: () => number;
   readonly applyPid: number;
+  /** Called with every sample. */
+  readonly onSample: (lagBytes: number, slot: SlotHealth['slot']) => void;
   readonly figures: ReplayFigures;
 }
 
@@ -33,7 +35,7 @@ async function sample(
   slot: SlotRecord,
   at: { readonly receivedLsn: Lsn; readonly appliedLsn: Lsn },
   rates: { readonly changesPerSecond: number; readonly figures: ReplayFigures },
-): Promise<number> {
+): Promise<{ readonly lag: number; readonly slot: SlotHealth['slot'] }> {
   const health = await sampleSlot(scope, slot.name);
   if (health.slot === null || health.slot.walStatus === 'lost') {
     await verifySlot(scope, slot);
@@ -51,7 +53,7 @@ async function sample(
     slot: health.slot,
     sampledAt: new Date().toISOString(),
   });
-  return lag;
+  return { lag, slot: health.slot };
 }
 
 /** Until the copy is complete: nothing is streamed yet, the slot retains WAL. */
@@ -95,7 +97,9 @@ export async function sampleReplay(
     last = { at: now, changes };
     // The applied position first: sampled later it could lie beyond the source's.
     const at = { appliedLsn: view.position(), receivedLsn: view.receivedLsn() };
-    const lag = await sample(scope, slot, at, { changesPerSecond, figures: view.figures });
+    const sampled = await sample(scope, slot, at, { changesPerSecond, figures: view.figures });
+    const { lag } = sampled;
+    view.onSample(lag, sampled.slot);
     const within = lag <= scope.spec.options.cutoverMaxLagBytes;
     if (within !== caughtUp) {
       caughtUp = within;

@@ -6,17 +6,19 @@
 // Before every connection both servers are asked what is true: the source still the same cluster, the slot still ours, the
 // publication as we made it, dts.progress where to go on.
 import type { MigrationError } from '../model/errors.ts';
-import type { Lsn } from '../model/lsn.ts';
+import { lagBytes, type Lsn } from '../model/lsn.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import { isCopyComplete } from '../postgres/copy-state.ts';
 import { fromPostgres } from '../postgres/errors.ts';
+import { sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { hasLogicalMessages, markerTable, sourceVersion } from '../postgres/marker.ts';
 import { ensurePublication } from '../postgres/publication.ts';
 import { ensureSlot, findSlot, releaseSlot, verifySlot, type SlotRecord } from '../postgres/slot.ts';
+import { catchUpIsCheap, catchUpSizes, SlotFeed, type CatchUpSizes } from '../postgres/slot-feed.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { taskObjectName } from '../postgres/sql.ts';
-import { WalStream } from '../postgres/wal-stream.ts';
+import { WalStream, type WalStreamOptions } from '../postgres/wal-stream.ts';
 import { Applier } from './apply.ts';
 import { openApplySession } from './apply-session.ts';
 import { CopyFilter } from './filter.ts';
@@ -24,7 +26,7 @@ import { runHeartbeat } from './heartbeat.ts';
 import { loadParts, loadProgress } from './progress.ts';
 import { RelationMap } from './relations.ts';
 import { Replay, ReplayInOrder, type ReplayFigures } from './replay.ts';
-import { sampleReplay, sampleUntilCopied } from './sampler.ts';
+import { sampleReplay, sampleUntilCopied, type ReplayView } from './sampler.ts';
 import { chooseStreamFormat } from './stream-format.ts';
 
 /** Connections in a row that brought no progress before the error goes to the statechart, which waits longer. */
@@ -37,14 +39,18 @@ const MAX_RECONNECTS = 5;
  * Errors: `source_replaced`, `slot_lost`, `slot_stranger`, `slot_creation_timeout`, `publication_lost`, `source_ddl`, `unexpected_row`, and
  * what fromPostgres says of a statement or of a connection that stays away.
  */
-export async function runStream(scope: TaskScope, emit: (event: StreamEvent) => void): Promise<void> {
+export async function runStream(
+  scope: TaskScope,
+  emit: (event: StreamEvent) => void,
+  sizes: CatchUpSizes = catchUpSizes,
+): Promise<void> {
   try {
     // A cluster that is not the slot's has no publication either, and that is not the reason to report.
     if (findSlot(scope)) await ensureSlot(scope);
     await ensurePublication(scope);
     const slot = findSlot(scope) ?? (await ensureSlot(scope));
     emit({ type: 'SLOT_READY' });
-    await keepStreaming(scope, slot, emit);
+    await keepStreaming(scope, slot, sizes, emit);
   } catch (error) {
     if (scope.signal.aborted) return;
     throw fromPostgres(error);
@@ -53,18 +59,28 @@ export async function runStream(scope: TaskScope, emit: (event: StreamEvent) => 
   }
 }
 
+/** What one connection leaves to the next. */
+interface StreamMemory {
+  /** The sets of the changes up to here failed. */
+  orderedUntil: Lsn | null;
+  /** False once the slot functions were refused, or would hold too much on the source. */
+  mayCatchUp: boolean;
+  readonly sizes: CatchUpSizes;
+}
+
 async function keepStreaming(
   scope: TaskScope,
   slot: SlotRecord,
+  sizes: CatchUpSizes,
   emit: (event: StreamEvent) => void,
 ): Promise<void> {
   const figures: ReplayFigures = { transactionsApplied: 0, changesApplied: 0, batchesInOrder: 0 };
   let attempt = 0;
-  let orderedUntil: Lsn | null = null;
+  const memory: StreamMemory = { orderedUntil: null, mayCatchUp: true, sizes };
   let caughtUp = false;
   for (;;) {
     try {
-      await streamOnce(scope, slot, figures, orderedUntil, (event) => {
+      await streamOnce(scope, slot, figures, memory, (event) => {
         if (event.type === 'STREAM_PROGRESS') attempt = 0;
         // A new connection begins to count afresh; the statechart hears only of changes.
         if (event.type === 'CAUGHT_UP' || event.type === 'FELL_BEHIND') {
@@ -76,7 +92,7 @@ async function keepStreaming(
     } catch (error) {
       scope.signal.throwIfAborted();
       if (error instanceof ReplayInOrder) {
-        orderedUntil = error.until;
+        memory.orderedUntil = error.until;
         continue;
       }
       const failure = fromPostgres(error);
@@ -97,12 +113,15 @@ async function keepStreaming(
   }
 }
 
-/** One connection, from asking both servers to the first error. Returns never; everything that it opened is closed. */
+/**
+ * One connection, from asking both servers to the first error, or until another kind of connection is better: then it
+ * returns. Everything that it opened is closed.
+ */
 async function streamOnce(
   scope: TaskScope,
   slot: SlotRecord,
   figures: ReplayFigures,
-  orderedUntil: Lsn | null,
+  memory: StreamMemory,
   emit: (event: StreamEvent) => void,
 ): Promise<void> {
   await verifySlot(scope, slot);
@@ -117,7 +136,7 @@ async function streamOnce(
   const ending = new AbortController();
   const signal = AbortSignal.any([scope.signal, ending.signal]);
   const session = await openApplySession(scope, signal);
-  let stream: WalStream | null = null;
+  let feed: WalStream | SlotFeed | null = null;
   const tasks: Promise<void>[] = [];
   try {
     // A walsender of ours that outlived its connection would keep the slot busy.
@@ -125,9 +144,9 @@ async function streamOnce(
     const progress = await loadProgress(scope, slot);
     // A transaction that commits where the target stands has been applied: the next one commits behind it.
     const filtered = filter.concerns({ xid: 0, commitLsn: progress.appliedLsn });
-    const format = await chooseStreamFormat(scope, version, filtered);
-    scope.log.info(format, 'the stream begins');
-    const wal = await WalStream.open(
+    const unfiltered = await chooseStreamFormat(scope, version, false);
+    const format = filtered ? await chooseStreamFormat(scope, version, true) : unfiltered;
+    const opened = await openFeed(
       scope,
       {
         slot,
@@ -137,48 +156,87 @@ async function streamOnce(
         sourceVersion: version,
         binary: format.binary,
       },
+      memory,
       signal,
     );
-    stream = wal;
+    feed = opened;
+    const isCatchUp = opened instanceof SlotFeed;
+    scope.log.info({ ...format, feed: isCatchUp ? 'catch-up' : 'live' }, 'the stream begins');
     const applier = new Applier(scope, session, slot, progress.appliedLsn, format.binary);
     let stored = false;
     const replay = new Replay({
       scope,
-      feed: wal,
+      feed: opened,
       applier,
       relations,
       filter,
       figures,
-      orderedUntil,
+      orderedUntil: memory.orderedUntil,
       onStored: () => {
         if (!stored) emit({ type: 'STREAM_PROGRESS' });
         stored = true;
       },
     });
-    const view = {
-      receivedLsn: () => wal.receivedLsn,
+    const view: ReplayView = {
+      receivedLsn: () => opened.receivedLsn,
       position: () => replay.position,
       waitingMs: () => applier.waitingMs,
-      silentMs: () => wal.silentMs,
+      silentMs: () => opened.silentMs,
       applyPid: session.pid,
       figures,
+      onSample: (lag, found) => {
+        const isBehind = !isCatchUp && shouldCatchUp(memory, lag / 2, found);
+        const isPastCopies =
+          filtered && unfiltered.binary && !filter.concerns({ xid: 0, commitLsn: replay.position });
+        if (isBehind || isPastCopies) replay.leave();
+      },
     };
-    tasks.push(
-      replay.run(),
-      sampleReplay(scope, slot, view, emit, signal),
-      runHeartbeat(scope, version, signal),
-    );
+    const replayed = replay.run();
+    tasks.push(replayed, sampleReplay(scope, slot, view, emit, signal), runHeartbeat(scope, version, signal));
     // Rejects with the first error; a task that merely has nothing to do (no heartbeat on 13) may end.
-    await Promise.all(tasks);
+    await Promise.race([Promise.all(tasks), replayed]);
+    if (opened instanceof SlotFeed) {
+      if (opened.wasHuge) memory.mayCatchUp = false;
+      await opened.advance();
+    }
   } catch (error) {
     scope.signal.throwIfAborted();
     if (error instanceof ReplayInOrder) throw error;
     throw await explain(scope, slot, fromPostgres(error));
   } finally {
     ending.abort();
-    await Promise.all([stream?.close(), session.close()]);
+    await Promise.all([feed?.close(), session.close()]);
     await Promise.allSettled(tasks);
   }
+}
+
+/** Worth the slot functions, and cheap for the source. */
+function shouldCatchUp(memory: StreamMemory, lag: number, slot: SlotHealth['slot']): boolean {
+  if (!memory.mayCatchUp || lag < memory.sizes.fromBytes || !slot?.restartLsn || !slot.confirmedFlushLsn)
+    return false;
+  return catchUpIsCheap({ restartLsn: slot.restartLsn, confirmedLsn: slot.confirmedFlushLsn }, memory.sizes);
+}
+
+/** The walsender, or the slot functions while far behind. Where those are not to be had, the walsender alone. */
+async function openFeed(
+  scope: TaskScope,
+  options: WalStreamOptions,
+  memory: StreamMemory,
+  signal: AbortSignal,
+): Promise<WalStream | SlotFeed> {
+  const { slot, sourceLsn } = await sampleSlot(scope, options.slot.name);
+  if (shouldCatchUp(memory, lagBytes(sourceLsn, options.startLsn), slot)) {
+    try {
+      return await SlotFeed.open(scope, options, memory.sizes, signal);
+    } catch (error) {
+      signal.throwIfAborted();
+      const failure = fromPostgres(error);
+      if (failure.kind === 'transient') throw failure;
+      memory.mayCatchUp = false;
+      scope.log.warn({ err: failure }, 'the slot functions are not to be had: the walsender feeds alone');
+    }
+  }
+  return WalStream.open(scope, options, signal);
 }
 
 /**

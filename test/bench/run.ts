@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util';
 import { installedMajors, type EmbeddedMajor } from '../../src/cli/embedded-postgres.ts';
 import { runCopyBench } from './copy/bench.ts';
+import { runSyncBench } from './sync/bench.ts';
 import type { ServerChoice } from './support/servers.ts';
 
 /** What every bench is given. */
@@ -18,6 +19,7 @@ export interface BenchOptions {
 
 const benches: Readonly<Record<string, (options: BenchOptions) => Promise<void>>> = {
   copy: runCopyBench,
+  sync: runSyncBench,
 };
 
 const usage = `npm run bench -- <${Object.keys(benches).join(' | ')}> [options]

@@ -11,6 +11,7 @@ import { readSelection } from '../../src/postgres/catalog.ts';
 import { markCopyComplete } from '../../src/postgres/copy-state.ts';
 import { emitMarker } from '../../src/postgres/marker.ts';
 import { dropPublication } from '../../src/postgres/publication.ts';
+import type { CatchUpSizes } from '../../src/postgres/slot-feed.ts';
 import { dropSlot, slotOf } from '../../src/postgres/slot.ts';
 import { ident, identRelation } from '../../src/postgres/sql.ts';
 import { saveSchemaPlan, schemaPlanOf } from '../../src/postgres/task-scope.ts';
@@ -126,12 +127,12 @@ export interface RunningStream {
   stop(): Promise<number>;
 }
 
-export function startStream(scope: TestScope): RunningStream {
+export function startStream(scope: TestScope, sizes?: CatchUpSizes): RunningStream {
   const events: StreamEvent[] = [];
   let failure: MigrationError | null = null;
   let onFailed: (error: MigrationError) => void = () => undefined;
   const failed = new Promise<MigrationError>((resolve) => (onFailed = resolve));
-  const ended = runStream(scope, (event) => void events.push(event)).catch((error: unknown) => {
+  const ended = runStream(scope, (event) => void events.push(event), sizes).catch((error: unknown) => {
     failure = error as MigrationError;
     onFailed(failure);
   });

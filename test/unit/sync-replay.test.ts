@@ -37,6 +37,7 @@ async function replay(chunks: readonly (readonly Buffer[])[], appliedLsn: Lsn = 
     },
     poke: () => undefined,
     drained: true,
+    ended: false,
     acknowledge: (lsn: Lsn) => void log.push(`ack ${lsn}`),
   };
   const applier = {

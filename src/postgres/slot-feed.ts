@@ -1,0 +1,300 @@
+// The catch-up feed: changes by the SQL slot functions instead of the walsender, for a stream that is far behind. A
+// walsender sends every change as a message of its own and both sides wake up for it; a COPY of a function's result comes
+// in large pieces. It reads from a temporary copy of the task's slot, so that the slot itself moves only to what the
+// target has committed. Opened by sync, which goes on with wal-stream.ts when this one has ended.
+//
+//   chunk  copy (select data from pg_logical_slot_get_binary_changes(copy, upto_lsn …)) to stdout (format binary)
+//
+// Every call decodes again from the slot's restart_lsn and holds what it returns on the source (in work_mem, then in a
+// temporary file). So it is used only while those are small: see `catchUpIsCheap` and HUGE_CHUNK_BYTES. The server stops
+// a call behind the first record that ends at or past upto_lsn: everything committed up to there has been returned.
+import type { Socket } from 'node:net';
+import { MigrationError } from '../model/errors.ts';
+import { bigintToLsn, compareLsn, lagBytes, lsnToBigint, type Lsn } from '../model/lsn.ts';
+import type { Session } from './connections.ts';
+import { fromPostgres } from './errors.ts';
+import { hasLogicalMessages } from './marker.ts';
+import { readServerError } from './pipeline.ts';
+import { ident, literal } from './sql.ts';
+import type { TaskScope } from './task-scope.ts';
+import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
+import type { WalStreamOptions } from './wal-stream.ts';
+
+export interface CatchUpSizes {
+  /** Worth it from so much WAL on. */
+  readonly fromBytes: number;
+  /** It ends when so little is left. */
+  readonly toBytes: number;
+  /** WAL of one call. */
+  readonly chunkBytes: number;
+}
+
+export const catchUpSizes: CatchUpSizes = {
+  fromBytes: 48 * 1024 * 1024,
+  toBytes: 4 * 1024 * 1024,
+  chunkBytes: 32 * 1024 * 1024,
+};
+
+/** What a call returned; beyond it (one huge transaction, say) the source would hold too much: no further calls. */
+const HUGE_CHUNK_BYTES = 192 * 1024 * 1024;
+const SOURCE_WORK_MEM = '96MB';
+const PAUSE_ABOVE_BYTES = 8 * 1024 * 1024;
+const ADVANCE_INTERVAL_MS = 10_000;
+/** A call says nothing while it decodes. */
+const SILENCE_TIMEOUT_MS = 600_000;
+
+/** Whether a call would decode little more than it returns. */
+export function catchUpIsCheap(
+  slot: { readonly restartLsn: Lsn; readonly confirmedLsn: Lsn },
+  { chunkBytes }: CatchUpSizes,
+): boolean {
+  return lagBytes(slot.confirmedLsn, slot.restartLsn) < chunkBytes / 2;
+}
+
+export class SlotFeed {
+  readonly #scope: TaskScope;
+  readonly #session: Session;
+  readonly #options: WalStreamOptions;
+  readonly #sizes: CatchUpSizes;
+  readonly #copy: string;
+  #queue: Gulp[] = [];
+  #queuedBytes = 0;
+  #paused = false;
+  #ended = false;
+  #wasHuge = false;
+  #failure: MigrationError | null = null;
+  #wake: (() => void) | null = null;
+  #receivedLsn: Lsn;
+  #heardAt = Date.now();
+  #acknowledged: Lsn | null = null;
+  #advancedAt = Date.now();
+  #chunkEnd: (() => void) | null = null;
+  #chunkBytes = 0;
+
+  private constructor(scope: TaskScope, session: Session, options: WalStreamOptions, sizes: CatchUpSizes) {
+    this.#sizes = sizes;
+    this.#scope = scope;
+    this.#session = session;
+    this.#options = options;
+    this.#copy = `${options.slot.name}_c`;
+    this.#receivedLsn = options.startLsn;
+  }
+
+  /** Errors: as fromPostgres says; `sql_failed` 53400 (no free slot) or `insufficient_privilege` where it is not to be had. */
+  static async open(
+    scope: TaskScope,
+    options: WalStreamOptions,
+    sizes: CatchUpSizes,
+    signal: AbortSignal,
+  ): Promise<SlotFeed> {
+    const session = await scope.source.session({ purpose: 'catch-up', signal });
+    const feed = new SlotFeed(scope, session, options, sizes);
+    try {
+      await session.client.query(
+        `select set_config(name, value, false) from (values ('work_mem', '${SOURCE_WORK_MEM}'),
+           ('logical_decoding_work_mem', '${SOURCE_WORK_MEM}')) as s(name, value)`,
+      );
+      await session.client.query('select pg_copy_logical_replication_slot($1, $2, true)', [
+        options.slot.name,
+        feed.#copy,
+      ]);
+    } catch (error) {
+      await session.close();
+      throw fromPostgres(error, { role: 'source', slot: options.slot.name });
+    }
+    feed.#start();
+    return feed;
+  }
+
+  /** Up to here everything has been received. */
+  get receivedLsn(): Lsn {
+    return this.#receivedLsn;
+  }
+
+  get silentMs(): number {
+    return this.#paused || this.#ended ? 0 : Date.now() - this.#heardAt;
+  }
+
+  get drained(): boolean {
+    return this.#queue.length === 0;
+  }
+
+  /** Nothing more will come: the rest is the walsender's. */
+  get ended(): boolean {
+    return this.#ended;
+  }
+
+  /** A call returned more than the source should hold: this feed is not for this backlog. */
+  get wasHuge(): boolean {
+    return this.#wasHuge;
+  }
+
+  async take(waitMs: number): Promise<readonly Gulp[]> {
+    if (this.#queue.length === 0 && this.#failure === null && !this.#ended && waitMs > 0) {
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, waitMs);
+        this.#wake = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
+      this.#wake = null;
+    }
+    if (this.#failure) throw this.#failure;
+    const gulps = this.#queue;
+    this.#queue = [];
+    this.#queuedBytes = 0;
+    if (this.#paused) {
+      this.#paused = false;
+      this.#heardAt = Date.now();
+      this.#socket().resume();
+    }
+    return gulps;
+  }
+
+  poke(): void {
+    this.#wake?.();
+  }
+
+  /** The slot itself moves now and then: each time, the server reads the WAL in between. */
+  acknowledge(lsn: Lsn): void {
+    this.#acknowledged = lsn;
+    if (Date.now() - this.#advancedAt < ADVANCE_INTERVAL_MS) return;
+    this.#advancedAt = Date.now();
+    void this.advance().catch((error: unknown) => this.#fail(fromPostgres(error, { role: 'source' })));
+  }
+
+  /** Moves the task's slot to what has been acknowledged. */
+  async advance(): Promise<void> {
+    const lsn = this.#acknowledged;
+    this.#acknowledged = null;
+    if (lsn === null) return;
+    await this.#scope.source.query(
+      `select pg_replication_slot_advance(slot_name, $2::pg_lsn) from pg_replication_slots
+       where slot_name = $1 and not active and confirmed_flush_lsn < $2::pg_lsn`,
+      [this.#options.slot.name, lsn],
+    );
+  }
+
+  async close(): Promise<void> {
+    this.#fail(new MigrationError('aborted', 'source: the feed was closed'));
+    this.#socket().destroy(); // a call that decodes would not hear a goodbye
+    await this.#session.close();
+  }
+
+  #socket(): Socket {
+    return (this.#session.client as unknown as { connection: { stream: Socket } }).connection.stream;
+  }
+
+  #start(): void {
+    const socket = this.#socket();
+    const walker = new WalWalker('rows', {
+      gulp: (gulp) => this.#push(gulp),
+      keepalive: () => undefined,
+      control: (message) => {
+        if (message[0] === 0x45)
+          this.#fail(fromPostgres(readServerError(message, 5, message.length), { role: 'source' }));
+        if (message[0] === 0x5a) this.#chunkEnd?.();
+      },
+    });
+    socket.removeAllListeners('data');
+    socket.on('data', (chunk: Buffer) => {
+      this.#heardAt = Date.now();
+      try {
+        walker.push(chunk);
+      } catch (error) {
+        this.#fail(new MigrationError('internal', `source: ${String(error)}`, { cause: error }));
+      }
+    });
+    socket.on('error', (error) => this.#fail(fromPostgres(error, { role: 'source' })));
+    socket.on('close', () =>
+      this.#fail(fromPostgres(new Error('Connection terminated unexpectedly'), { role: 'source' })),
+    );
+    void this.#run(walker).catch((error: unknown) => this.#fail(fromPostgres(error, { role: 'source' })));
+  }
+
+  /** One call after the other; the server decodes the next while the target takes the last. */
+  async #run(walker: WalWalker): Promise<void> {
+    while (this.#failure === null) {
+      const { rows } = await this.#scope.source.query<{ lsn: Lsn }>(
+        'select pg_current_wal_flush_lsn()::text as lsn',
+      );
+      const source = lsnToBigint(rows[0]?.lsn ?? this.#receivedLsn);
+      const received = lsnToBigint(this.#receivedLsn);
+      if (source - received < BigInt(this.#sizes.toBytes) || this.#wasHuge) break;
+      const most = received + BigInt(this.#sizes.chunkBytes);
+      const upto = bigintToLsn(most < source ? most : source);
+      walker.restart();
+      this.#chunkBytes = 0;
+      await this.#call(upto);
+      if (this.#failure !== null) return;
+      if (this.#chunkBytes > HUGE_CHUNK_BYTES) this.#wasHuge = true;
+      if (compareLsn(upto, this.#receivedLsn) > 0) this.#receivedLsn = upto;
+      this.#push(reached(upto));
+    }
+    this.#ended = true;
+    this.#wake?.();
+  }
+
+  async #call(upto: Lsn): Promise<void> {
+    const { sourceVersion, binary, publication } = this.#options;
+    const parameters = [
+      'proto_version',
+      '1',
+      'publication_names',
+      ident(publication),
+      ...(hasLogicalMessages(sourceVersion) ? ['messages', 'true'] : []),
+      ...(binary ? ['binary', 'true'] : []),
+    ].map(literal);
+    const sql = `copy (select data from pg_logical_slot_get_binary_changes(${literal(this.#copy)}, ${literal(upto)}, null,
+      ${parameters.join(', ')})) to stdout (format binary)`;
+    const length = Buffer.byteLength(sql);
+    const message = Buffer.alloc(length + 6);
+    message[0] = 0x51;
+    message.writeInt32BE(length + 5, 1);
+    message.write(sql, 5);
+    this.#heardAt = Date.now();
+    await new Promise<void>((resolve) => {
+      const watchdog = setInterval(() => {
+        if (this.silentMs > SILENCE_TIMEOUT_MS)
+          this.#fail(
+            new MigrationError(
+              'connection_failed',
+              `source: the slot functions gave nothing for ${this.silentMs} ms`,
+            ),
+          );
+      }, 5_000);
+      this.#chunkEnd = () => {
+        clearInterval(watchdog);
+        this.#chunkEnd = null;
+        resolve();
+      };
+      this.#socket().write(message);
+    });
+  }
+
+  #push(gulp: Gulp): void {
+    this.#queue.push(gulp);
+    this.#queuedBytes += gulp.buffer.length;
+    this.#chunkBytes += gulp.buffer.length;
+    if (!this.#paused && this.#queuedBytes > PAUSE_ABOVE_BYTES) {
+      this.#paused = true;
+      this.#socket().pause();
+    }
+    this.#wake?.();
+  }
+
+  #fail(failure: MigrationError): void {
+    this.#failure ??= failure;
+    this.#chunkEnd?.();
+    this.#wake?.();
+  }
+}
+
+/** In the shape of the walsender's keepalive: everything up to `lsn` has been given. */
+function reached(lsn: Lsn): Gulp {
+  const buffer = Buffer.alloc(18);
+  buffer[0] = KEEPALIVE;
+  buffer.writeBigUInt64BE(lsnToBigint(lsn), 1);
+  return { buffer, bounds: [0, 18] };
+}
