@@ -1,5 +1,6 @@
 // Workers over parts, generation after generation, until every part has its marker. Called by copy-tables.ts. A lost
-// connection costs the parts that ran over it; a generation that gave way or lost its holder is followed by the next.
+// connection costs the parts that ran over it; a generation that gave way, grew old or lost its holder is followed by the
+// next, and only tables cut by blocks, whose parts must share one snapshot, then start over.
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import type { Session } from '../postgres/connections.ts';
@@ -7,9 +8,10 @@ import type { TaskScope } from '../postgres/task-scope.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
 import { chooseFormats } from './format.ts';
 import { beginGeneration, type Generation } from './generation.ts';
-import { readMarkers } from './markers.ts';
+import { flushTarget, readMarkers, startOver } from './markers.ts';
 import { copyPart, type PartSessions } from './part.ts';
 import { partKey, type CopyPart, type Marker } from './plan.ts';
+import type { Tally } from './tally.ts';
 import type { Waits } from './waits.ts';
 
 /** How long somebody's DDL may wait behind our locks; doubled whenever a generation yielded without finishing a part. */
@@ -20,35 +22,46 @@ const MAX_FAILURES = 5;
 
 export interface CopyPartsOptions {
   readonly parts: readonly CopyPart[];
+  readonly copyJobs: number;
   readonly slotIncarnation: string;
   /** `client_encoding` of the copy's sessions. */
   readonly encoding: string;
+  readonly tally: Tally;
   readonly waits: Waits;
   readonly signal: AbortSignal;
-  /** Once for every part, as soon as its marker is known. */
-  readonly onCopied: (part: CopyPart, marker: Marker) => void;
+  /** Once for every table, as soon as its last marker is known. */
+  readonly onComplete: (relation: string) => void;
 }
 
 /** Resolves when every part has a marker. Errors: those of `beginGeneration` and `copyPart`; all sessions are closed. */
 export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Promise<void> {
-  const { signal, waits } = options;
-  const told = new Set<string>();
+  const { signal, waits, tally, slotIncarnation } = options;
   let patienceMs = YIELD_AFTER_MS;
   let failures = 0;
+  let done = 0;
+  const tell = (part: CopyPart, marker: Marker): void => {
+    if (tally.isDone(part)) return;
+    done++;
+    if (tally.done(part, marker)) options.onComplete(part.relation);
+  };
   for (;;) {
     let generation: Generation | null = null;
-    const toldBefore = told.size;
+    const doneBefore = done;
     try {
-      const markers = await readMarkers(scope, options.slotIncarnation);
-      const tell = (part: CopyPart, marker: Marker): void => {
-        if (told.has(partKey(part))) return;
-        told.add(partKey(part));
-        options.onCopied(part, marker);
-      };
+      if (done > 0) await flushTarget(scope);
+      const markers = await readMarkers(scope, slotIncarnation);
+      for (const part of brokenTables(options.parts, markers)) {
+        scope.log.warn({ relation: part.relation }, 'a table cut by blocks starts over under a new snapshot');
+        await startOver(scope, slotIncarnation, part);
+        tally.reset(part.relation);
+        for (const other of options.parts)
+          if (other.relation === part.relation) markers.delete(partKey(other));
+      }
       const remaining: CopyPart[] = [];
       for (const part of options.parts) {
         const marker = markers.get(partKey(part));
         if (marker) tell(part, marker);
+        else if (tally.isDone(part)) throw forgotten(part);
         else remaining.push(part);
       }
       if (remaining.length === 0) return;
@@ -64,14 +77,11 @@ export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Pr
         { generation: generation.number, parts: remaining.length, horizonLsn: generation.horizonLsn },
         'copy generation began',
       );
-      const formats = await chooseFormats(
-        scope,
-        remaining.map((part) => part.table),
-      );
+      const formats = await chooseFormats(scope, [...new Set(remaining.map((part) => part.table))]);
       await runGeneration(scope, generation, remaining, formats, options, tell);
     } catch (error) {
       const failure = asMigrationError(error);
-      const progressed = told.size > toldBefore;
+      const progressed = done > doneBefore;
       if (progressed) failures = 0;
       if (signal.aborted) throw failure;
       if (generation?.state() === 'yielded') {
@@ -87,6 +97,64 @@ export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Pr
   }
 }
 
+/** The first part of every table cut by blocks that has some markers but not all: their snapshot's holder is gone. */
+function brokenTables(parts: readonly CopyPart[], markers: ReadonlyMap<string, Marker>): CopyPart[] {
+  const counts = new Map<string, { readonly first: CopyPart; done: number; total: number }>();
+  for (const part of parts) {
+    if (part.range?.kind !== 'ctid') continue;
+    const count = counts.get(part.relation) ?? { first: part, done: 0, total: 0 };
+    counts.set(part.relation, count);
+    count.total++;
+    if (markers.has(partKey(part))) count.done++;
+  }
+  return [...counts.values()].filter(({ done, total }) => done > 0 && done < total).map(({ first }) => first);
+}
+
+/** Parts commit without waiting for the disk: a crash of the target may take back the last of them, rows and marker. */
+function forgotten(part: CopyPart): MigrationError {
+  return new MigrationError(
+    'connection_failed',
+    `target: it has lost the finished part ${part.part} of ${part.relation} in a crash; it is copied again`,
+    { details: { role: 'target', relation: part.relation, part: part.part } },
+  );
+}
+
+/**
+ * The parts of one generation in order. Past the age that it may have it begins no more, except of tables cut by blocks
+ * that it has begun: for those the holder outlives its age.
+ */
+class PartQueue {
+  readonly #generation: Generation;
+  readonly #maxAgeMs: () => number;
+  readonly #waiting: CopyPart[];
+  readonly #begun = new Set<string>();
+
+  constructor(generation: Generation, parts: readonly CopyPart[], maxAgeMs: () => number) {
+    this.#generation = generation;
+    this.#waiting = [...parts];
+    this.#maxAgeMs = maxAgeMs;
+  }
+
+  get length(): number {
+    return this.#waiting.length;
+  }
+
+  take(): CopyPart | undefined {
+    // every generation begins a part, or the copy would never end
+    const isOld = this.#begun.size > 0 && Date.now() - this.#generation.begunAt >= this.#maxAgeMs();
+    const at = isOld
+      ? this.#waiting.findIndex(({ range, relation }) => range?.kind === 'ctid' && this.#begun.has(relation))
+      : 0;
+    const [part] = at === -1 ? [] : this.#waiting.splice(at, 1);
+    if (part) this.#begun.add(part.relation);
+    return part;
+  }
+
+  putBack(part: CopyPart): void {
+    this.#waiting.unshift(part);
+  }
+}
+
 /** Copies `remaining` with `copyJobs` workers. Throws the first error of a worker after all of them have ended. */
 async function runGeneration(
   scope: TaskScope,
@@ -96,35 +164,30 @@ async function runGeneration(
   options: CopyPartsOptions,
   tell: (part: CopyPart, marker: Marker) => void,
 ): Promise<void> {
-  const queue = [...remaining];
+  const { tally } = options;
+  const queue = new PartQueue(generation, remaining, () => scope.spec.options.maxSnapshotAgeMs);
   let first: unknown = null;
   const work = async (): Promise<void> => {
     let sessions: PartSessions | null = null;
     let failures = 0;
     try {
-      for (let part = queue.shift(); part !== undefined; part = queue.shift()) {
+      for (let part = queue.take(); part !== undefined; part = queue.take()) {
         if (generation.state() !== 'open') throw generationOver(generation);
         const format = formats.get(part.relation);
         if (!format) throw new MigrationError('internal', `no format was chosen for ${part.relation}`);
         try {
           sessions ??= await openSessions(scope, generation, options.encoding);
-          scope.progress.updateTable(part.relation, {
-            state: 'copying',
-            rowsCopied: 0,
-            bytesCopied: 0,
-            format: format.format,
-            formatReason: format.reason,
-          });
+          tally.begin(part, format);
           tell(part, await copyPart(scope, sessions, { ...options, part, format, generation }));
           failures = 0;
         } catch (error) {
           if (sessions) await closeSessions(sessions, generation);
           sessions = null;
-          scope.progress.updateTable(part.relation, { state: 'pending', rowsCopied: 0, bytesCopied: 0 });
+          tally.undo(part);
           const failure = asMigrationError(error);
           if (generation.signal.aborted || generation.state() !== 'open') throw failure;
           if (failure.kind !== 'transient' || ++failures > MAX_FAILURES) throw failure;
-          queue.unshift(part);
+          queue.putBack(part);
           await pauseAfter(scope, failure, failures, part.relation, {
             ...options,
             signal: generation.signal,
@@ -139,7 +202,7 @@ async function runGeneration(
       if (sessions) await closeSessions(sessions, generation);
     }
   };
-  const jobs = Math.min(scope.spec.options.copyJobs, queue.length);
+  const jobs = Math.min(options.copyJobs, queue.length);
   await Promise.all(Array.from({ length: jobs }, work));
   if (first !== null) throw asMigrationError(first);
 }
@@ -161,14 +224,11 @@ async function openSessions(
   let target: Session | null = null;
   try {
     target = await scope.target.session({ purpose: 'copy', signal });
-    // a marker must not be forgotten by a crash of the target: the stream builds on it
     for (const { client } of [source, target])
-      await client.query(
-        `select set_config('client_encoding', $1, false),
-                case current_setting('synchronous_commit') when 'off' then set_config('synchronous_commit', 'local', false) end`,
-        [encoding],
-      );
-    return { source, target };
+      await client.query(`select set_config('client_encoding', $1, false)`, [encoding]);
+    // Rows and marker are lost together or not at all; copyParts flushes before it believes that a marker lasts.
+    await target.client.query('set synchronous_commit = off');
+    return { source, target, partsRead: 0 };
   } catch (error) {
     generation.unwatch(source.pid);
     await source.close();

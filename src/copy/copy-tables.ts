@@ -3,16 +3,19 @@
 // asking the target what is done. When it returns or throws, every connection that it opened is closed.
 import { setMaxListeners } from 'node:events';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
-import { relationKey } from '../model/relation.ts';
-import type { TableProgress } from '../model/task.ts';
+import type { Lsn } from '../model/lsn.ts';
 import type { Side } from '../postgres/connections.ts';
 import { markCopyComplete } from '../postgres/copy-state.ts';
 import { slotOf } from '../postgres/slot.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { copyParts } from './copy-parts.ts';
 import { makeIndexBuilder, type IndexBuilder } from './indexes.ts';
-import { planParts, type CopyPart, type Marker } from './plan.ts';
+import { planParts } from './plan.ts';
+import { ensureCuts } from './plan-read.ts';
+import { Tally } from './tally.ts';
 import { Waits } from './waits.ts';
+
+const STREAM_POLL_MS = 200;
 
 /**
  * Errors: `copy_failed` (relation and part in `details`), `source_ddl`, `target_conflict`, `schema_failed`, `disk_full`,
@@ -36,21 +39,21 @@ export async function copyTables(scope: TaskScope): Promise<void> {
     await endLeftovers(scope);
     const plan = schemaPlanOf(scope);
     const slotIncarnation = slotOf(scope).incarnation;
-    const parts = planParts(plan.tables);
-    showTables(scope, parts);
+    const parts = planParts(plan.tables, await ensureCuts(scope, plan.tables, slotIncarnation));
+    const tally = new Tally(scope, parts);
     const encoding = await commonEncoding(scope);
     const indexes = (builder = await makeIndexBuilder(scope, plan, waits, signal));
-    const onCopied = (part: CopyPart, marker: Marker): void => {
-      const { rows: rowsCopied, bytes: bytesCopied } = marker;
-      scope.progress.updateTable(
-        part.relation,
-        { state: 'copied', rowsCopied, bytesCopied, partsDone: 1 },
-        true,
-      );
-      builds.push(indexes.build(part.relation).catch(fail));
+    const onComplete = (relation: string): void => {
+      builds.push(indexes.build(relation, tally.isOneSnapshot(relation)).catch(fail));
     };
-    await copyParts(scope, { parts, slotIncarnation, encoding, waits, signal, onCopied });
+    const { copyJobs } = scope.spec.options;
+    await copyParts(scope, { parts, copyJobs, slotIncarnation, encoding, tally, waits, signal, onComplete });
     await Promise.all(builds);
+    if (!signal.aborted && indexes.waiting.length > 0) {
+      markCopyComplete(scope, { uniqueLater: true });
+      await streamPasses(scope, indexes.waiting, slotIncarnation, waits, signal);
+      await indexes.finishUnique();
+    }
     if (!signal.aborted) await indexes.finish();
   } catch (error) {
     fail(error);
@@ -75,26 +78,31 @@ async function endLeftovers(scope: TaskScope): Promise<void> {
   await Promise.all([end(scope.source), end(scope.target)]);
 }
 
-function showTables(scope: TaskScope, parts: readonly CopyPart[]): void {
-  const tables = parts.map(
-    ({ table, relation }): TableProgress => ({
-      table: relation,
-      target: relationKey(table.target),
-      state: 'pending',
-      rowsCopied: 0,
-      rowsEstimated: table.rowsEstimated,
-      bytesCopied: 0,
-      bytesEstimated: table.bytesEstimated,
-      partsDone: 0,
-      partsTotal: 1,
-      format: null,
-      formatReason: null,
-    }),
-  );
-  scope.progress.setTables(tables);
-  // what a former run showed of a part that was not finished is not true any more
-  for (const { table, state, rowsCopied, bytesCopied, partsDone } of tables)
-    scope.progress.updateTable(table, { state, rowsCopied, bytesCopied, partsDone });
+/** Waits until the stream has applied everything that the copies of `tables` may have seen in part. */
+async function streamPasses(
+  scope: TaskScope,
+  tables: readonly string[],
+  slotIncarnation: string,
+  waits: Waits,
+  signal: AbortSignal,
+): Promise<void> {
+  for (;;) {
+    // rows that the stream read again have markers and horizons of their own, so the last one is asked for every time
+    const { rows } = await scope.target.query<{ passed: boolean; horizon: Lsn }>(
+      `select coalesce((select applied_lsn >= m.horizon from dts.progress where task_id = $1), false) as passed,
+              m.horizon::text as horizon
+         from (select max(horizon_lsn) as horizon from dts.part
+                where task_id = $1 and slot_incarnation = $2 and relation = any($3::text[])) as m`,
+      [scope.taskId, slotIncarnation, tables],
+    );
+    if (rows[0]?.passed === true) return;
+    await waits.pause(
+      'unique',
+      `unique constraints of ${tables.slice(0, 3).join(', ')} wait until the stream has passed ${rows[0]?.horizon ?? 'the copy'}`,
+      STREAM_POLL_MS,
+      signal,
+    );
+  }
 }
 
 /**

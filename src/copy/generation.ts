@@ -4,6 +4,7 @@
 import { setMaxListeners } from 'node:events';
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
+import { waitForFlush } from '../postgres/copy-flush.ts';
 import { copyError } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
 import { identRelation } from '../postgres/sql.ts';
@@ -31,6 +32,10 @@ export interface Generation {
   readonly pgSnapshot: string;
   /** Read after the snapshot: the commit of every transaction that it sees lies before. */
   readonly horizonLsn: Lsn;
+  /** `Date.now()` when the snapshot was taken. */
+  readonly begunAt: number;
+  /** Resolves when the source's WAL is on disk up to the horizon; asked by every part, found out once. */
+  flushed(): Promise<void>;
   /** Aborted when the task stops, the generation yields or a worker has failed. */
   readonly signal: AbortSignal;
   state(): GenerationState;
@@ -72,6 +77,7 @@ export async function beginGeneration(scope: TaskScope, options: GenerationOptio
     const row = rows[0];
     if (!row) throw new MigrationError('internal', 'pg_export_snapshot returned no row');
     const pids = new Set([holder.pid]);
+    let flushed: Promise<void> | null = null;
     const watcherStop = new AbortController();
     const watcher = watchWaiters(scope, pids, options.patienceMs, watcherStop.signal, (waiter) => {
       state = 'yielded';
@@ -83,6 +89,19 @@ export async function beginGeneration(scope: TaskScope, options: GenerationOptio
       exportedAs: row.exported,
       pgSnapshot: row.seen,
       horizonLsn: row.horizon,
+      begunAt: Date.now(),
+      flushed() {
+        flushed ??= waitForFlush(
+          scope,
+          row.horizon,
+          (reason) => options.waits.set(`flush ${options.number}`, reason),
+          signal,
+        ).catch((error: unknown) => {
+          flushed = null; // the next part asks again
+          throw error;
+        });
+        return flushed;
+      },
       signal,
       state: () => state,
       watch: (pid) => void pids.add(pid),

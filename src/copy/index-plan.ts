@@ -17,6 +17,31 @@ export interface IndexPlan {
 const createsIndex = /^\s*create\s+(unique\s+)?index\s/i;
 const attaches = /\battach\s+partition\b/i;
 
+// A secondary unique or exclusion constraint: two snapshots may hold one value in two rows, which no state of the source
+// ever did. The primary key is none of these: its value decides which part, hence which snapshot, a row is of.
+const isUnique = /^\s*create\s+unique\s+index\s|\badd\s+constraint\b[\s\S]*?\b(unique|exclude)\b/i;
+
+/**
+ * Splits a table's groups for one whose parts were read under several snapshots: what must wait until the stream has
+ * passed the last horizon, and, behind it, what may name it.
+ */
+export function splitUnique(groups: readonly StatementGroup[]): {
+  readonly now: readonly StatementGroup[];
+  readonly later: readonly PlannedStatement[];
+} {
+  const now: StatementGroup[] = [];
+  const later: PlannedStatement[] = [];
+  for (const group of groups) {
+    const waits = (statement: PlannedStatement): boolean =>
+      statement.phase === 'index' &&
+      (isUnique.test(statement.sql) || (later.length > 0 && !createsIndex.test(statement.sql)));
+    const first = group.filter((statement) => !waits(statement));
+    later.push(...group.filter(waits));
+    if (first.length > 0) now.push(first);
+  }
+  return { now, later };
+}
+
 /** Pure. `leaves`: keys of the tables that hold rows; `done`: numbers in the statement journal. */
 export function planIndexes(
   statements: readonly PlannedStatement[],

@@ -7,7 +7,7 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import type { Session } from '../postgres/connections.ts';
 import { runStatement, statementsDone } from '../postgres/statement-journal.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
-import { planIndexes, type IndexPlan } from './index-plan.ts';
+import { planIndexes, splitUnique, type IndexPlan } from './index-plan.ts';
 import type { Waits } from './waits.ts';
 
 const MAX_FAILURES = 5;
@@ -28,6 +28,7 @@ export class IndexBuilder {
   readonly #waits: Waits;
   readonly #settings: Readonly<Record<string, string>>;
   readonly #idle: Session[] = [];
+  readonly #unique = new Map<string, readonly PlannedStatement[]>();
   readonly #queue: { readonly isKey: boolean; readonly start: () => void }[] = [];
   #running = 0;
 
@@ -45,17 +46,37 @@ export class IndexBuilder {
     this.#signal = signal;
   }
 
-  /** Runs the statements of one complete table. Errors: `schema_failed`, `disk_full`, `aborted` … */
-  async build(table: string): Promise<void> {
+  /**
+   * Runs the statements of one complete table. `isOneSnapshot`: all of its rows were read under one; otherwise unique
+   * constraints are left for `finishUnique`. Errors: `schema_failed`, `disk_full`, `aborted` …
+   */
+  async build(table: string, isOneSnapshot: boolean): Promise<void> {
     const groups = this.#plan.byTable.get(table) ?? [];
+    const { now, later } = isOneSnapshot ? { now: groups, later: [] } : splitUnique(groups);
+    if (later.length > 0) this.#unique.set(table, later);
     if (groups.length > 0) this.#scope.progress.updateTable(table, { state: 'indexing' });
     // all of a group are awaited, so that none runs on after an error
-    for (const group of groups) {
+    for (const group of now) {
       const results = await Promise.allSettled(group.map((statement) => this.#run(statement)));
       for (const result of results) if (result.status === 'rejected') throw asMigrationError(result.reason);
     }
-    if (this.#plan.last.every((statement) => statement.table !== table))
+    if (later.length === 0 && this.#plan.last.every((statement) => statement.table !== table))
       this.#scope.progress.updateTable(table, { state: 'ready' }, true);
+  }
+
+  /** Tables whose unique constraints wait for the stream. */
+  get waiting(): readonly string[] {
+    return [...this.#unique.keys()];
+  }
+
+  /** Runs what waited for the stream to pass the horizons of `waiting`. */
+  async finishUnique(): Promise<void> {
+    for (const [table, statements] of this.#unique) {
+      for (const statement of statements) await this.#run(statement);
+      if (this.#plan.last.every((statement) => statement.table !== table))
+        this.#scope.progress.updateTable(table, { state: 'ready' }, true);
+    }
+    this.#unique.clear();
   }
 
   /** Runs what had to wait for every table. */

@@ -2,11 +2,11 @@
 // together with the rows. Read at the start and after every failure: the target knows, our memory may not.
 import type { Lsn } from '../model/lsn.ts';
 import { formatRange } from '../model/part-range.ts';
-import type { Session } from '../postgres/connections.ts';
+import { identRelation, literal } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { partKey, type CopyPart, type Marker } from './plan.ts';
 
-interface MarkerRow {
+export interface MarkerRow {
   readonly relation: string;
   readonly part: number;
   readonly rows: string;
@@ -14,7 +14,7 @@ interface MarkerRow {
   readonly epoch: number;
 }
 
-function fromRow(row: MarkerRow): Marker {
+export function markerFromRow(row: MarkerRow): Marker {
   const { relation, part, epoch } = row;
   return { relation, part, rows: Number(row.rows), bytes: Number(row.bytes), generation: epoch };
 }
@@ -27,46 +27,72 @@ export async function readMarkers(scope: TaskScope, slotIncarnation: string): Pr
     `select ${columns} from dts.part where task_id = $1 and slot_incarnation = $2`,
     [scope.taskId, slotIncarnation],
   );
-  return new Map(rows.map((row) => [partKey(row), fromRow(row)]));
+  return new Map(rows.map((row) => [partKey(row), markerFromRow(row)]));
 }
 
-/** The marker of one part as `session` sees it now. */
-export async function findMarker(
-  scope: TaskScope,
-  slotIncarnation: string,
-  part: CopyPart,
-  session: Session,
-): Promise<Marker | null> {
-  const { rows } = await session.client.query<MarkerRow>(
-    `select ${columns} from dts.part where task_id = $1 and slot_incarnation = $2 and relation = $3 and part = $4`,
-    [scope.taskId, slotIncarnation, part.relation, part.part],
+function ofTable(scope: TaskScope, slotIncarnation: string, relation: string): string {
+  return (
+    `task_id = ${literal(scope.taskId)} and slot_incarnation = ${literal(slotIncarnation)} ` +
+    `and relation = ${literal(relation)}`
   );
-  return rows[0] === undefined ? null : fromRow(rows[0]);
 }
 
-/** Writes the marker into the transaction that holds the part's rows. */
-export async function writeMarker(
+/** Statement for the marker of one part as its session sees it now; rows are `MarkerRow`s. */
+export function findMarkerSql(
   scope: TaskScope,
   slotIncarnation: string,
-  part: CopyPart,
+  { relation, part }: CopyPart,
+): string {
+  return `select ${columns} from dts.part where ${ofTable(scope, slotIncarnation, relation)} and part = ${part}`;
+}
+
+/**
+ * Statement for one row `strange`: whether the target's table has rows though no marker explains any. In one snapshot, so
+ * that a part which commits meanwhile shows both or neither; not looked at once there is a marker, when rows are many.
+ */
+export function tableIsStrangeSql(
+  scope: TaskScope,
+  slotIncarnation: string,
+  relation: string,
+  target: string,
+): string {
+  return `select case when exists (select from dts.part where ${ofTable(scope, slotIncarnation, relation)}) then false
+                 else exists (select from only ${target}) end as strange`;
+}
+
+/** Statement that writes the marker into the transaction that holds the part's rows. */
+export function writeMarkerSql(
+  scope: TaskScope,
+  slotIncarnation: string,
+  { relation, part, range }: CopyPart,
   read: { readonly pgSnapshot: string; readonly horizonLsn: Lsn },
-  marker: Marker,
-  session: Session,
+  { rows, bytes, generation }: Marker,
+): string {
+  const text = formatRange(range);
+  const texts = [scope.taskId, slotIncarnation, relation].map(literal).join(', ');
+  return `insert into dts.part (task_id, slot_incarnation, relation, part, range, pg_snapshot, horizon_lsn, rows, bytes, epoch)
+     values (${texts}, ${part}, ${text === null ? 'null' : literal(text)}, ${literal(read.pgSnapshot)},
+             ${literal(read.horizonLsn)}, ${rows}, ${bytes}, ${generation})`;
+}
+
+/** Empties the target's table and forgets its markers: its parts must share one snapshot, and that one is gone. */
+export async function startOver(
+  scope: TaskScope,
+  slotIncarnation: string,
+  { relation, table }: CopyPart,
 ): Promise<void> {
-  await session.client.query(
-    `insert into dts.part (task_id, slot_incarnation, relation, part, range, pg_snapshot, horizon_lsn, rows, bytes, epoch)
-     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
-    [
-      scope.taskId,
-      slotIncarnation,
-      part.relation,
-      part.part,
-      formatRange(part.range),
-      read.pgSnapshot,
-      read.horizonLsn,
-      marker.rows,
-      marker.bytes,
-      marker.generation,
-    ],
-  );
+  await scope.target.transaction(async (client) => {
+    await client.query(`set local lock_timeout = '30s'`);
+    // first the table: behind its lock a predecessor's part has ended, and its marker, if any, is seen
+    await client.query(`truncate only ${identRelation(table.target)}`);
+    await client.query(`delete from dts.part where ${ofTable(scope, slotIncarnation, relation)}`);
+  });
+}
+
+/** Makes durable what the parts committed without waiting for the disk. Whatever follows in the WAL is behind them. */
+export async function flushTarget(scope: TaskScope): Promise<void> {
+  await scope.target.transaction(async (client) => {
+    await client.query('set local synchronous_commit = on');
+    await client.query('update dts.task set created_at = created_at where task_id = $1', [scope.taskId]);
+  });
 }

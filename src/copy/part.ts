@@ -1,23 +1,35 @@
 // One part: its rows and its marker in one transaction of the target. Called by copy-parts.ts with two sessions that
-// are reused over parts. Whatever happens in between, the target has the whole part or nothing of it.
+// are reused over parts. Whatever happens in between, the target has the whole part or nothing of it. A small table costs
+// five round trips: statements that need no answer of each other travel together.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
-import { waitForFlush } from '../postgres/copy-flush.ts';
+import { rangeCondition } from '../postgres/copy-range.ts';
 import { copyError, copyStream } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
 import type { Generation } from './generation.ts';
-import { findMarker, writeMarker } from './markers.ts';
+import {
+  findMarkerSql,
+  markerFromRow,
+  tableIsStrangeSql,
+  writeMarkerSql,
+  type MarkerRow,
+} from './markers.ts';
 import type { CopyPart, Marker } from './plan.ts';
+import type { Tally } from './tally.ts';
 import type { Waits } from './waits.ts';
 
 const PROGRESS_INTERVAL_MS = 100;
+/** Parts that a source session reads before it lets go of their tables' locks; the holder keeps its own. */
+const PARTS_A_TRANSACTION = 100;
 
 export interface PartSessions {
   readonly source: Session;
   readonly target: Session;
+  /** Parts read in the source's open transaction; 0: none is open. */
+  partsRead: number;
 }
 
 export interface PartOptions {
@@ -25,19 +37,25 @@ export interface PartOptions {
   readonly format: CopyFormat;
   readonly generation: Generation;
   readonly slotIncarnation: string;
+  readonly tally: Tally;
   readonly waits: Waits;
 }
 
 /** `copy … to stdout` and `copy … from stdin` of a part. Columns are named; generated ones are computed by the target. */
 export function copyStatements(
-  part: CopyPart,
+  { table, range }: Pick<CopyPart, 'table' | 'range'>,
   format: 'binary' | 'text',
 ): { readonly copyOut: string; readonly copyIn: string } {
-  const names = part.table.columns.filter((column) => !column.generated).map(({ name }) => ident(name));
+  const names = table.columns.filter((column) => !column.generated).map(({ name }) => ident(name));
   const list = names.length === 0 ? '' : ` (${names.join(', ')})`; // a table may have no column at all
+  const source = identRelation(table.source);
+  const rows =
+    range === null
+      ? `${source}${list}`
+      : `(select ${names.join(', ')} from only ${source} where ${rangeCondition(range, new Map())})`;
   return {
-    copyOut: `copy ${identRelation(part.table.source)}${list} to stdout (format ${format})`,
-    copyIn: `copy ${identRelation(part.table.target)}${list} from stdin (format ${format})`,
+    copyOut: `copy ${rows} to stdout (format ${format})`,
+    copyIn: `copy ${identRelation(table.target)}${list} from stdin (format ${format})`,
   };
 }
 
@@ -54,29 +72,25 @@ export async function copyPart(
   const { part, generation, waits, slotIncarnation } = options;
   const { source, target } = sessions;
   const context = { relation: part.relation, part: part.part };
-  const relation = identRelation(part.table.target);
   try {
-    await target.client.query('begin');
-    // A killed predecessor's backend may still be at it: behind its lock we see its marker, or its rows are gone.
-    await target.client.query(`set local lock_timeout = '30s'`);
-    await waits.during(
-      `lock ${part.relation}`,
+    const known = await waits.during(
+      `lock ${part.relation} ${part.part}`,
       `the copy waits for a lock on the target's ${relationKey(part.table.target)}`,
-      target.client.query(`lock table only ${relation} in share row exclusive mode`),
+      beginPart(scope, slotIncarnation, part, target),
     );
-    const known = await findMarker(scope, slotIncarnation, part, target);
     if (known) {
       await target.client.query('rollback');
       return known;
     }
-    const rows = await target.client.query(`select 1 from only ${relation} limit 1`);
-    if (rows.rowCount !== 0) throw strangeRows(part);
   } catch (error) {
     throw copyError(error, 'target', context);
   }
   try {
-    await source.client.query('begin isolation level repeatable read read only');
-    await source.client.query(`set transaction snapshot ${literal(generation.exportedAs)}`);
+    if (sessions.partsRead === 0)
+      await source.client.query(
+        `begin isolation level repeatable read read only; set transaction snapshot ${literal(generation.exportedAs)}`,
+      );
+    sessions.partsRead++;
   } catch (error) {
     throw copyError(error, 'source', context);
   }
@@ -88,21 +102,45 @@ export async function copyPart(
     generation: generation.number,
   };
   try {
-    await source.client.query('commit');
-    const flushing = (reason: string | null): void => waits.set(`flush ${source.pid}`, reason);
-    await waitForFlush(scope, generation.horizonLsn, flushing, generation.signal);
+    if (sessions.partsRead >= PARTS_A_TRANSACTION) {
+      await source.client.query('commit');
+      sessions.partsRead = 0;
+    }
+    await generation.flushed();
   } catch (error) {
     throw copyError(error, 'source', context);
   }
   try {
-    await writeMarker(scope, slotIncarnation, part, generation, marker, target);
     scope.failpoint('copy.before-marker-commit');
-    await target.client.query('commit');
+    await target.client.query(`${writeMarkerSql(scope, slotIncarnation, part, generation, marker)}; commit`);
   } catch (error) {
     throw copyError(error, 'target', context);
   }
   scope.failpoint('copy.marker-committed');
   return marker;
+}
+
+/** Opens the target's transaction behind a killed predecessor's: its marker is returned, or its rows are gone. */
+async function beginPart(
+  scope: TaskScope,
+  slotIncarnation: string,
+  part: CopyPart,
+  target: Session,
+): Promise<Marker | null> {
+  const relation = identRelation(part.table.target);
+  const lock =
+    part.range === null
+      ? `lock table only ${relation} in share row exclusive mode`
+      : `select pg_advisory_xact_lock(hashtextextended(${literal(`dts ${scope.taskId} ${part.relation} ${part.part}`)}, 0))`;
+  const results = (await target.client.query(
+    `begin; set local lock_timeout = '30s'; ${lock}; ${findMarkerSql(scope, slotIncarnation, part)};
+     ${tableIsStrangeSql(scope, slotIncarnation, part.relation, relation)}`,
+  )) as unknown as readonly { readonly rows: readonly unknown[] }[];
+  const [known] = (results[3]?.rows ?? []) as readonly MarkerRow[];
+  if (known) return markerFromRow(known);
+  const [found] = (results[4]?.rows ?? []) as readonly { readonly strange: boolean }[];
+  if (found?.strange !== false) throw strangeRows(part);
+  return null;
 }
 
 async function streamPart(
@@ -111,8 +149,8 @@ async function streamPart(
   options: PartOptions,
   context: { readonly relation: string; readonly part: number },
 ): Promise<{ rows: number; bytes: number }> {
-  const { part, format, generation, waits } = options;
-  const stallKey = `stall ${part.relation}`;
+  const { part, format, generation, tally, waits } = options;
+  const stallKey = `stall ${part.relation} ${part.part}`;
   let shownAt = 0;
   let begun = false;
   try {
@@ -121,14 +159,14 @@ async function streamPart(
       ...copyStatements(part, format.format),
       signal: generation.signal,
       context,
-      onChunk: (rowsCopied, bytesCopied) => {
+      onChunk: (rows, bytes) => {
         if (!begun) scope.failpoint('copy.mid-table');
         begun = true;
         const now = Date.now();
         if (now - shownAt < PROGRESS_INTERVAL_MS) return;
         shownAt = now;
         waits.set(stallKey, null);
-        scope.progress.updateTable(part.relation, { rowsCopied, bytesCopied });
+        tally.moved(part, { rows, bytes });
       },
       onStall: (ms, role) => {
         const seconds = Math.round(ms / 1_000);

@@ -1,6 +1,6 @@
-// What is to be copied, as data: parts in the order in which they are taken. One part per table in this version; the
-// structures carry ranges and part numbers because markers on the target do.
-import type { PartRange } from '../model/part-range.ts';
+// What is to be copied, as data: every table cut into parts, in the order in which they are taken. Pure; plan-read.ts
+// asks the source for the facts and keeps the cuts, because a part must mean the same rows after a restart.
+import { positionOf, type PartRange, type RangeType } from '../model/part-range.ts';
 import { relationKey } from '../model/relation.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
 
@@ -29,9 +29,97 @@ export function partKey(part: { readonly relation: string; readonly part: number
   return `${part.relation}#${part.part}`;
 }
 
-/** Every part of the plan, largest table first: the longest work decides when the copy ends. */
-export function planParts(tables: readonly PlannedTable[]): CopyPart[] {
+/** Size of a part where nobody says otherwise; large tables are cut into at least SHARES of at least MIN_PART_BYTES. */
+const PART_BYTES = 256 * 1024 ** 2;
+const MIN_PART_BYTES = 64 * 1024 ** 2;
+const SHARES = 16;
+
+/** Parts that a table of so many bytes should have; `partBytes` is the option, null its default. */
+export function partsWanted(bytes: number, partBytes: number | null): number {
+  if (partBytes !== null) return Math.max(1, Math.ceil(bytes / partBytes));
+  return Math.max(1, Math.ceil(bytes / PART_BYTES), Math.min(SHARES, Math.floor(bytes / MIN_PART_BYTES)));
+}
+
+/** What decides how a table is cut. */
+export interface TableFacts {
+  readonly blocks: number;
+  /** 14 and later read a range of blocks alone; 13 reads the whole table for each. */
+  readonly hasTidRangeScan: boolean;
+  /**
+   * Leading column of the primary key, where its order is exactly ours and the key is told by every change: with the
+   * statistics' correlation of heap and key, and its histogram's bounds as text, ascending.
+   */
+  readonly key: {
+    readonly column: string;
+    readonly type: RangeType;
+    readonly correlation: number;
+    readonly bounds: readonly string[];
+  } | null;
+}
+
+/** From here on the heap follows the key: a range of keys is a range of blocks, near enough. */
+const FOLLOWS = 0.9;
+
+/**
+ * Pure: the parts of one table, in order; null leaves it whole.
+ *
+ *   wanted  key                        blocks readable   cut by
+ *   1 1     any                        any               –
+ *   2 n     the heap follows it        any               ranges of the key: parts of any generation go together
+ *   3 n     none, or heap in disorder  yes               ranges of blocks: all in one generation
+ *   4 n     none, or heap in disorder  no (13)           –
+ */
+export function cutTable(wanted: number, facts: TableFacts): PartRange[] | null {
+  if (wanted <= 1) return null;
+  const { key, blocks } = facts;
+  if (key !== null && Math.abs(key.correlation) >= FOLLOWS) {
+    const bounds = innerBounds(key.type, key.bounds, wanted);
+    if (bounds.length > 0)
+      return [null, ...bounds].map((from, at) => ({
+        kind: 'key',
+        column: key.column,
+        type: key.type,
+        from,
+        to: bounds[at] ?? null,
+      }));
+  }
+  const count = Math.min(wanted, blocks);
+  if (!facts.hasTidRangeScan || count <= 1) return null;
+  const start = (at: number): number => Math.floor((at * blocks) / count);
+  // the last range is open: the table may have grown by the time it is read
+  return Array.from({ length: count }, (_, at) => ({
+    kind: 'ctid',
+    from: start(at),
+    to: at === count - 1 ? null : start(at + 1),
+  }));
+}
+
+/** At most `wanted - 1` bounds between equal shares of the histogram, strictly ascending. */
+function innerBounds(type: RangeType, histogram: readonly string[], wanted: number): string[] {
+  const buckets = histogram.length - 1;
+  const count = Math.min(wanted, buckets);
+  const bounds: string[] = [];
+  for (let at = 1; at < count; at++) {
+    const bound = histogram[Math.round((at * buckets) / count)];
+    const last = bounds.at(-1);
+    if (bound === undefined) continue;
+    if (last === undefined || positionOf(type, bound) > positionOf(type, last)) bounds.push(bound);
+  }
+  return bounds;
+}
+
+/**
+ * Every part of the plan: largest table first, because the longest work decides when the copy ends, and the parts of a
+ * table behind each other, so that its indexes begin early. `cuts` by `relationKey`; a table without is one part.
+ */
+export function planParts(
+  tables: readonly PlannedTable[],
+  cuts: ReadonlyMap<string, readonly PartRange[]>,
+): CopyPart[] {
   return [...tables]
     .sort((a, b) => b.bytesEstimated - a.bytesEstimated)
-    .map((table) => ({ table, relation: relationKey(table.source), part: 0, range: null }));
+    .flatMap((table) => {
+      const relation = relationKey(table.source);
+      return (cuts.get(relation) ?? [null]).map((range, part) => ({ table, relation, part, range }));
+    });
 }

@@ -122,6 +122,12 @@ const options = z.strictObject({
   eventTriggers: z.boolean().default(false),
   publications: z.boolean().default(false),
   subscriptions: z.boolean().default(false),
+  partBytes: z
+    .int()
+    .min(64 * 1024)
+    .nullable()
+    .default(null),
+  maxSnapshotAgeMs: milliseconds.default(15 * 60_000),
 });
 
 export const taskIdPattern = /^[a-z0-9_]{1,40}$/;

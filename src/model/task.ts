@@ -91,7 +91,7 @@ export interface TaskOptions {
   readonly cutoverMaxValidationAgeMs: number | null;
   /** Longest wait for write transactions when the slot is created and at the copy barrier. */
   readonly slotTimeoutMs: number;
-  /** Tables copied at once. */
+  /** Parts copied at once. */
   readonly copyJobs: number;
   /** Indexes built at once. */
   readonly indexJobs: number;
@@ -103,6 +103,10 @@ export interface TaskOptions {
   readonly publications: boolean;
   /** Disabled, and without passwords. */
   readonly subscriptions: boolean;
+  /** Size of a part; null: 256 MB, and large tables in at least 16. Read when the copy begins. */
+  readonly partBytes: number | null;
+  /** No part is begun under a snapshot that is older: bounds how long the copy holds back VACUUM on the source. */
+  readonly maxSnapshotAgeMs: number;
 }
 
 /** What the user asked for: the create request, validated, defaults filled in, secrets removed. */

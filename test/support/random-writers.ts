@@ -17,7 +17,7 @@ export const randomTables = `
   create table public.part_1 partition of public.part for values in (1)`;
 
 /** A small, fast generator; equal seeds give equal sequences. */
-function seeded(seed: number): (below: number) => number {
+export function seeded(seed: number): (below: number) => number {
   let state = seed >>> 0;
   return (below) => {
     state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
@@ -25,9 +25,9 @@ function seeded(seed: number): (below: number) => number {
   };
 }
 
-type Random = (below: number) => number;
+export type Random = (below: number) => number;
 
-function statement(random: Random): string {
+function statementOnAll(random: Random): string {
   const id = random(60);
   const word = `w${random(1_000)}`;
   // long and incompressible: stored out of line, and not sent again while unchanged
@@ -83,7 +83,12 @@ function statement(random: Random): string {
   }
 }
 
-async function transaction(client: pg.Client, random: Random, gid: string): Promise<void> {
+async function transaction(
+  client: pg.Client,
+  random: Random,
+  gid: string,
+  statement: (random: Random) => string,
+): Promise<void> {
   await client.query('begin');
   const count = 1 + random(6);
   for (let n = 0; n < count; n++) {
@@ -108,7 +113,12 @@ export interface Writers {
 }
 
 /** Starts `count` writers with seeds of their own. Conflicts and deadlocks among them are rolled back and forgotten. */
-export function startWriters(database: TestDatabase, seed: number, count = 4): Writers {
+export function startWriters(
+  database: TestDatabase,
+  seed: number,
+  count = 4,
+  statement: (random: Random) => string = statementOnAll,
+): Writers {
   let running = true;
   let done = 0;
   const write = async (writer: number): Promise<void> => {
@@ -117,7 +127,7 @@ export function startWriters(database: TestDatabase, seed: number, count = 4): W
     const random = seeded(seed * 1_000 + writer);
     while (running) {
       try {
-        await transaction(client, random, `g_${database.dbname}_${writer}`);
+        await transaction(client, random, `g_${database.dbname}_${writer}`, statement);
       } catch {
         await client.query('rollback');
       }

@@ -10,7 +10,8 @@ import {
 import { planIndexes } from '../../src/copy/index-plan.ts';
 import { buildMemoryBytes } from '../../src/copy/indexes.ts';
 import { copyStatements } from '../../src/copy/part.ts';
-import { planParts } from '../../src/copy/plan.ts';
+import { cutTable, partsWanted, planParts, type TableFacts } from '../../src/copy/plan.ts';
+import type { PartRange } from '../../src/model/part-range.ts';
 import type { PlannedColumn, PlannedStatement, PlannedTable } from '../../src/model/schema-plan.ts';
 import { CopyInFramer, CopyOutWalker, FRAME_BYTES } from '../../src/postgres/copy-messages.ts';
 
@@ -181,23 +182,100 @@ describe('the format', () => {
   });
 });
 
+const keyRange = (from: string | null, to: string | null): PartRange => ({
+  kind: 'key',
+  column: 'id',
+  type: 'integer',
+  from,
+  to,
+});
+
 describe('the plan', () => {
   it('takes the largest table first', () => {
-    expect(planParts([table('a', 1), table('b', 3), table('c', 2)]).map(({ relation }) => relation)).toEqual([
-      'public.b',
-      'public.c',
-      'public.a',
+    const cuts = new Map([
+      ['public.b', [null, '7'].map((from, at) => keyRange(from, at === 0 ? '7' : null))],
+    ]);
+    const parts = planParts([table('a', 1), table('b', 3), table('c', 2)], cuts);
+    expect(parts.map(({ relation, part }) => `${relation} ${part}`)).toEqual([
+      'public.b 0',
+      'public.b 1',
+      'public.c 0',
+      'public.a 0',
     ]);
   });
 
   it('names the columns, quoted, without generated ones, and none where there is none', () => {
-    const [part] = planParts([table('T"x', 0, [column('a b'), column('g', { generated: true })])]);
-    const [bare] = planParts([table('bare', 0)]);
+    const [part] = planParts([table('T"x', 0, [column('a b'), column('g', { generated: true })])], new Map());
+    const [bare] = planParts([table('bare', 0)], new Map());
     expect(part && copyStatements(part, 'binary')).toEqual({
       copyOut: 'copy "public"."T""x" ("a b") to stdout (format binary)',
       copyIn: 'copy "public"."T""x_new" ("a b") from stdin (format binary)',
     });
     expect(bare && copyStatements(bare, 'text').copyOut).toBe('copy "public"."bare" to stdout (format text)');
+  });
+
+  it.each<[PartRange, string]>([
+    [keyRange(null, '7'), `"id" < '7'::bigint`],
+    [keyRange('-7', '7'), `"id" >= '-7'::bigint and "id" < '7'::bigint`],
+    [keyRange('7', null), `"id" >= '7'::bigint`],
+    [{ kind: 'ctid', from: 0, to: 9 }, `ctid < '(9,0)'::tid`],
+    [{ kind: 'ctid', from: 9, to: null }, `ctid >= '(9,0)'::tid`],
+  ])('reads the rows of %j alone', (range, condition) => {
+    expect(copyStatements({ table: table('t', 0, [column('id')]), range }, 'text')).toEqual({
+      copyOut: `copy (select "id" from only "public"."t" where ${condition}) to stdout (format text)`,
+      copyIn: 'copy "public"."t_new" ("id") from stdin (format text)',
+    });
+  });
+
+  const megabyte = 1024 ** 2;
+  it.each([
+    [0, null, 1],
+    [127 * megabyte, null, 1],
+    [640 * megabyte, null, 10],
+    [2_000 * megabyte, null, 16],
+    [100_000 * megabyte, null, 391],
+    [10 * megabyte, megabyte, 10],
+    [0, megabyte, 1],
+  ])('wants for %i bytes with part_bytes %s %i parts', (bytes, partBytes, parts) => {
+    expect(partsWanted(bytes, partBytes)).toBe(parts);
+  });
+
+  const facts = (over: Partial<TableFacts> = {}): TableFacts => ({
+    blocks: 100,
+    hasTidRangeScan: true,
+    key: { column: 'id', type: 'integer', correlation: 1, bounds: ['-50', '10', '20', '30', '40'] },
+    ...over,
+  });
+  const disorder = { column: 'id', type: 'integer', correlation: 0.5, bounds: ['1', '2'] } as const;
+
+  it('leaves a small table whole', () => expect(cutTable(1, facts())).toBe(null));
+  it('cuts by the key where the heap follows it, at bounds of the histogram, both ends open', () => {
+    expect(cutTable(2, facts())).toEqual([keyRange(null, '20'), keyRange('20', null)]);
+    expect(cutTable(99, facts())).toEqual([
+      keyRange(null, '10'),
+      keyRange('10', '20'),
+      keyRange('20', '30'),
+      keyRange('30', null),
+    ]);
+    const repeated = {
+      column: 'id',
+      type: 'integer',
+      correlation: -1,
+      bounds: ['1', '5', '5', '5', '9'],
+    } as const;
+    expect(cutTable(4, facts({ key: repeated }))).toEqual([keyRange(null, '5'), keyRange('5', null)]);
+  });
+  it('cuts by blocks where there is no such key, without gaps and with an open end', () => {
+    for (const key of [null, disorder])
+      expect(cutTable(3, facts({ key }))).toEqual([
+        { kind: 'ctid', from: 0, to: 33 },
+        { kind: 'ctid', from: 33, to: 66 },
+        { kind: 'ctid', from: 66, to: null },
+      ]);
+    expect(cutTable(3, facts({ key: null, blocks: 1 }))).toBe(null);
+  });
+  it('leaves a table whole that 13 would read once for every range of blocks', () => {
+    expect(cutTable(3, facts({ key: disorder, hasTidRangeScan: false }))).toBe(null);
   });
 
   it('gives index builds the memory of the buffers, at most 1 GB each, never less than the server does', () => {
