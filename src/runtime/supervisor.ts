@@ -14,7 +14,7 @@ import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskCommands, taskStates, type TaskState } from '../model/task.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
-import { setFence } from '../cutover/fence-function.ts';
+import { allowWrites } from '../cutover/fence.ts';
 import { settle } from '../cutover/settle.ts';
 import { taskActors, type ActivityHost } from './activities.ts';
 import { ActivityRunner } from './activity-runner.ts';
@@ -248,7 +248,7 @@ export class Supervisor implements TaskManager, ActivityHost {
     try {
       const row = this.row(taskId);
       if (this.#stopping || !FENCED.has(row.state) || goesForward(row)) return;
-      await this.withScope(taskId, 'unfenceBlindly', (scope) => setFence(scope, false));
+      await this.withScope(taskId, 'unfenceBlindly', (scope) => allowWrites(scope));
       this.#options.log.warn({ taskId }, 'the fence was lifted, because our store cannot be written');
     } catch (error) {
       this.#options.log.error(
