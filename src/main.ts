@@ -2,6 +2,7 @@
 // Composition root: parses the command line, runs a command, ends the process. The only place that calls process.exit.
 import { Command } from 'commander';
 import { packageVersion, serve } from './cli/serve.ts';
+import { verify } from './cli/verify.ts';
 import { parseConfig, secretSettings, settings } from './config.ts';
 import { asMigrationError } from './model/errors.ts';
 
@@ -31,6 +32,22 @@ serveCommand.action(async (flags: Record<string, string | undefined>) => {
   }
   process.exit(await serve(parseConfig(given), version, process.env['DTS_FAILPOINT']));
 });
+
+program
+  .command('verify <certificate>')
+  .description(
+    're-check a certificate against both servers; exit code 0: it holds, 1: it does not, 2: not checked',
+  )
+  .option('--source <url>', 'postgresql:// URL of the source (environment: DTS_SOURCE_URL)')
+  .option('--target <url>', 'postgresql:// URL of the target (environment: DTS_TARGET_URL)')
+  .addHelpText(
+    'after',
+    '\nPasswords: in the URL of the environment, or DTS_SOURCE_PASSWORD, DTS_TARGET_PASSWORD\n',
+  )
+  .action(async (certificate: string, flags: { source?: string; target?: string }) => {
+    const write = (line: string): void => void process.stdout.write(`${line}\n`);
+    process.exit(await verify(certificate, flags, process.env, write));
+  });
 
 program
   .command('demo')

@@ -98,6 +98,18 @@ export async function armFence(scope: TaskScope): Promise<{ fenceLsn: Lsn }> {
 }
 
 /**
+ * Who would hold the fence up now. Errors: what would make it fail: `fence_failed` for a subscription, `source_ddl`.
+ */
+export async function forecastFence(scope: TaskScope): Promise<readonly LockHolder[]> {
+  const found = await relationOids(scope.source, fencedRelations(scope));
+  const oids = found.filter((oid) => oid !== undefined);
+  await refuseSubscriptions(scope, oids);
+  await refuseNewRelatives(scope, oids);
+  const holders = await lockHolders(scope.source, oids, WRITING_MODES);
+  return holders.filter((holder) => holder.backendType !== 'autovacuum worker');
+}
+
+/**
  * A last look before the point of no return. Errors: `fence_failed` when the fence does not stand as it was armed (lifted
  * or dropped by somebody, a trigger disabled, another server behind the source's address), `source_ddl`.
  */

@@ -3,7 +3,9 @@
 // turns back here must leave a target on which the stream can go on, without triggers that fire or keys that cascade.
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
+import { certificateSoFar } from './certificate.ts';
 import { confirmFence } from './fence.ts';
+import { callHook } from './hooks.ts';
 import { rehearsePhases } from './planned-statements.ts';
 import { copySequences } from './sequences.ts';
 
@@ -12,7 +14,7 @@ const LOCK_TIMEOUT = '5s';
 
 /**
  * Idempotent. Errors: those of the sequences, `schema_failed` for a statement that would fail after the opening, those of
- * `confirmFence`.
+ * `confirmFence`, `hook_failed`.
  */
 export async function prepareTarget(scope: TaskScope): Promise<void> {
   const sequences = await copySequences(scope);
@@ -20,5 +22,7 @@ export async function prepareTarget(scope: TaskScope): Promise<void> {
   scope.failpoint('finalize.sequences-set');
   await rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT });
   await confirmFence(scope);
+  await callHook(scope, 'beforeOpen', certificateSoFar(scope));
+  scope.failpoint('finalize.hook-called');
   scope.failpoint('finalize.before-point-of-no-return');
 }

@@ -1,17 +1,17 @@
 // The end of a migration, after the point of no return: the target is open, so every step goes only forward and may run
 // again after a kill. The certificate is on disk before anything that it was made from is removed.
-import { cutoverNotes, type DrainNote, type FenceNote, type VerdictsNote } from '../model/cutover-notes.ts';
-import { MigrationError } from '../model/errors.ts';
-import type { RelationName } from '../model/relation.ts';
-import type { Certificate, SequenceVerdict } from '../model/task.ts';
+import { cutoverNotes, type VerdictsNote } from '../model/cutover-notes.ts';
+import { asMigrationError, MigrationError } from '../model/errors.ts';
+import type { Certificate, SequenceVerdict, TableVerdict } from '../model/task.ts';
 import { removeBookkeeping } from '../postgres/bookkeeping.ts';
-import { fromPostgres } from '../postgres/errors.ts';
 import { dropPublication } from '../postgres/publication.ts';
 import { dropSlot } from '../postgres/slot.ts';
-import { identRelation } from '../postgres/sql.ts';
-import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
+import { analyzeTarget } from './analyze.ts';
 import { Attempts } from './attempts.ts';
+import { certificateSoFar, makeCertificate } from './certificate.ts';
 import { disarmFence, keepsFence, removeFence } from './fence.ts';
+import { callHook } from './hooks.ts';
 import { runPhases } from './planned-statements.ts';
 import { restoreSequences } from './sequences.ts';
 import { isOpened, noteOpened } from './write-stop.ts';
@@ -20,18 +20,19 @@ import { isOpened, noteOpened } from './write-stop.ts';
 const LOCK_TIMEOUT = '30s';
 /** Foreign keys and triggers come first and stand between the application and the target. */
 const OPENING_LOCK_TIMEOUT = '5s';
-const ANALYZE_BATCH = 50;
 
 /**
- * Sequences, where the target has lost them; foreign keys and triggers, which opens the target; VALIDATE, ANALYZE,
- * certificate; then slot, publication, fence (unless `keepFence`) and bookkeeping go.
+ * Sequences, where the target has lost them; foreign keys and triggers, which opens the target; VALIDATE, ANALYZE where
+ * it was not before, certificate; then slot, publication, fence (unless `keepFence`) and bookkeeping go.
  * `cleanupPending`: something is still there, because a server is out of reach or somebody holds a lock; calling it
  * again removes it and returns the same certificate. Errors: those of the target while the certificate is being made.
  */
 export async function settle(
   scope: TaskScope,
+  hold: HoldSnapshots = () => Promise.resolve(null),
 ): Promise<{ certificate: Certificate; cleanupPending: boolean }> {
-  const certificate = scope.checkpoints.get<Certificate>(cutoverNotes.certificate) ?? (await certify(scope));
+  const certificate =
+    scope.checkpoints.get<Certificate>(cutoverNotes.certificate) ?? (await certify(scope, hold));
   scope.failpoint('finalize.before-source-cleanup');
   const attempts = new Attempts(scope);
   await attempts.run('source', 'slot', () => dropSlot(scope));
@@ -47,18 +48,60 @@ export async function settle(
   return { certificate, cleanupPending: attempts.conclude() !== null };
 }
 
-async function certify(scope: TaskScope): Promise<Certificate> {
-  const note = <T>(key: keyof typeof cutoverNotes): T => {
-    const found = scope.checkpoints.get<T>(cutoverNotes[key]);
-    if (found === undefined) throw new MigrationError('internal', `no ${key} to certify`);
-    return found;
-  };
-  const sequences = note<readonly SequenceVerdict[]>('sequences');
-  // Once it is open they are the application's.
-  if (!isOpened(scope)) await restoreSequences(scope, sequences);
-  await runPhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: OPENING_LOCK_TIMEOUT });
-  noteOpened(scope);
-  await runPhases(scope, { phases: ['refresh'], lockTimeout: LOCK_TIMEOUT });
+/** Whole digests as of the opening; made by validate/snapshots.ts. */
+export interface HeldSnapshots {
+  digest(verdicts: readonly TableVerdict[]): Promise<readonly TableVerdict[]>;
+  close(): Promise<void>;
+}
+
+export type HoldSnapshots = (scope: TaskScope) => Promise<HeldSnapshots | null>;
+
+async function certify(scope: TaskScope, hold: HoldSnapshots): Promise<Certificate> {
+  const verdicts = scope.checkpoints.get<VerdictsNote>(cutoverNotes.verdicts);
+  const sequences = scope.checkpoints.get<readonly SequenceVerdict[]>(cutoverNotes.sequences);
+  if (!verdicts || !sequences) throw new MigrationError('internal', 'no verdicts or sequences to certify');
+  // Once it is open the sequences are the application's, and its rows are not what was certified.
+  const opened = isOpened(scope);
+  if (!opened) await restoreSequences(scope, sequences);
+  const wanted = !opened && verdicts.tables.some((table) => table.method === 'changes');
+  const snapshots = wanted ? await hold(scope) : null;
+  try {
+    await runPhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: OPENING_LOCK_TIMEOUT });
+    noteOpened(scope);
+    scope.failpoint('finalize.opened');
+    const afterOpen = await tellOpened(scope);
+    await runPhases(scope, { phases: ['refresh'], lockTimeout: LOCK_TIMEOUT });
+    const unvalidated = await validateConstraints(scope);
+    await analyzeTarget(scope);
+    const tables = snapshots ? await snapshots.digest(verdicts.tables) : verdicts.tables;
+    const { rows } = await scope.target.query<{ version: string }>(
+      `select current_setting('server_version') as version`,
+    );
+    const targetVersion = rows[0]?.version ?? 'unknown';
+    const certificate = makeCertificate(scope, { targetVersion, tables, unvalidated, afterOpen });
+    scope.checkpoints.set(cutoverNotes.certificate, certificate);
+    return certificate;
+  } finally {
+    await snapshots?.close();
+  }
+}
+
+/** The target is open whatever the hook says; so its failure is only told. */
+async function tellOpened(scope: TaskScope): Promise<Certificate['afterOpen']> {
+  if (scope.spec.options.hooks.afterOpen === null) return undefined;
+  try {
+    await callHook(scope, 'afterOpen', certificateSoFar(scope));
+    return 'done';
+  } catch (error) {
+    const known = asMigrationError(error);
+    if (known.kind === 'aborted') throw known;
+    scope.log.warn({ err: known }, 'the hook after_open failed');
+    return known.toReport();
+  }
+}
+
+/** Returns what stays NOT VALID. */
+async function validateConstraints(scope: TaskScope): Promise<string[]> {
   const unvalidated: string[] = [];
   await runPhases(scope, {
     phases: ['validate'],
@@ -72,47 +115,5 @@ async function certify(scope: TaskScope): Promise<Certificate> {
       unvalidated.push(statement.object);
     },
   });
-  await analyze(scope);
-  const { rows } = await scope.target.query<{ version: string }>(
-    `select current_setting('server_version') as version`,
-  );
-  const fence = note<FenceNote>('fence');
-  const { markerLsn } = note<DrainNote>('drain');
-  const verdicts = note<VerdictsNote>('verdicts');
-  if (markerLsn === null) throw new MigrationError('internal', 'the marker has not been applied');
-  const certificate: Certificate = {
-    taskId: scope.taskId,
-    fence: scope.spec.options.fence,
-    sourceVersion: fence.sourceVersion,
-    targetVersion: rows[0]?.version ?? 'unknown',
-    fenceLsn: fence.fenceLsn,
-    markerLsn,
-    tables: verdicts.tables,
-    sequences,
-    validatedAt: verdicts.validatedAt,
-    ...(unvalidated.length === 0 ? {} : { unvalidatedConstraints: unvalidated }),
-  };
-  scope.checkpoints.set(cutoverNotes.certificate, certificate);
-  return certificate;
-}
-
-/** Statistics for the first queries; each table of the list is analyzed in a transaction of its own. */
-async function analyze(scope: TaskScope): Promise<void> {
-  const { tables, roots } = schemaPlanOf(scope);
-  const targets: RelationName[] = [...tables, ...roots].map((mapping) => mapping.target);
-  if (targets.length === 0) return;
-  const session = await scope.target.session({ purpose: 'analyze', signal: scope.signal });
-  try {
-    for (let from = 0; from < targets.length; from += ANALYZE_BATCH) {
-      const list = targets.slice(from, from + ANALYZE_BATCH).map((relation) => identRelation(relation));
-      scope.progress.setWaitingFor(`ANALYZE on the target, ${from} of ${targets.length} tables done`);
-      await session.client.query(`analyze ${list.join(', ')}`);
-    }
-  } catch (error) {
-    if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
-    throw fromPostgres(error, { role: 'target' });
-  } finally {
-    scope.progress.setWaitingFor(null);
-    await session.close();
-  }
+  return unvalidated;
 }

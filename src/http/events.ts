@@ -3,7 +3,7 @@
 // end together: when the client goes, when the server closes, or when the iterator ends.
 import type { TaskEvent } from '../model/service.ts';
 import type { Log } from '../postgres/task-scope.ts';
-import { toSnake } from './case.ts';
+import { toSnake } from '../model/case.ts';
 
 export interface EventStreamOptions {
   /** Aborted when the server closes. */

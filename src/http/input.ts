@@ -3,7 +3,7 @@
 import type { Context } from 'hono';
 import { z } from 'zod';
 import { faultMessage, faultsOf, type FieldFault } from '../model/request.ts';
-import { camelName, snakePath, toCamel } from './case.ts';
+import { camelName, snakePath, toCamel } from '../model/case.ts';
 import { Refusal, refuseFields } from './problem.ts';
 
 const MAX_BODY_BYTES = 1024 * 1024;

@@ -7,7 +7,7 @@ import { MigrationError } from '../model/errors.ts';
 import { taskIdPattern, type TaskRequest } from '../model/request.ts';
 import type { CommandResult, Service } from '../model/service.ts';
 import { taskStates, type TaskView } from '../model/task.ts';
-import { toSnake } from './case.ts';
+import { toSnake } from '../model/case.ts';
 import { EVENT_STREAM_HEADERS, eventStream, type EventStreamOptions } from './events.ts';
 import { flag, readFields, readJson, readQuery, wholeNumber } from './input.ts';
 import { Refusal } from './problem.ts';
@@ -51,7 +51,6 @@ const commands: Readonly<Record<string, Command>> = {
   start: plain((service, id) => startOrShow(service, id)),
   pause: plain((service, id) => service.pauseTask(id)),
   resume: plain((service, id) => service.resumeTask(id)),
-  cutover: plain((service, id) => service.cutover(id)),
   validate: plain((service, id) => service.validateTask(id)),
   unfence: plain((service, id) => service.unfenceTask(id)),
   cancel: async (service, id, c) => service.cancelTask(id, await readEnd(c)),
@@ -197,6 +196,16 @@ export function apiRoutes(service: Service, options: ApiOptions): Hono {
     get: bare(async (c) => {
       await service.getTask(idOf(c));
       return c.json(service.machineDefinition() as object);
+    }),
+  });
+  path(app, '/migrations/:id/certificate', {
+    get: bare(async (c) => answer(c, await service.getCertificate(idOf(c)))),
+  });
+  path(app, '/migrations/:id/cutover', {
+    post: bare(async (c) => {
+      const { dryRun } = await readFields(c, z.strictObject({ dryRun: z.boolean().optional() }));
+      if (dryRun === true) return answer(c, await service.forecastCutover(idOf(c)));
+      return answer(c, (await service.cutover(idOf(c))).task);
     }),
   });
   for (const [name, run] of Object.entries(commands)) {

@@ -2,7 +2,7 @@
 // (RFC 9457). What we did not foresee says no more than `internal`; its stack goes to the log.
 import { errorCodes, MigrationError, type ErrorCode } from '../model/errors.ts';
 import type { FieldFault } from '../model/request.ts';
-import { isRecord, snakePath, toSnake } from './case.ts';
+import { isRecord, snakePath, toSnake } from '../model/case.ts';
 
 /** The total table; a new code does not compile without its status. */
 const statusOf: Readonly<Record<ErrorCode, number>> = {
@@ -42,6 +42,7 @@ const statusOf: Readonly<Record<ErrorCode, number>> = {
   validation_failed: 409,
   cutover_timeout: 504,
   cutover_interrupted: 409,
+  hook_failed: 502,
   fence_failed: 422,
   deadline_exceeded: 504,
   aborted: 503,

@@ -12,6 +12,8 @@ export const cutoverNotes = {
   verdicts: 'verdicts',
   sequences: 'sequences',
   certificate: 'certificate',
+  /** Tables of the target have statistics. */
+  analyzed: 'analyzed',
   writeStop: 'writeStop',
   /** ErrorReport: why the last clean-up left something on a server; absent when it left nothing. */
   leftover: 'leftover',

@@ -61,6 +61,7 @@ export const errorCodes = {
     'transient',
     'a pause, restart or error ended the cutover; writes were allowed again',
   ],
+  hook_failed: ['transient', 'a hook of the cutover cannot be reached or did not answer with 2xx'],
   fence_failed: ['operator', 'the write fence could not be installed or armed'],
   deadline_exceeded: ['transient', 'a wait reached its deadline'],
   aborted: ['aborted', 'stopped on request'],

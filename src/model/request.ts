@@ -96,11 +96,38 @@ const milliseconds = z
   .min(1_000)
   .max(24 * 3_600_000);
 
+const header = z
+  .strictObject({
+    name: z.string().regex(/^[A-Za-z0-9-]{1,100}$/, 'must be the name of an HTTP header'),
+    env: text.optional(),
+    file: text.optional(),
+  })
+  .refine(
+    (value) => (value.env === undefined) !== (value.file === undefined),
+    'give one of env, file: values of headers are not stored',
+  );
+
+const hook = z.strictObject({
+  url: z.string().superRefine((value, context) => {
+    const fail = (message: string): void => context.addIssue({ code: 'custom', message });
+    if (!URL.canParse(value)) return fail('is not a valid URL');
+    const { protocol, username, password } = new URL(value);
+    if (protocol !== 'http:' && protocol !== 'https:') fail('must be an http or https URL');
+    else if (username !== '' || password !== '')
+      fail('must not hold a password; give a header by env or file');
+  }),
+  timeoutMs: milliseconds.default(10_000),
+  headers: z.array(header).max(20).default([]),
+});
+
 const options = z.strictObject({
   cutover: z.enum(['manual', 'auto']).default('manual'),
   fence: z.enum(['triggers', 'database-read-only', 'none']).default('triggers'),
   terminateBlockers: z.boolean().default(false),
   sequenceMargin: z.int().min(0).max(1_000_000_000).default(0),
+  hooks: z
+    .strictObject({ beforeOpen: hook.nullable().default(null), afterOpen: hook.nullable().default(null) })
+    .prefault({}),
   keepFence: z.boolean().default(true),
   cutoverTimeoutMs: milliseconds.default(30_000),
   validationTimeoutMs: milliseconds.default(600_000),

@@ -1,8 +1,9 @@
 // The library's surface: what `createService` returns and what HTTP and the command line are made of.
 import type { TaskRequest } from './request.ts';
 import type { Finding } from './finding.ts';
+import type { CutoverForecast } from './forecast.ts';
 import type { ValidationView } from './validation.ts';
-import type { TaskState, TaskView, TableProgress, TaskProgress } from './task.ts';
+import type { Certificate, TaskState, TaskView, TableProgress, TaskProgress } from './task.ts';
 
 /** A task with an actor, as the manager sees it. */
 export interface LiveTask {
@@ -73,6 +74,10 @@ export interface Service {
   /** Gives a task up as `failed`, leaving nothing on the source. */
   abandonTask(id: string, options?: { readonly dropTarget?: boolean }): Promise<CommandResult>;
   cutover(id: string): Promise<CommandResult>;
+  /** What a cutover would meet now; of a task that syncs. Changes nothing. */
+  forecastCutover(id: string): Promise<CutoverForecast>;
+  /** Throws `event_not_accepted` before there is one. */
+  getCertificate(id: string): Promise<Certificate>;
   /** Begins the online validation anew; of a task that syncs. */
   validateTask(id: string): Promise<CommandResult>;
   /** What the online validation knows of each table. */

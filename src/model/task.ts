@@ -63,6 +63,21 @@ export interface EndpointSecrets {
   readonly sslkey?: string;
 }
 
+/** An HTTP call at a moment of the cutover. Values of headers are read when it is made and stored nowhere. */
+export interface Hook {
+  readonly url: string;
+  readonly timeoutMs: number;
+  readonly headers: readonly {
+    readonly name: string;
+    /** A variable of the service. */
+    readonly env?: string | undefined;
+    /** A file on its machine. */
+    readonly file?: string | undefined;
+  }[];
+}
+/** `beforeOpen`: under the fence, a failure lifts it; `afterOpen`: the target takes writes. */
+export type HookName = keyof TaskOptions['hooks'];
+
 export interface TaskOptions {
   /** `manual`: waits for CUTOVER; `auto`: cuts over when every gate is open. */
   readonly cutover: 'manual' | 'auto';
@@ -75,6 +90,7 @@ export interface TaskOptions {
   readonly terminateBlockers: boolean;
   /** Values that the target's sequences are set ahead by: nextval on the source is not fenced. */
   readonly sequenceMargin: number;
+  readonly hooks: { readonly beforeOpen: Hook | null; readonly afterOpen: Hook | null };
   /** Keep the write fence on the source after completion. */
   readonly keepFence: boolean;
   /** From arming the fence to the applied marker; then writes are allowed again. */
@@ -255,6 +271,17 @@ export interface Certificate {
   readonly tables: readonly TableVerdict[];
   readonly sequences: readonly SequenceVerdict[];
   readonly validatedAt: string;
+  /** Source writes were refused from here on; with `fence: none` they were not. ISO 8601. */
+  readonly armedAt: string;
+  /** The target was ready to take writes. */
+  readonly openedAt: string;
+  readonly completedAt: string;
+  /** Every table was equal. */
+  readonly equal: boolean;
+  /** What the hook `after_open` answered in the end; absent when there is none. */
+  readonly afterOpen?: 'done' | ErrorReport;
+  /** SHA-256 of all the rest. */
+  readonly hash: string;
   /** Constraints that existing rows violate, on the source as well; they stay NOT VALID. Absent when there are none. */
   readonly unvalidatedConstraints?: readonly string[];
 }

@@ -2,6 +2,7 @@
 import { fromCallback, fromPromise, type EventObject } from 'xstate';
 import type { Activities, ActivityName, TaskRef } from '../../machines/activities.ts';
 import { copyTables } from '../copy/copy-tables.ts';
+import { analyzeTarget } from '../cutover/analyze.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
 import { drain } from '../cutover/drain.ts';
 import { armFence, disarmFence, installFence } from '../cutover/fence.ts';
@@ -15,6 +16,7 @@ import { createTables } from '../schema/create-tables.ts';
 import { runStream } from '../sync/stream.ts';
 import { compareTables } from '../validate/compare.ts';
 import { validateOnline } from '../validate/online.ts';
+import { holdSnapshots } from '../validate/snapshots.ts';
 import type { ActivityRunner } from './activity-runner.ts';
 
 export interface ActivityHost {
@@ -45,6 +47,7 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
   },
   installFence: async (scope) => {
     await installFence(scope);
+    await analyzeTarget(scope);
     return null;
   },
   armFence,
@@ -61,7 +64,7 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
   },
   settle: async (scope) => {
     scope.failpoint('finalize.after-point-of-no-return');
-    return settle(scope);
+    return settle(scope, holdSnapshots);
   },
   cleanUp: async ({ taskId, signal }, host) => {
     // What the task was given up for may be a network that swallows everything: on a connection from before, a

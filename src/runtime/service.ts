@@ -7,6 +7,7 @@ import type { TaskRow } from '../../db/tasks.ts';
 import type { TaskCommand } from '../../machines/task-context.ts';
 import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
 import { liftFence } from '../cutover/clean-up.ts';
+import { forecastCutover } from '../cutover/forecast.ts';
 import { MigrationError } from '../model/errors.ts';
 import type { Finding } from '../model/finding.ts';
 import { invalidRequest, parseRequest, type TaskRequest } from '../model/request.ts';
@@ -18,9 +19,18 @@ import type {
   TaskManager,
   TaskPage,
 } from '../model/service.ts';
+import type { CutoverForecast } from '../model/forecast.ts';
 import type { ValidationView } from '../model/validation.ts';
+import { forecastComparison } from '../validate/forecast.ts';
 import { validationView } from '../validate/notes.ts';
-import { isEnded, taskStates, type TableProgress, type TaskState, type TaskView } from '../model/task.ts';
+import {
+  isEnded,
+  taskStates,
+  type Certificate,
+  type TableProgress,
+  type TaskState,
+  type TaskView,
+} from '../model/task.ts';
 import { TaskConnections } from '../postgres/connections.ts';
 import { findSchemaPlan, type Log, type TaskScope } from '../postgres/task-scope.ts';
 import { runPreflight } from '../preflight/run.ts';
@@ -146,6 +156,27 @@ export class MigrationService implements Service {
 
   async cutover(id: string): Promise<CommandResult> {
     return this.#command(id, { type: 'CUTOVER' });
+  }
+
+  async forecastCutover(id: string): Promise<CutoverForecast> {
+    const row = this.#supervisor.row(id);
+    if (row.state !== 'syncingWal')
+      throw new MigrationError('event_not_accepted', `a cutover cannot be forecast in state ${row.state}`, {
+        hint: 'wait until the task is in state syncingWal',
+        details: { state: row.state, allowed: this.#view(row).allowedCommands },
+      });
+    return this.#supervisor.withScope(id, 'forecastCutover', async (scope) =>
+      forecastCutover(scope, await forecastComparison(scope)),
+    );
+  }
+
+  async getCertificate(id: string): Promise<Certificate> {
+    const { certificate, state } = await this.getTask(id);
+    if (certificate) return certificate;
+    throw new MigrationError('event_not_accepted', `task ${id} has no certificate (${state})`, {
+      hint: 'a certificate is made when the cutover is completed',
+      details: { state },
+    });
   }
 
   async validateTask(id: string): Promise<CommandResult> {

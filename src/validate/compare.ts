@@ -88,7 +88,12 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
   return { tables: inOrder };
 }
 
-async function compareTable(table: PlannedTable, pair: SidePair, recode: boolean): Promise<TableVerdict> {
+/** Whole digests of both sides, at once. Errors: those of the servers, with role and relation. */
+export async function compareTable(
+  table: Pick<PlannedTable, 'source' | 'target'> & { readonly columns: readonly { readonly name: string }[] },
+  pair: SidePair,
+  recode: boolean,
+): Promise<TableVerdict> {
   const [source, target] = await Promise.all([
     digest(pair.source, digestSql(table.source, table.columns, recode), relationKey(table.source), 'source'),
     digest(pair.target, digestSql(table.target, table.columns, recode), relationKey(table.target), 'target'),

@@ -71,7 +71,7 @@ export async function compareChanges(
 }
 
 /** Tables that were read to the end while the present stream wrote its changes down. */
-async function verifiedTables(scope: TaskScope, recode: boolean): Promise<Map<string, TablePair>> {
+export async function verifiedTables(scope: TaskScope, recode: boolean): Promise<Map<string, TablePair>> {
   const run = findRun(scope.checkpoints);
   if (!run) return new Map();
   const position = await streamPosition(scope);

@@ -25,7 +25,7 @@ export interface SidePair {
 
 /** Opens both; `settings` beyond those of every comparison. Errors: those of a connection. */
 export async function openPair(
-  scope: TaskScope,
+  scope: Pick<TaskScope, 'source' | 'target'>,
   signal: AbortSignal,
   settings: Readonly<Record<string, string>> = {},
 ): Promise<SidePair> {
@@ -63,7 +63,7 @@ async function openSession(
 }
 
 /** Whether the servers store text in different encodings. */
-export async function needsRecoding(scope: TaskScope): Promise<boolean> {
+export async function needsRecoding(scope: Pick<TaskScope, 'source' | 'target'>): Promise<boolean> {
   return (await serverEncoding(scope.source)) !== (await serverEncoding(scope.target));
 }
 

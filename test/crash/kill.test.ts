@@ -35,8 +35,10 @@ const places: readonly (readonly [Failpoint, number])[] = [
   ['drain.marker-applied', 1],
   ['validate.mid-tables', 2],
   ['finalize.sequences-set', 1],
+  ['finalize.hook-called', 1],
   ['finalize.before-point-of-no-return', 1],
   ['finalize.after-point-of-no-return', 1],
+  ['finalize.opened', 1],
   ['finalize.before-source-cleanup', 1],
   ['finalize.after-slot-drop', 1],
 ];

@@ -94,6 +94,18 @@ describe('creating', () => {
     ['options.cutover', { ...validBody(), options: { cutover: 'now' } }],
     ['options.keep_fence', { ...validBody(), options: { keep_fence: 'yes' } }],
     ['options.copy_jobs', { ...validBody(), options: { copy_jobs: 0 } }],
+    [
+      'options.hooks.before_open.url',
+      { ...validBody(), options: { hooks: { before_open: { url: 'ftp://h' } } } },
+    ],
+    [
+      'options.hooks.after_open.url',
+      { ...validBody(), options: { hooks: { after_open: { url: 'http://u:p@h/' } } } },
+    ],
+    [
+      'options.hooks.after_open.headers.0',
+      { ...validBody(), options: { hooks: { after_open: { url: 'http://h/', headers: [{ name: 'A' }] } } } },
+    ],
     ['options.cutover_timeout_ms', { ...validBody(), options: { cutover_timeout_ms: '30s' } }],
     ['options.copyJobs', { ...validBody(), options: { copyJobs: 2 } }],
     ['sourceDb', { ...validBody(), sourceDb: {} }],
@@ -301,6 +313,25 @@ describe('commands', () => {
     },
   );
 
+  test('a dry run of the cutover answers the forecast and cuts nothing over', async () => {
+    const { post, service } = await withTask();
+    const problem = await expectProblem(
+      await post('/migrations/orders/cutover', { dry_run: 'yes' }),
+      400,
+      'invalid_request',
+    );
+    expect(problem['fields']).toMatchObject([{ field: 'dry_run' }]);
+    const response = await post('/migrations/orders/cutover', { dry_run: true });
+    expect(response.status).toBe(200);
+    expect(await json(response)).toEqual({ steps: [], write_stop_ms: 0, blockers: [], problems: [] });
+    expect(service.calls).toEqual([['forecastCutover', 'orders']]);
+  });
+
+  test('the certificate of a task that has none is a conflict', async () => {
+    const { api } = await withTask();
+    await expectProblem(await api('/migrations/orders/certificate'), 409, 'event_not_accepted');
+  });
+
   test('cancel and abandon take drop_target, a boolean', async () => {
     for (const [command, method] of [
       ['cancel', 'cancelTask'],
@@ -390,6 +421,8 @@ describe('what is not there', () => {
     ['DELETE', ''],
     ['GET', '/status'],
     ['GET', '/tables'],
+    ['GET', '/validation'],
+    ['GET', '/certificate'],
     ['GET', '/events'],
     ['GET', '/machine'],
     ...['start', 'pause', 'resume', 'cancel', 'cutover', 'validate', 'unfence', 'abandon'].map(

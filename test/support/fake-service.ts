@@ -15,12 +15,14 @@ import type {
 } from '../../src/model/service.ts';
 import {
   isEnded,
+  type Certificate,
   type TableProgress,
   type TaskCommandType,
   type TaskSpec,
   type TaskState,
   type TaskView,
 } from '../../src/model/task.ts';
+import type { CutoverForecast } from '../../src/model/forecast.ts';
 import type { ValidationView } from '../../src/model/validation.ts';
 
 const NOW = '2026-01-02T03:04:05.000Z';
@@ -122,6 +124,21 @@ export class FakeService implements Service {
 
   resumeTask(id: string): Promise<CommandResult> {
     return this.#answer('resumeTask', [id], () => this.#move(id, 'queued'));
+  }
+
+  forecastCutover(id: string): Promise<CutoverForecast> {
+    return this.#answer('forecastCutover', [id], () => {
+      this.#find(id);
+      return { steps: [], writeStopMs: 0, blockers: [], problems: [] };
+    });
+  }
+
+  getCertificate(id: string): Promise<Certificate> {
+    return this.#answer('getCertificate', [id], () => {
+      const { certificate } = this.#find(id);
+      if (certificate) return certificate;
+      throw new MigrationError('event_not_accepted', `task ${id} has no certificate`);
+    });
   }
 
   validateTask(id: string): Promise<CommandResult> {

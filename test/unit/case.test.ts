@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { snakePath, toCamel, toSnake } from '../../src/http/case.ts';
+import { snakePath, toCamel, toSnake } from '../../src/model/case.ts';
 
 describe('answers', () => {
   test('names become snake_case at every depth, values stay', () => {

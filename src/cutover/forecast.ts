@@ -1,0 +1,110 @@
+// What a cutover would meet now, step by step, without stopping anybody: what the fence would wait for, how long a marker
+// takes to the target, whether the last statements would run. Behind POST cutover {dry_run: true}. It writes nothing but a
+// marker into the WAL, as the heartbeat does, and rolls back what it tries.
+import { randomUUID } from 'node:crypto';
+import { MigrationError, type ErrorReport } from '../model/errors.ts';
+import type { ComparisonForecast, CutoverForecast, ForecastStep } from '../model/forecast.ts';
+import { fromPostgres } from '../postgres/errors.ts';
+import { emitMarker } from '../postgres/marker.ts';
+import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { forecastFence } from './fence.ts';
+import { rehearsePhases } from './planned-statements.ts';
+
+const MARKER_TIMEOUT_MS = 10_000;
+const POLL_MS = 10;
+/** The stream waits behind our lock requests. */
+const LOCK_TIMEOUT = '1s';
+/** What a pair of modest servers compares in a second. */
+const KEYS_PER_SECOND = 20_000;
+const ROWS_PER_SECOND = 500_000;
+const SEQUENCES_AT_ONCE = 200;
+
+/** Errors: those of a connection. What would fail is in the answer. */
+export async function forecastCutover(
+  scope: TaskScope,
+  comparison: ComparisonForecast,
+): Promise<CutoverForecast> {
+  const problems: ErrorReport[] = [];
+  const attempt = async <T>(work: () => Promise<T>): Promise<{ ms: number; result: T | null }> => {
+    const startedMs = performance.now();
+    try {
+      const result = await work();
+      return { ms: performance.now() - startedMs, result };
+    } catch (error) {
+      const known = fromPostgres(error);
+      if (known.kind === 'aborted' || known.code === 'connection_failed') throw known;
+      problems.push(known.toReport());
+      return { ms: performance.now() - startedMs, result: null };
+    }
+  };
+  const roundTripMs = await roundTrip(scope);
+  const fence = await attempt(() => forecastFence(scope));
+  const drain = await attempt(() => passMarker(scope));
+  const rehearsal = await attempt(() =>
+    rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT }),
+  );
+  const { sequences } = schemaPlanOf(scope);
+  const blockers = fence.result ?? [];
+  const steps: ForecastStep[] = [
+    {
+      step: 'fence',
+      ms: 6 * roundTripMs,
+      detail:
+        blockers.length === 0
+          ? 'nobody writes at the moment'
+          : `and as long as ${blockers.length} transactions that write now take to end`,
+    },
+    { step: 'drain', ms: drain.ms, detail: 'measured: a marker, from the source to the target' },
+    {
+      step: 'compare',
+      ms:
+        6 * roundTripMs +
+        (comparison.keys / KEYS_PER_SECOND + comparison.wholeRows / ROWS_PER_SECOND) * 1_000,
+      detail: `${comparison.keys} changed keys, ${comparison.wholeTables} whole tables of about ${comparison.wholeRows} rows`,
+    },
+    {
+      step: 'sequences',
+      ms: Math.ceil(sequences.length / SEQUENCES_AT_ONCE) * 3 * roundTripMs,
+      detail: `${sequences.length} sequences`,
+    },
+    {
+      step: 'statements',
+      ms: 2 * rehearsal.ms,
+      detail: 'measured: rehearsed and rolled back; a cutover rehearses them and runs them',
+    },
+  ];
+  const rounded = steps.map((step) => ({ ...step, ms: Math.ceil(step.ms) }));
+  return {
+    steps: rounded,
+    writeStopMs: rounded.reduce((sum, step) => sum + step.ms, 0),
+    blockers,
+    problems,
+  };
+}
+
+async function roundTrip(scope: TaskScope): Promise<number> {
+  await scope.source.query('select 1');
+  const startedMs = performance.now();
+  for (let n = 0; n < 3; n++) await scope.source.query('select 1');
+  return (performance.now() - startedMs) / 3;
+}
+
+async function passMarker(scope: TaskScope): Promise<void> {
+  const id = `forecast-${randomUUID()}`;
+  const deadline = Date.now() + MARKER_TIMEOUT_MS;
+  await emitMarker(scope, id);
+  for (;;) {
+    const { rows } = await scope.target.query<{ marker: string | null }>(
+      'select marker from dts.progress where task_id = $1',
+      [scope.taskId],
+    );
+    if (rows[0]?.marker === id) return;
+    if (Date.now() > deadline)
+      throw new MigrationError(
+        'cutover_timeout',
+        `a marker did not reach the target within ${MARKER_TIMEOUT_MS} ms`,
+        { hint: 'wait until the lag is smaller' },
+      );
+    await sleep(POLL_MS, scope.signal);
+  }
+}

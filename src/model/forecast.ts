@@ -1,0 +1,36 @@
+// The answer of a cutover's dry run. JSON only.
+import type { ErrorReport } from './errors.ts';
+
+export interface ForecastStep {
+  readonly step: 'fence' | 'drain' | 'compare' | 'sequences' | 'statements';
+  readonly ms: number;
+  readonly detail: string;
+}
+
+/** What the comparison under the fence would have to read. */
+export interface ComparisonForecast {
+  readonly keys: number;
+  readonly wholeTables: number;
+  readonly wholeRows: number;
+}
+
+/** A transaction that the fence would wait for. */
+export interface Blocker {
+  /** Null for a prepared transaction. */
+  readonly pid: number | null;
+  readonly gid: string | null;
+  readonly user: string | null;
+  readonly state: string | null;
+  readonly ageSeconds: number;
+  readonly query: string | null;
+  readonly relation: string;
+}
+
+export interface CutoverForecast {
+  readonly steps: readonly ForecastStep[];
+  /** The steps together, without what the blockers take. */
+  readonly writeStopMs: number;
+  readonly blockers: readonly Blocker[];
+  /** What would make the cutover fail; empty when nothing is known. */
+  readonly problems: readonly ErrorReport[];
+}

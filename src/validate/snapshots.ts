@@ -1,0 +1,72 @@
+// Digests of whole tables as they were when the target opened, computed afterwards: a snapshot on each side is taken
+// before the opening and read while the application already works. So the certificate has them without a longer write
+// stop. Called by settle, through the runtime.
+import { MigrationError } from '../model/errors.ts';
+import { relationKey } from '../model/relation.ts';
+import type { TableVerdict } from '../model/task.ts';
+import { fromPostgres } from '../postgres/errors.ts';
+import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import { compareTable } from './compare.ts';
+import { closePair, needsRecoding, openPair } from './sessions.ts';
+
+/** The application waits for the opening: without an answer by then the certificate has no whole digests. */
+const SNAPSHOT_TIMEOUT_MS = 3_000;
+
+interface HeldSnapshots {
+  /** The verdicts, those by `changes` replaced by whole digests where the servers gave them in time. */
+  digest(verdicts: readonly TableVerdict[]): Promise<readonly TableVerdict[]>;
+  close(): Promise<void>;
+}
+
+/** Null when a side does not answer in time. Errors: `aborted`. */
+export async function holdSnapshots(scope: TaskScope): Promise<HeldSnapshots | null> {
+  const end = new AbortController();
+  const signal = AbortSignal.any([scope.signal, end.signal]);
+  const timer = setTimeout(() => end.abort(), SNAPSHOT_TIMEOUT_MS);
+  try {
+    const recode = await needsRecoding(scope);
+    const pair = await openPair(scope, signal);
+    for (const { client } of [pair.source, pair.target]) {
+      await client.query('begin isolation level repeatable read read only');
+      await client.query('select pg_current_snapshot()'); // the first query takes it
+    }
+    clearTimeout(timer);
+    return {
+      digest: (verdicts) => digestAll(scope, verdicts, pair, recode),
+      close: () => closePair(pair),
+    };
+  } catch (error) {
+    clearTimeout(timer);
+    end.abort();
+    if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
+    scope.log.warn({ err: fromPostgres(error) }, 'the certificate will lack digests of whole tables');
+    return null;
+  }
+}
+
+async function digestAll(
+  scope: TaskScope,
+  verdicts: readonly TableVerdict[],
+  pair: Parameters<typeof compareTable>[1],
+  recode: boolean,
+): Promise<readonly TableVerdict[]> {
+  const plans = new Map(schemaPlanOf(scope).tables.map((plan) => [relationKey(plan.source), plan]));
+  const deadline = Date.now() + scope.spec.options.validationTimeoutMs;
+  const result: TableVerdict[] = [...verdicts];
+  try {
+    for (const [index, verdict] of verdicts.entries()) {
+      const plan = plans.get(verdict.table);
+      if (verdict.method === 'full' || !plan || Date.now() > deadline) continue;
+      scope.progress.setWaitingFor(`the certificate's digests, ${index} of ${verdicts.length} tables done`);
+      const whole = await compareTable(plan, pair, recode);
+      result[index] = { ...whole, verifiedLsn: verdict.verifiedLsn };
+    }
+  } catch (error) {
+    if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
+    // Row-level security that begins with the opening, a lock, a lost connection: what was compared still holds.
+    scope.log.warn({ err: fromPostgres(error) }, 'the certificate lacks digests of some tables');
+  } finally {
+    scope.progress.setWaitingFor(null);
+  }
+  return result;
+}

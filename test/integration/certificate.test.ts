@@ -1,0 +1,259 @@
+// The end of a cutover: hooks, digests of the moment of opening, the certificate and its re-check, the dry run before it.
+import { mkdtempSync, writeFileSync } from 'node:fs';
+import { createServer, type IncomingHttpHeaders } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { expect, onTestFinished, test, vi } from 'vitest';
+import { verify } from '../../src/cli/verify.ts';
+import { cleanUp } from '../../src/cutover/clean-up.ts';
+import { armFence, disarmFence, installFence } from '../../src/cutover/fence.ts';
+import { fenceState } from '../../src/cutover/fence-function.ts';
+import { drain } from '../../src/cutover/drain.ts';
+import { forecastCutover } from '../../src/cutover/forecast.ts';
+import { prepareTarget } from '../../src/cutover/prepare-target.ts';
+import { settle } from '../../src/cutover/settle.ts';
+import { MigrationError } from '../../src/model/errors.ts';
+import type { PlannedStatement } from '../../src/model/schema-plan.ts';
+import { toSnake } from '../../src/model/case.ts';
+import { schemaPlanOf, saveSchemaPlan } from '../../src/postgres/task-scope.ts';
+import { compareTables } from '../../src/validate/compare.ts';
+import { forecastComparison } from '../../src/validate/forecast.ts';
+import { findRun } from '../../src/validate/notes.ts';
+import { validateOnline } from '../../src/validate/online.ts';
+import { holdSnapshots } from '../../src/validate/snapshots.ts';
+import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { copyAll, drainStream, prepare, startStream } from '../support/replication.ts';
+import { makeScope, type TestScope } from '../support/scope.ts';
+
+const ddl = `create table users (id int primary key, name text); create table notes (body text);
+  alter table notes replica identity full; create sequence s;`;
+
+/** A migration that syncs, its tables verified; `scope` is for the cutover, apart from the stream. */
+async function verified(
+  options: Record<string, unknown> = {},
+  statements: readonly PlannedStatement[] = [],
+): Promise<{ pair: DatabasePair; scope: TestScope; stopStream: () => Promise<void> }> {
+  const pair = await makePair({ source: 13 });
+  const streaming = await prepare(pair, ddl);
+  const sequence = { schema: 'public', name: 's' };
+  saveSchemaPlan(streaming, {
+    ...schemaPlanOf(streaming),
+    statements,
+    sequences: [{ source: sequence, target: sequence }],
+  });
+  await pair.source.query(`insert into users select i, 'u' || i from generate_series(1, 1000) i; select setval('s', 42);
+    insert into notes values ('a'), ('a')`);
+  const stream = startStream(streaming);
+  await waitFor(() => stream.events.some((event) => event.type === 'SLOT_READY'));
+  await copyAll(streaming, pair);
+  await drainStream(streaming, pair, stream);
+  const validating = makeScope(pair, {}, streaming);
+  const ended = validateOnline(validating, 0).catch(() => undefined);
+  await waitFor(() => (findRun(streaming.checkpoints)?.settledAt ?? null) !== null, 30_000, 'verified');
+  validating.controller.abort();
+  await ended;
+  await validating.connections.closeAll();
+  return {
+    pair,
+    scope: makeScope(pair, { options }, streaming),
+    stopStream: async () => void (await stream.stop()),
+  };
+}
+
+async function fenced(scope: TestScope): Promise<void> {
+  await installFence(scope);
+  await armFence(scope);
+  await drain(scope);
+  expect((await compareTables(scope)).tables.map(({ method, equal }) => [method, equal])).toEqual([
+    ['full', true],
+    ['changes', true],
+  ]);
+}
+
+interface Called {
+  readonly headers: IncomingHttpHeaders;
+  readonly body: { hook: string; task_id: string; certificate: Record<string, unknown> };
+}
+
+/** An endpoint that answers `status` after `work`. */
+async function listener(
+  status: () => number,
+  work: () => Promise<unknown> = () => Promise.resolve(),
+): Promise<{ url: string; calls: Called[] }> {
+  const calls: Called[] = [];
+  const server = createServer((request, response) => {
+    const chunks: Buffer[] = [];
+    request.on('data', (chunk: Buffer) => void chunks.push(chunk));
+    request.on('end', () => {
+      calls.push({
+        headers: request.headers,
+        body: JSON.parse(Buffer.concat(chunks).toString()) as Called['body'],
+      });
+      void work().then(() => response.writeHead(status()).end('told'));
+    });
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  onTestFinished(() => {
+    server.closeAllConnections();
+    server.close();
+  });
+  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/hook`, calls };
+}
+
+async function errorOf(work: Promise<unknown>): Promise<MigrationError> {
+  try {
+    await work;
+  } catch (error) {
+    if (error instanceof MigrationError) return error;
+    throw error;
+  }
+  throw new Error('it did not fail');
+}
+
+test('the certificate has whole digests of the moment of opening, although the application writes at once', async () => {
+  const { pair, scope, stopStream } = await verified();
+  const written = await listener(
+    () => 204,
+    () =>
+      pair.target.query(`insert into users values (5000, 'new'); update users set name = 'x' where id = 1`),
+  );
+  vi.stubEnv('HOOK_TOKEN', 'secret of the hook\n');
+  onTestFinished(() => void vi.unstubAllEnvs());
+  const told = makeScope(
+    pair,
+    {
+      options: {
+        hooks: {
+          beforeOpen: null,
+          afterOpen: { url: written.url, headers: [{ name: 'Authorization', env: 'HOOK_TOKEN' }] },
+        },
+      },
+    },
+    scope,
+  );
+  await fenced(told);
+  await prepareTarget(told);
+  await stopStream();
+  const { certificate } = await settle(told, holdSnapshots);
+  expect(written.calls).toHaveLength(1);
+  expect(written.calls[0]?.headers).toMatchObject({ authorization: 'secret of the hook' });
+  expect(written.calls[0]?.body).toMatchObject({
+    hook: 'afterOpen',
+    task_id: scope.taskId,
+    certificate: { fence: 'triggers', fence_lsn: certificate.fenceLsn, equal: true },
+  });
+  expect(certificate).toMatchObject({ equal: true, afterOpen: 'done', fence: 'triggers' });
+  expect(
+    certificate.tables.map(({ table, method, sourceRows, targetRows, equal }) => [
+      table,
+      method,
+      sourceRows,
+      targetRows,
+      equal,
+    ]),
+  ).toEqual([
+    ['public.notes', 'full', 2, 2, true],
+    ['public.users', 'full', 1000, 1000, true],
+  ]);
+  expect(JSON.stringify([...scope.waits, certificate])).not.toContain('secret of the hook');
+
+  const file = join(mkdtempSync(join(tmpdir(), 'dts-certificate-')), 'certificate.json');
+  const check = async (): Promise<{ code: number; lines: string[] }> => {
+    const lines: string[] = [];
+    const env = {
+      DTS_SOURCE_URL: pair.source.url,
+      DTS_TARGET_PASSWORD: pair.target.password,
+    };
+    const target = pair.target.url.replace(`:${pair.target.password}@`, '@');
+    const code = await verify(file, { target }, env, (line) => lines.push(line));
+    return { code, lines };
+  };
+  writeFileSync(file, JSON.stringify(toSnake(certificate)));
+  expect(await check()).toEqual({
+    code: 1,
+    lines: [
+      'ok      public.notes: 2 rows',
+      'FAILED  public.users: differs now (1000 and 1001 rows)',
+      'the certificate does not hold',
+    ],
+  });
+  await pair.target.query(`delete from users where id = 5000; update users set name = 'u1' where id = 1`);
+  expect((await check()).code).toBe(0);
+  await pair.target.query(`select setval('s', 41)`);
+  expect((await check()).lines).toContain('FAILED  sequence public.s: 41 is behind 42');
+  await pair.target.query(`select setval('s', 42)`);
+  writeFileSync(file, JSON.stringify({ ...certificate, markerLsn: 'F/F' }));
+  expect((await check()).code).toBe(1);
+  writeFileSync(file, '{}');
+  expect(await check()).toMatchObject({ code: 2 });
+
+  await disarmFence(told);
+  await pair.source.query('delete from users where id = 7');
+  await pair.target.query('delete from users where id = 7');
+  writeFileSync(file, JSON.stringify(certificate));
+  expect((await check()).lines).toContain('FAILED  public.users: the source has changed since');
+  await pair.source.query('drop schema dts cascade');
+});
+
+test('a failing before_open lifts the fence and changes nothing, a failing after_open is only told', async () => {
+  const { pair, scope, stopStream } = await verified();
+  let status = 503;
+  const endpoint = await listener(() => status);
+  const hooks = { beforeOpen: { url: endpoint.url }, afterOpen: { url: endpoint.url, timeoutMs: 2_000 } };
+  const told = makeScope(pair, { options: { hooks, keepFence: false } }, scope);
+  await fenced(told);
+  const error = await errorOf(prepareTarget(told));
+  expect([error.code, error.kind]).toEqual(['hook_failed', 'transient']); // un-fences, and the stream goes on
+  expect(endpoint.calls.map(({ body }) => body.hook)).toEqual(['beforeOpen']);
+  status = 200;
+  await prepareTarget(told);
+  status = 500;
+  await stopStream();
+  const { certificate } = await settle(told, holdSnapshots);
+  expect(certificate.afterOpen).toMatchObject({ code: 'hook_failed' });
+  expect(endpoint.calls.map(({ body }) => body.hook)).toEqual([
+    'beforeOpen',
+    'beforeOpen',
+    'afterOpen',
+    'afterOpen',
+    'afterOpen',
+  ]);
+  const keys = new Set(endpoint.calls.map(({ headers }) => headers['idempotency-key']));
+  expect(keys.size).toBe(2); // one a hook
+});
+
+test('the dry run names who would hold the fence up and what would fail, and changes nothing', async () => {
+  const { pair, scope } = await verified({}, [
+    {
+      n: 0,
+      phase: 'final',
+      sql: 'create trigger t before insert on public.users execute function public.nobody()',
+      object: 'TRIGGER t',
+      table: 'public.users',
+      creates: null,
+    },
+  ]);
+  await installFence(scope);
+  const writer = await pair.source.connect();
+  await writer.query(`begin; update users set name = 'w' where id = 1`);
+  await pair.source.query('update users set name = name where id between 10 and 14');
+  await waitFor(async () => (await forecastComparison(scope)).keys >= 5, 10_000, 'the changes');
+  const forecast = await forecastCutover(scope, await forecastComparison(scope));
+  expect(forecast.blockers).toMatchObject([
+    { user: 'postgres', state: 'idle in transaction', relation: 'public.users' },
+  ]);
+  expect(forecast.problems).toMatchObject([{ code: 'schema_failed' }]);
+  expect(forecast.steps.map(({ step }) => step)).toEqual([
+    'fence',
+    'drain',
+    'compare',
+    'sequences',
+    'statements',
+  ]);
+  expect(forecast.writeStopMs).toBe(forecast.steps.reduce((sum, { ms }) => sum + ms, 0));
+  expect(forecast.steps[2]?.detail).toContain('5 changed keys, 1 whole tables');
+  expect(await fenceState(scope)).toBe('disarmed');
+  await writer.query(`insert into users values (5000, 'w'); commit`);
+  await cleanUp(scope, { dropTarget: false });
+});
