@@ -9,8 +9,11 @@ import {
 } from '../model/cutover-notes.ts';
 import { certificateHash } from '../model/certificate.ts';
 import { MigrationError } from '../model/errors.ts';
-import type { Certificate, SequenceVerdict, TableVerdict } from '../model/task.ts';
+import type { SchemaVerdict } from '../model/schema-plan.ts';
+import type { Certificate, SchemaSummary, SequenceVerdict, TableVerdict } from '../model/task.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
+
+const SCHEMA_DIFFERENCES_SHOWN = 20;
 
 /** What is known before the target opens. */
 export function certificateSoFar(scope: TaskScope): Partial<Certificate> {
@@ -34,8 +37,26 @@ export function certificateSoFar(scope: TaskScope): Partial<Certificate> {
 export interface CertifiedFacts {
   readonly targetVersion: string;
   readonly tables: readonly TableVerdict[];
+  readonly schema: SchemaVerdict | null;
   readonly unvalidated: readonly string[];
   readonly afterOpen: Certificate['afterOpen'];
+}
+
+/** The certificate lives in the task's snapshot: names only; `GET …/schema` has the texts. */
+function shortened({
+  equal,
+  statements,
+  differences,
+  differencesTotal,
+  error,
+}: SchemaVerdict): SchemaSummary {
+  return {
+    equal,
+    statements,
+    differencesTotal,
+    differences: differences.slice(0, SCHEMA_DIFFERENCES_SHOWN).map(({ object }) => object),
+    error,
+  };
 }
 
 /** Throws `internal` when a step has left no note. */
@@ -65,6 +86,7 @@ export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certif
     openedAt,
     completedAt: new Date().toISOString(),
     equal: facts.tables.every((table) => table.equal),
+    ...(facts.schema === null ? {} : { schema: shortened(facts.schema) }),
     ...(facts.afterOpen === undefined ? {} : { afterOpen: facts.afterOpen }),
     ...(facts.unvalidated.length === 0 ? {} : { unvalidatedConstraints: facts.unvalidated }),
   };

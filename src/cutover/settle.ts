@@ -2,6 +2,7 @@
 // again after a kill. The certificate is on disk before anything that it was made from is removed.
 import { cutoverNotes, type VerdictsNote } from '../model/cutover-notes.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
+import type { SchemaVerdict } from '../model/schema-plan.ts';
 import type { Certificate, SequenceVerdict, TableVerdict } from '../model/task.ts';
 import { removeBookkeeping } from '../postgres/bookkeeping.ts';
 import { dropPublication } from '../postgres/publication.ts';
@@ -30,9 +31,11 @@ const OPENING_LOCK_TIMEOUT = '5s';
 export async function settle(
   scope: TaskScope,
   hold: HoldSnapshots = () => Promise.resolve(null),
+  compareSchema: SchemaComparison = () => Promise.resolve(null),
 ): Promise<{ certificate: Certificate; cleanupPending: boolean }> {
   const certificate =
-    scope.checkpoints.get<Certificate>(cutoverNotes.certificate) ?? (await certify(scope, hold));
+    scope.checkpoints.get<Certificate>(cutoverNotes.certificate) ??
+    (await certify(scope, hold, compareSchema));
   scope.failpoint('finalize.before-source-cleanup');
   const attempts = new Attempts(scope);
   await attempts.run('source', 'slot', () => dropSlot(scope));
@@ -56,7 +59,14 @@ export interface HeldSnapshots {
 
 export type HoldSnapshots = (scope: TaskScope) => Promise<HeldSnapshots | null>;
 
-async function certify(scope: TaskScope, hold: HoldSnapshots): Promise<Certificate> {
+/** What schema/compare.ts does; the domain folders do not know each other. */
+type SchemaComparison = (scope: TaskScope) => Promise<SchemaVerdict | null>;
+
+async function certify(
+  scope: TaskScope,
+  hold: HoldSnapshots,
+  compareSchema: SchemaComparison,
+): Promise<Certificate> {
   const verdicts = scope.checkpoints.get<VerdictsNote>(cutoverNotes.verdicts);
   const sequences = scope.checkpoints.get<readonly SequenceVerdict[]>(cutoverNotes.sequences);
   if (!verdicts || !sequences) throw new MigrationError('internal', 'no verdicts or sequences to certify');
@@ -74,11 +84,12 @@ async function certify(scope: TaskScope, hold: HoldSnapshots): Promise<Certifica
     const unvalidated = await validateConstraints(scope);
     await analyzeTarget(scope);
     const tables = snapshots ? await snapshots.digest(verdicts.tables) : verdicts.tables;
+    const schema = await compareSchema(scope);
     const { rows } = await scope.target.query<{ version: string }>(
       `select current_setting('server_version') as version`,
     );
     const targetVersion = rows[0]?.version ?? 'unknown';
-    const certificate = makeCertificate(scope, { targetVersion, tables, unvalidated, afterOpen });
+    const certificate = makeCertificate(scope, { targetVersion, tables, schema, unvalidated, afterOpen });
     scope.checkpoints.set(cutoverNotes.certificate, certificate);
     return certificate;
   } finally {

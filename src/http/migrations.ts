@@ -182,6 +182,9 @@ export function apiRoutes(service: Service, options: ApiOptions): Hono {
   path(app, '/migrations/:id/tables', {
     get: bare(async (c) => answer(c, { tables: await service.getTables(idOf(c)) })),
   });
+  path(app, '/migrations/:id/schema', {
+    get: bare(async (c) => answer(c, await service.getSchema(idOf(c)))),
+  });
   path(app, '/migrations/:id/validation', {
     get: bare(async (c) => answer(c, await service.getValidation(idOf(c)))),
   });

@@ -114,3 +114,24 @@ export interface SchemaVerdict {
   /** Why it could not be compared; null when it was. */
   readonly error: string | null;
 }
+
+/** `GET /api/v1/migrations/{id}/schema`. */
+export interface SchemaView {
+  /** False until creatingTables has planned: everything else is empty then. */
+  readonly planned: boolean;
+  readonly tables: readonly TableMapping[];
+  readonly roots: readonly TableMapping[];
+  readonly sequences: readonly PlannedSequence[];
+  readonly findings: readonly Finding[];
+  /** In the order of the plan. */
+  readonly statements: readonly {
+    readonly n: number;
+    readonly phase: StatementPhase;
+    readonly object: string;
+    readonly table: string | null;
+    readonly state: 'pending' | 'done';
+    readonly sql: string;
+  }[];
+  /** Null until the target is complete. */
+  readonly comparison: SchemaVerdict | null;
+}

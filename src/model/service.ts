@@ -2,6 +2,7 @@
 import type { TaskRequest } from './request.ts';
 import type { Finding } from './finding.ts';
 import type { CutoverForecast } from './forecast.ts';
+import type { SchemaView } from './schema-plan.ts';
 import type { ValidationView } from './validation.ts';
 import type { Certificate, TaskState, TaskView, TableProgress, TaskProgress } from './task.ts';
 
@@ -93,6 +94,8 @@ export interface Service {
     readonly state?: TaskState;
   }): Promise<TaskPage>;
   getTables(id: string): Promise<readonly TableProgress[]>;
+  /** The plan of the schema work, each statement with its state, and the comparison of both sides. */
+  getSchema(id: string): Promise<SchemaView>;
   /** Runs the checks of `init` without making a task. */
   preflight(request: TaskRequest): Promise<readonly Finding[]>;
   /** Journal events after `sinceSeq`, then live ones, until `signal` aborts. `id` absent: every task. */

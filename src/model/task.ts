@@ -257,6 +257,17 @@ export interface SequenceVerdict {
   readonly isCalled: boolean;
 }
 
+export interface SchemaSummary {
+  readonly equal: boolean;
+  /** Statements of the source that were looked for. */
+  readonly statements: number;
+  readonly differencesTotal: number;
+  /** The first objects that differ. */
+  readonly differences: readonly string[];
+  /** Why it could not be compared; null when it was. */
+  readonly error: string | null;
+}
+
 /** What was compared, at which position, with what result. Kept with the task until DELETE. */
 export interface Certificate {
   readonly taskId: string;
@@ -282,6 +293,8 @@ export interface Certificate {
   readonly afterOpen?: 'done' | ErrorReport;
   /** SHA-256 of all the rest. */
   readonly hash: string;
+  /** Both schemas when the target was complete. A difference stops nothing: the target is open by then. */
+  readonly schema?: SchemaSummary;
   /** Constraints that existing rows violate, on the source as well; they stay NOT VALID. Absent when there are none. */
   readonly unvalidatedConstraints?: readonly string[];
 }

@@ -5,14 +5,16 @@ import type { ObjectAddress, PlannedStatement } from '../model/schema-plan.ts';
 import { MigrationError } from '../model/errors.ts';
 import { fromPostgres } from './errors.ts';
 import type { Session } from './connections.ts';
-import type { TaskScope } from './task-scope.ts';
+import { noteStatements, type TaskScope } from './task-scope.ts';
 
 /** Numbers of the statements that are done. */
 export async function statementsDone(scope: TaskScope): Promise<Set<number>> {
   const { rows } = await scope.target.query<{ n: number }>('select n from dts.statement where task_id = $1', [
     scope.taskId,
   ]);
-  return new Set(rows.map((row) => row.n));
+  const numbers = rows.map((row) => row.n);
+  noteStatements(scope, numbers, true);
+  return new Set(numbers);
 }
 
 /**
@@ -125,6 +127,7 @@ async function runOnce(
       ],
     );
     await client.query('commit');
+    noteStatements(scope, [statement.n], false);
   } catch (error) {
     await client.query('rollback').catch(() => undefined);
     throw statementError(scope, statement, error);

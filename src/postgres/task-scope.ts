@@ -1,7 +1,8 @@
 // What a domain step (preflight, schema, copy, sync, cutover, validate) gets to work with. The runtime makes one per
 // running activity; tests make their own. Domain code knows neither actors nor SQLite nor HTTP.
 import type { Failpoint } from '../model/failpoints.ts';
-import type { SchemaPlan } from '../model/schema-plan.ts';
+import { withNumbers, type NumberRange } from '../model/number-ranges.ts';
+import type { SchemaPlan, SchemaVerdict, SchemaView } from '../model/schema-plan.ts';
 import type { SyncStatus, TableProgress, TaskSpec } from '../model/task.ts';
 import { MigrationError } from '../model/errors.ts';
 import type { Side } from './connections.ts';
@@ -59,6 +60,37 @@ export function findSchemaPlan(scope: {
   readonly checkpoints: Pick<Checkpoints, 'get'>;
 }): SchemaPlan | undefined {
   return scope.checkpoints.get<SchemaPlan>(SCHEMA_PLAN);
+}
+
+/** For the API: what is committed on the target, as `[first, last]` numbers; the journal there is the truth. */
+const STATEMENTS_DONE = 'statementsDone';
+export const SCHEMA_VERDICT = 'schemaVerdict';
+
+export function noteStatements(scope: TaskScope, numbers: readonly number[], replace: boolean): void {
+  const known = replace ? [] : (scope.checkpoints.get<NumberRange[]>(STATEMENTS_DONE) ?? []);
+  scope.checkpoints.set(STATEMENTS_DONE, withNumbers(known, numbers));
+}
+
+/** The schema work of a task as its checkpoints tell it; `get` reads one. */
+export function schemaViewOf(get: (key: string) => unknown): SchemaView {
+  const plan = get(SCHEMA_PLAN) as SchemaPlan | undefined;
+  const done = (get(STATEMENTS_DONE) as NumberRange[] | undefined) ?? [];
+  return {
+    planned: plan !== undefined,
+    tables: (plan?.tables ?? []).map(({ source, target }) => ({ source, target })),
+    roots: plan?.roots ?? [],
+    sequences: plan?.sequences ?? [],
+    findings: plan?.findings ?? [],
+    statements: (plan?.statements ?? []).map(({ n, phase, object, table, sql }) => ({
+      n,
+      phase,
+      object,
+      table,
+      state: done.some(([first, last]) => n >= first && n <= last) ? 'done' : 'pending',
+      sql,
+    })),
+    comparison: (get(SCHEMA_VERDICT) as SchemaVerdict | undefined) ?? null,
+  };
 }
 
 /** The plan that creatingTables made; every later step relies on it. */

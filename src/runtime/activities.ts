@@ -12,6 +12,7 @@ import { asMigrationError } from '../model/errors.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { runPreflight } from '../preflight/run.ts';
+import { compareSchema } from '../schema/compare.ts';
 import { createTables } from '../schema/create-tables.ts';
 import { runStream } from '../sync/stream.ts';
 import { compareTables } from '../validate/compare.ts';
@@ -64,7 +65,7 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
   },
   settle: async (scope) => {
     scope.failpoint('finalize.after-point-of-no-return');
-    return settle(scope, holdSnapshots);
+    return settle(scope, holdSnapshots, compareSchema);
   },
   cleanUp: async ({ taskId, signal }, host) => {
     // What the task was given up for may be a network that swallows everything: on a connection from before, a

@@ -8,8 +8,8 @@ import type { TaskCommand } from '../../machines/task-context.ts';
 import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
 import { liftFence } from '../cutover/clean-up.ts';
 import { forecastCutover } from '../cutover/forecast.ts';
-import { MigrationError } from '../model/errors.ts';
-import type { Finding } from '../model/finding.ts';
+import { asMigrationError, MigrationError } from '../model/errors.ts';
+import { isBlocked, type Finding } from '../model/finding.ts';
 import { invalidRequest, parseRequest, type TaskRequest } from '../model/request.ts';
 import type {
   CommandResult,
@@ -23,6 +23,7 @@ import type { CutoverForecast } from '../model/forecast.ts';
 import type { ValidationView } from '../model/validation.ts';
 import { forecastComparison } from '../validate/forecast.ts';
 import { validationView } from '../validate/notes.ts';
+import type { SchemaView } from '../model/schema-plan.ts';
 import {
   isEnded,
   taskStates,
@@ -32,8 +33,9 @@ import {
   type TaskView,
 } from '../model/task.ts';
 import { TaskConnections } from '../postgres/connections.ts';
-import { findSchemaPlan, type Log, type TaskScope } from '../postgres/task-scope.ts';
+import { findSchemaPlan, schemaViewOf, type Log, type TaskScope } from '../postgres/task-scope.ts';
 import { runPreflight } from '../preflight/run.ts';
+import { planFindings } from '../schema/create-tables.ts';
 import type { EventHub } from './event-hub.ts';
 import { referencedPassword, type SecretVault } from './secrets.ts';
 import type { Supervisor } from './supervisor.ts';
@@ -74,6 +76,21 @@ const alreadyHolds: Readonly<Record<TaskCommand['type'], readonly TaskState[]>> 
   CANCEL: ['cancelling', 'cancelled'],
   ABANDON: ['failing', 'failed'],
 };
+
+/** What planning the schema has to say; that it cannot be planned is said, too. */
+async function planned(scope: TaskScope): Promise<Finding[]> {
+  try {
+    return await planFindings(scope);
+  } catch (error) {
+    const { code, message, hint } = asMigrationError(error);
+    return [{ code, severity: 'blocking', object: 'schema', message, remedy: hint ?? null }];
+  }
+}
+
+function withoutRepeats(findings: readonly Finding[]): Finding[] {
+  const byKey = new Map(findings.map((finding) => [`${finding.code} ${finding.object}`, finding]));
+  return [...byKey.values()];
+}
 
 export class MigrationService implements Service {
   readonly #parts: ServiceParts;
@@ -276,6 +293,11 @@ export class MigrationService implements Service {
     return this.#supervisor.telemetryOf(id).tables;
   }
 
+  async getSchema(id: string): Promise<SchemaView> {
+    this.#supervisor.row(id);
+    return schemaViewOf((key) => this.#supervisor.notes.checkpoint(id, key));
+  }
+
   async preflight(request: TaskRequest): Promise<readonly Finding[]> {
     const { id = `preflight_${randomBytes(4).toString('hex')}`, spec, secrets } = parseRequest(request);
     const endpoints = { source: spec.sourceDb, target: spec.targetDb };
@@ -304,7 +326,9 @@ export class MigrationService implements Service {
       failpoint: ignore,
     };
     try {
-      return await runPreflight(scope);
+      const findings = await runPreflight(scope);
+      // without connections or with tables that do not exist there is nothing to plan
+      return isBlocked(findings) ? findings : withoutRepeats([...findings, ...(await planned(scope))]);
     } finally {
       await connections.closeAll();
     }

@@ -3,7 +3,7 @@
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import type { SchemaDifference, SchemaVerdict } from '../model/schema-plan.ts';
-import type { TaskScope } from '../postgres/task-scope.ts';
+import { SCHEMA_VERDICT, type TaskScope } from '../postgres/task-scope.ts';
 import { chooseDumper, dumpSchema, majorOf } from './dump.ts';
 import { loosened, normalised } from './normalise.ts';
 import { describeEntry } from './plan-findings.ts';
@@ -15,8 +15,14 @@ import { isOurs } from './whole-database.ts';
 
 const SHOWN = 200;
 
-/** Never fails but when it is stopped: what could not be compared is a verdict, too. Errors: `aborted`. */
+/** Also kept as a checkpoint, for the API. Never fails but when it is stopped: what could not be compared is a verdict, too. Errors: `aborted`. */
 export async function compareSchema(scope: TaskScope): Promise<SchemaVerdict> {
+  const verdict = await compare(scope);
+  scope.checkpoints.set(SCHEMA_VERDICT, verdict);
+  return verdict;
+}
+
+async function compare(scope: TaskScope): Promise<SchemaVerdict> {
   const comparedAt = new Date().toISOString();
   try {
     const input = await readPlanInput(scope);

@@ -7,7 +7,12 @@ import { relationKey, type RelationName } from '../model/relation.ts';
 import type { PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
 import { ensureBookkeeping } from '../postgres/bookkeeping.ts';
 import type { Session, Side } from '../postgres/connections.ts';
-import { runStatement, statementsDone } from '../postgres/statement-journal.ts';
+import {
+  runStatement,
+  statementError,
+  statementsDone,
+  tryStatements,
+} from '../postgres/statement-journal.ts';
 import { findSchemaPlan, saveSchemaPlan, type TaskScope } from '../postgres/task-scope.ts';
 import { planSchema } from './plan.ts';
 
@@ -32,10 +37,45 @@ export async function createTables(scope: TaskScope): Promise<{ findings: Findin
       await execute(scope, session, statement);
       scope.failpoint('creatingTables.mid-statements');
     }
+    await rehearseRest(scope, session, plan);
   } finally {
     await session.close();
   }
   return { findings: [...plan.findings] };
+}
+
+const REHEARSED = 'schemaRehearsed';
+/** Each relation takes a lock until the end of the transaction, and the server's table of locks is for all. */
+const MAX_REHEARSED = 1_000;
+
+/**
+ * Keys, indexes, foreign keys, triggers, views … on the tables while they are empty, in a transaction that is rolled
+ * back: what would fail after hours of copying fails now.
+ */
+async function rehearseRest(scope: TaskScope, session: Session, plan: SchemaPlan): Promise<void> {
+  const rest = plan.statements.filter(
+    ({ phase }) => phase !== 'pre-data' && phase !== 'validate' && phase !== 'refresh',
+  );
+  if (rest.length > MAX_REHEARSED || scope.checkpoints.get(REHEARSED) !== undefined) return;
+  const { client } = session;
+  let running = rest[0];
+  try {
+    await client.query('begin');
+    await client.query('select set_config($1, $2, true)', ['lock_timeout', LOCK_TIMEOUT]);
+    await tryStatements(client, rest, (statement) => {
+      scope.signal.throwIfAborted();
+      running = statement;
+      scope.progress.setWaitingFor(`rehearsal of ${statement.object} on the target`);
+    });
+    await client.query('rollback');
+    scope.checkpoints.set(REHEARSED, true);
+  } catch (error) {
+    await client.query('rollback').catch(() => undefined);
+    if (running === undefined) throw error;
+    throw statementError(scope, running, error);
+  } finally {
+    scope.progress.setWaitingFor(null);
+  }
 }
 
 /**

@@ -92,6 +92,14 @@ test.each([13, 16] as const)(
 
     // the target can be written to: sequences and identities go on where the source stood
     await pair.target.query(`insert into public.users_migrated (email) values ('new@example.org')`);
+    // both sides' dumps differ in the new names only
+    expect(task).toMatchObject({ certificate: { schema: { equal: true, differences: [], error: null } } });
+    const schema = await service.call('GET', `/migrations/${id}/schema`);
+    expect(schema.body).toMatchObject({ planned: true, comparison: { equal: true, differences: [] } });
+    const { statements } = schema.body as { statements: { state: string; sql: string }[] };
+    expect(statements.filter(({ state }) => state !== 'done')).toEqual([]);
+    expect(statements.some(({ sql }) => sql.startsWith('CREATE TABLE public."orders_migrated"'))).toBe(true);
+    expect((await service.call('GET', `/migrations/${id}/schema?x=1`)).status).toBe(400);
     await pair.target.query(`insert into public.orders_migrated (user_id, total) values (1, 1)`);
     await expect(
       pair.target.query(`insert into public.orders_migrated (user_id, total) values (-1, 1)`),

@@ -423,6 +423,7 @@ describe('what is not there', () => {
     ['GET', '/tables'],
     ['GET', '/validation'],
     ['GET', '/certificate'],
+    ['GET', '/schema'],
     ['GET', '/events'],
     ['GET', '/machine'],
     ...['start', 'pause', 'resume', 'cancel', 'cutover', 'validate', 'unfence', 'abandon'].map(

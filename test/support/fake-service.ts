@@ -3,6 +3,7 @@
 import { MigrationError } from '../../src/model/errors.ts';
 import type { Finding } from '../../src/model/finding.ts';
 import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
+import type { SchemaView } from '../../src/model/schema-plan.ts';
 import type {
   CommandResult,
   Inspection,
@@ -23,6 +24,7 @@ import {
   type TaskView,
 } from '../../src/model/task.ts';
 import type { CutoverForecast } from '../../src/model/forecast.ts';
+import { schemaViewOf } from '../../src/postgres/task-scope.ts';
 import type { ValidationView } from '../../src/model/validation.ts';
 
 const NOW = '2026-01-02T03:04:05.000Z';
@@ -201,6 +203,10 @@ export class FakeService implements Service {
 
   getTables(id: string): Promise<readonly TableProgress[]> {
     return this.#answer('getTables', [id], () => (this.#find(id), this.tables));
+  }
+
+  getSchema(id: string): Promise<SchemaView> {
+    return this.#answer('getSchema', [id], () => (this.#find(id), schemaViewOf(() => undefined)));
   }
 
   preflight(request: TaskRequest): Promise<readonly Finding[]> {

@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { withNumbers } from '../../src/model/number-ranges.ts';
 import type { MigrationError } from '../../src/model/errors.ts';
 import { bigintToLsn, compareLsn, lagBytes, lsnToBigint } from '../../src/model/lsn.ts';
 import { isVisible, parsePgSnapshot, widenXid } from '../../src/model/pg-snapshot.ts';
@@ -249,4 +250,18 @@ describe('create request', () => {
 
 test('retry delays grow to a minute and no further', () => {
   expect([1, 2, 3, 20].map((attempt) => retryDelayMs(attempt, 0.5))).toEqual([500, 1_000, 2_000, 60_000]);
+});
+
+test('ranges hold exactly the numbers given, in whatever order', () => {
+  fc.assert(
+    fc.property(fc.array(fc.nat(40)), fc.array(fc.nat(40)), (first, second) => {
+      const ranges = withNumbers(withNumbers([], first), second);
+      const held = ranges.flatMap(([from, to]) => Array.from({ length: to - from + 1 }, (_, n) => from + n));
+      expect(held).toEqual([...new Set([...first, ...second])].sort((a, b) => a - b));
+    }),
+  );
+  expect(withNumbers([[0, 3]], [4, 6])).toEqual([
+    [0, 4],
+    [6, 6],
+  ]);
 });
