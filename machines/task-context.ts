@@ -34,6 +34,9 @@ export interface TaskContext {
   readonly validationPass: number;
   readonly needsValidation: boolean;
   readonly validationClean: boolean;
+  /** Tables that are copied again: the last request, and how many there were. */
+  readonly recopyPass: number;
+  readonly recopyTables: readonly string[];
   /** Failed cutovers since the last request; spaces the tries of `cutover: auto`. */
   readonly cutoverFailures: number;
   /** End of the wait that is running: write stop, validation or the pause between automatic cutovers. ISO 8601. */
@@ -59,6 +62,8 @@ export type TaskCommand =
   | { readonly type: 'CUTOVER' }
   /** Begin the online validation anew. */
   | { readonly type: 'VALIDATE' }
+  /** Copy these tables again; `relationKey`s of the source. */
+  | { readonly type: 'RECOPY'; readonly tables: readonly string[] }
   | { readonly type: 'CANCEL'; readonly dropTarget?: boolean }
   | { readonly type: 'ABANDON'; readonly dropTarget?: boolean };
 
@@ -102,6 +107,8 @@ export function initialContext({ taskId, spec }: TaskInput): TaskContext {
     validationPass: 0,
     needsValidation: spec.options.cutoverMaxValidationAgeMs !== null,
     validationClean: false,
+    recopyPass: 0,
+    recopyTables: [],
     cutoverFailures: 0,
     deadlineAt: null,
     afterUnfencing: 'syncingWal',

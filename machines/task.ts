@@ -229,6 +229,16 @@ export const taskMachine = taskSetup.createMachine({
               },
               on: {
                 CUTOVER: { actions: assign({ cutoverRequested: true, cutoverFailures: 0 }) },
+                // back to the copy: the stream is started anew and waits for it
+                RECOPY: {
+                  target: '#task.replicating',
+                  reenter: true,
+                  actions: assign({
+                    recopyPass: ({ context }) => context.recopyPass + 1,
+                    recopyTables: ({ event }) => event.tables,
+                    error: null,
+                  }),
+                },
                 VALIDATE: {
                   actions: [
                     assign({ validationPass: ({ context }) => context.validationPass + 1 }),

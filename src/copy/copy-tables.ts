@@ -12,6 +12,7 @@ import { copyParts } from './copy-parts.ts';
 import { makeIndexBuilder, type IndexBuilder } from './indexes.ts';
 import { planParts } from './plan.ts';
 import { ensureCuts } from './plan-read.ts';
+import { forgetCopies } from './recopy.ts';
 import { Tally } from './tally.ts';
 import { Waits } from './waits.ts';
 
@@ -39,6 +40,7 @@ export async function copyTables(scope: TaskScope): Promise<void> {
     await endLeftovers(scope);
     const plan = schemaPlanOf(scope);
     const slotIncarnation = slotOf(scope).incarnation;
+    await forgetCopies(scope, plan, slotIncarnation);
     const parts = planParts(plan.tables, await ensureCuts(scope, plan.tables, slotIncarnation));
     const tally = new Tally(scope, parts);
     const encoding = await commonEncoding(scope);

@@ -21,6 +21,13 @@ const attaches = /\battach\s+partition\b/i;
 // ever did. The primary key is none of these: its value decides which part, hence which snapshot, a row is of.
 const isUnique = /^\s*create\s+unique\s+index\s|\badd\s+constraint\b[\s\S]*?\b(unique|exclude)\b/i;
 
+/** Whether the table has unique or exclusion constraints beside its primary key. */
+export function hasUnique(statements: readonly PlannedStatement[], table: string): boolean {
+  return statements.some(
+    (statement) => statement.table === table && statement.phase === 'index' && isUnique.test(statement.sql),
+  );
+}
+
 /**
  * Splits a table's groups for one whose parts were read under several snapshots: what must wait until the stream has
  * passed the last horizon, and, behind it, what may name it.

@@ -79,13 +79,19 @@ export function writeMarkerSql(
 export async function startOver(
   scope: TaskScope,
   slotIncarnation: string,
-  { relation, table }: CopyPart,
+  { relation, table }: Pick<CopyPart, 'relation' | 'table'>,
 ): Promise<void> {
   await scope.target.transaction(async (client) => {
     await client.query(`set local lock_timeout = '30s'`);
     // first the table: behind its lock a predecessor's part has ended, and its marker, if any, is seen
     await client.query(`truncate only ${identRelation(table.target)}`);
     await client.query(`delete from dts.part where ${ofTable(scope, slotIncarnation, relation)}`);
+    // what an online validation has found out about the rows is not true of those that will come
+    await client.query(
+      `insert into dts.changed (task_id, relation, keys)
+       select task_id, $2, null from dts.progress where task_id = $1 and tracking`,
+      [scope.taskId, relation],
+    );
   });
 }
 

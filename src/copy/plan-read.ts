@@ -31,6 +31,14 @@ export async function ensureCuts(
   return cuts;
 }
 
+/** From now on the table is one part. Only while it has no marker. */
+export function leaveWhole(scope: TaskScope, relation: string): void {
+  const stored = scope.checkpoints.get<StoredCuts>(COPY_CUTS);
+  if (!stored) return;
+  const { [relation]: _cut, ...cuts } = stored.cuts;
+  scope.checkpoints.set(COPY_CUTS, { ...stored, cuts } satisfies StoredCuts);
+}
+
 async function readCuts(
   scope: TaskScope,
   tables: readonly PlannedTable[],

@@ -185,6 +185,12 @@ export function apiRoutes(service: Service, options: ApiOptions): Hono {
   path(app, '/migrations/:id/schema', {
     get: bare(async (c) => answer(c, await service.getSchema(idOf(c)))),
   });
+  path(app, '/migrations/:id/tables/:name/recopy', {
+    post: bare(async (c) => {
+      await readFields(c, noFields);
+      return answer(c, (await service.recopyTable(idOf(c), c.req.param('name') ?? '')).task);
+    }),
+  });
   path(app, '/migrations/:id/validation', {
     get: bare(async (c) => answer(c, await service.getValidation(idOf(c)))),
   });

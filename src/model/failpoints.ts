@@ -8,6 +8,7 @@ export const failpoints = [
   'copy.before-marker-commit',
   'copy.marker-committed',
   'copy.before-index',
+  'copy.forgotten',
   'sync.before-target-commit',
   'sync.committed-not-acknowledged',
   'sync.batch-applied',

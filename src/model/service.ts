@@ -81,6 +81,11 @@ export interface Service {
   getCertificate(id: string): Promise<Certificate>;
   /** Begins the online validation anew; of a task that syncs. */
   validateTask(id: string): Promise<CommandResult>;
+  /**
+   * Copies one table again while the task follows its source (state syncingWal): its rows on the target are replaced. The
+   * stream waits meanwhile; everything else stays. `table` as in `tables` of the request.
+   */
+  recopyTable(id: string, table: string): Promise<CommandResult>;
   /** What the online validation knows of each table. */
   getValidation(id: string): Promise<ValidationView>;
   /** Lifts the fence that an ended task left on the source. */

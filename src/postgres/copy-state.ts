@@ -15,6 +15,11 @@ export function markCopyComplete(scope: TaskScope, { uniqueLater = false } = {})
   scope.checkpoints.set(COPY_COMPLETE, true);
 }
 
+/** Tables are copied again: the stream waits for `markCopyComplete` before it applies anything. */
+export function markCopyIncomplete(scope: TaskScope): void {
+  scope.checkpoints.set(COPY_COMPLETE, false);
+}
+
 /** Whether unique constraints are built while the stream runs: it then waits for their locks as long as it takes. */
 export function isUniqueLater(scope: TaskScope): boolean {
   return scope.checkpoints.get<boolean>(UNIQUE_LATER) === true;

@@ -2,6 +2,7 @@
 import { fromCallback, fromPromise, type EventObject } from 'xstate';
 import type { Activities, ActivityName, TaskRef } from '../../machines/activities.ts';
 import { copyTables } from '../copy/copy-tables.ts';
+import { acceptRecopy, type RecopyRequest } from '../copy/recopy.ts';
 import { analyzeTarget } from '../cutover/analyze.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
 import { drain } from '../cutover/drain.ts';
@@ -27,6 +28,8 @@ export interface ActivityHost {
   dropTargetOf(taskId: string): boolean;
   /** How often a new online validation was asked for. */
   validationPassOf(taskId: string): number;
+  /** The last request to copy tables again. */
+  recopyOf(taskId: string): RecopyRequest;
   releaseConnections(taskId: string): Promise<void>;
 }
 
@@ -94,7 +97,11 @@ function streamLogic(host: ActivityHost) {
       if (!signal.aborted) sendBack(event);
     };
     host.runner
-      .run(taskId, 'stream', signal, () => runStream(host.scopeOf(taskId, signal), emit))
+      .run(taskId, 'stream', signal, () => {
+        const scope = host.scopeOf(taskId, signal);
+        acceptRecopy(scope, host.recopyOf(taskId));
+        return runStream(scope, emit);
+      })
       .catch((error: unknown) => emit({ type: 'STREAM_FAILED', error: asMigrationError(error).toReport() }));
     return () => controller.abort();
   });

@@ -10,6 +10,7 @@ import { liftFence } from '../cutover/clean-up.ts';
 import { forecastCutover } from '../cutover/forecast.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { isBlocked, type Finding } from '../model/finding.ts';
+import { parseRelationName, relationKey } from '../model/relation.ts';
 import { invalidRequest, parseRequest, type TaskRequest } from '../model/request.ts';
 import type {
   CommandResult,
@@ -73,6 +74,7 @@ const alreadyHolds: Readonly<Record<TaskCommand['type'], readonly TaskState[]>> 
   ],
   CUTOVER: ['stoppingWrites', 'validating', 'finalizing', 'completed'],
   VALIDATE: [],
+  RECOPY: [],
   CANCEL: ['cancelling', 'cancelled'],
   ABANDON: ['failing', 'failed'],
 };
@@ -194,6 +196,19 @@ export class MigrationService implements Service {
       hint: 'a certificate is made when the cutover is completed',
       details: { state },
     });
+  }
+
+  async recopyTable(id: string, table: string): Promise<CommandResult> {
+    const known = (await this.getTables(id)).map((each) => each.table);
+    let name = table;
+    try {
+      name = relationKey(parseRelationName(table));
+    } catch {
+      // told below, with the names that there are
+    }
+    if (!known.includes(name))
+      throw invalidRequest([{ field: 'name', message: `${table} is none of the tables of this task` }]);
+    return this.#command(id, { type: 'RECOPY', tables: [name] });
   }
 
   async validateTask(id: string): Promise<CommandResult> {

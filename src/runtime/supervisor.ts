@@ -8,6 +8,7 @@ import { managerMachine } from '../../machines/manager.ts';
 import type { TaskCommand, TaskMachineEvent } from '../../machines/task-context.ts';
 import { taskStateOf } from '../../machines/task-state.ts';
 import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
+import type { RecopyRequest } from '../copy/recopy.ts';
 import { asMigrationError, isStoreFailure, MigrationError, type ErrorReport } from '../model/errors.ts';
 import type { Failpoint } from '../model/failpoints.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
@@ -271,6 +272,11 @@ export class Supervisor implements TaskManager, ActivityHost {
 
   validationPassOf(taskId: string): number {
     return restingSnapshot(this.row(taskId)).context.validationPass;
+  }
+
+  recopyOf(taskId: string): RecopyRequest {
+    const { recopyPass, recopyTables } = restingSnapshot(this.row(taskId)).context;
+    return { pass: recopyPass, tables: recopyTables };
   }
 
   telemetryOf(taskId: string): TaskTelemetry {

@@ -143,6 +143,10 @@ export class FakeService implements Service {
     });
   }
 
+  recopyTable(id: string, table: string): Promise<CommandResult> {
+    return this.#answer('recopyTable', [id, table], () => ({ task: this.#find(id), changed: true }));
+  }
+
   validateTask(id: string): Promise<CommandResult> {
     return this.#answer('validateTask', [id], () => ({ task: this.#find(id), changed: true }));
   }

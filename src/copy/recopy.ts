@@ -1,0 +1,85 @@
+// Tables that are copied again while a task follows its source (a repair, or doubt about their rows). The statechart goes
+// back to migratingData: the stream that ran has ended and the next one waits for the copy, so that no change is applied
+// to a table between its old rows and its new ones. The new markers then tell what the new rows have already seen, as
+// after any copy: nothing else is read again, and nothing that was streamed is lost.
+import { MigrationError } from '../model/errors.ts';
+import { relationKey } from '../model/relation.ts';
+import type { SchemaPlan } from '../model/schema-plan.ts';
+import { markCopyIncomplete } from '../postgres/copy-state.ts';
+import { sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { hasUnique } from './index-plan.ts';
+import { startOver } from './markers.ts';
+import { leaveWhole } from './plan-read.ts';
+
+/** What the statechart remembers of the requests so far. */
+export interface RecopyRequest {
+  /** Number of the last request; 0: none yet. */
+  readonly pass: number;
+  /** `relationKey`s of source tables of the plan. */
+  readonly tables: readonly string[];
+}
+
+const RECOPY = 'recopy';
+const END_POLL_MS = 50;
+const END_TIMEOUT_MS = 30_000;
+
+/** Checkpoint: `pending` until the old rows are gone. */
+interface RecopyRecord extends RecopyRequest {
+  readonly pending: boolean;
+}
+
+/**
+ * Takes a new request in, before the stream of its `replicating` begins: from here on the copy is incomplete. Doing it
+ * again with the same request changes nothing.
+ */
+export function acceptRecopy(scope: TaskScope, request: RecopyRequest): void {
+  const known = scope.checkpoints.get<RecopyRecord>(RECOPY);
+  if (request.pass === (known?.pass ?? 0)) return;
+  markCopyIncomplete(scope);
+  scope.checkpoints.set(RECOPY, { ...request, pending: true } satisfies RecopyRecord);
+}
+
+/**
+ * Removes the rows and markers of the tables asked for; copyTables then finds them uncopied. Killed in between, it begins
+ * again: none of their parts has been read yet.
+ */
+export async function forgetCopies(
+  scope: TaskScope,
+  plan: SchemaPlan,
+  slotIncarnation: string,
+): Promise<void> {
+  const record = scope.checkpoints.get<RecopyRecord>(RECOPY);
+  if (record?.pending !== true) return;
+  await endAppliers(scope);
+  for (const relation of record.tables) {
+    const table = plan.tables.find(({ source }) => relationKey(source) === relation);
+    if (!table)
+      throw new MigrationError('internal', `${relation} is to be copied again and is not in the plan`);
+    // Its unique constraints stand already: two snapshots may hold one value in two rows, so one must read it all.
+    if (hasUnique(plan.statements, relation)) leaveWhole(scope, relation);
+    await startOver(scope, slotIncarnation, { relation, table });
+    scope.failpoint('copy.forgotten');
+  }
+  scope.checkpoints.set(RECOPY, { ...record, pending: false } satisfies RecopyRecord);
+}
+
+/**
+ * Waits until the sessions of the stream that was stopped are gone from the target. A backend goes on with what it has
+ * been sent after its client has left: such a batch must not commit between the old rows and the new ones.
+ */
+async function endAppliers(scope: TaskScope): Promise<void> {
+  for (const deadline = Date.now() + END_TIMEOUT_MS; ; ) {
+    const { rowCount } = await scope.target.query(
+      `select pg_terminate_backend(pid) from pg_stat_activity
+        where datname = current_database() and application_name = $1`,
+      [`dts/${scope.taskId}/target/apply`],
+    );
+    if (rowCount === 0) return;
+    if (Date.now() > deadline)
+      throw new MigrationError(
+        'deadline_exceeded',
+        'target: the session that applied the stream does not end',
+      );
+    await sleep(END_POLL_MS, scope.signal);
+  }
+}
