@@ -1,0 +1,80 @@
+// Sixty deaths of the stream at random moments under writers, and every change is on the target once. A death is what the
+// servers see of a SIGKILL: every socket closed in the middle of whatever it carries, all memory gone; or one backend of
+// ours ended on its server. (test/crash kills the whole service at named places.)
+import { expect, test } from 'vitest';
+import type { CatchUpSizes } from '../../src/postgres/slot-feed.ts';
+import { makePair, waitFor } from '../support/databases.ts';
+import { randomTables, startWriters } from '../support/random-writers.ts';
+import { contents, copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
+import { makeScope, type TestScope } from '../support/scope.ts';
+
+const KILLS = 60;
+/** So small that both feeds are met. */
+const sizes: CatchUpSizes = { fromBytes: 60_000, toBytes: 20_000, chunkBytes: 60_000 };
+
+test.each([16, 18] as const)(
+  'no change of %i is lost or doubled by sixty kills at random moments',
+  async (major) => {
+    const pair = await makePair({ source: major });
+    let scope: TestScope = await prepare(
+      pair,
+      `${randomTables}; create table public.counter (id int primary key, n int not null)`,
+    );
+    await pair.source.query('insert into public.counter select g, 0 from generate_series(1, 40) g');
+    let stream = startStream(scope, sizes);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(scope, pair);
+    await drainStream(scope, pair, stream);
+    const writers = startWriters(pair.source, major, 2);
+    let counting = true;
+    const count = async (): Promise<number> => {
+      const client = await pair.source.connect();
+      let rounds = 0;
+      // A change that is applied twice, or not at all, stays visible in the sums.
+      for (; counting; rounds++) await client.query('update public.counter set n = n + 1');
+      return rounds;
+    };
+    const counted = count();
+    let random = major * 7_919;
+    const below = (most: number): number => {
+      random = (Math.imul(random, 1_103_515_245) + 12_345) & 0x7fffffff;
+      return random % most;
+    };
+    let restarts = 0;
+    for (let kill = 0; kill < KILLS; kill++) {
+      await new Promise((resolve) => setTimeout(resolve, below(120))); // the random moment itself
+      const one = below(4);
+      if (one < 2 && stream.failure() === null) {
+        const name = one === 0 ? 'target/apply' : 'source/%';
+        await pair[one === 0 ? 'target' : 'source'].query(
+          'select pg_terminate_backend(pid) from pg_stat_activity where application_name like $1',
+          [`dts/${scope.taskId}/${name}`],
+        );
+        if (below(2) === 0) continue; // it connects again by itself, or is killed while it waits
+      }
+      const dead = stream;
+      const closed = scope.connections.closeAll();
+      scope = makeScope(pair, {}, scope);
+      stream = startStream(scope, sizes);
+      restarts++;
+      await Promise.all([closed, dead.stop()]);
+    }
+    await writers.stop();
+    counting = false;
+    const rounds = await counted;
+    if (stream.failure() !== null) {
+      scope = makeScope(pair, {}, scope);
+      stream = startStream(scope, sizes);
+    }
+    await drainStream(scope, pair, stream);
+    const source = await contents(scope, pair.source, 'source');
+    expect(await contents(scope, pair.target, 'target')).toEqual(source);
+    const { rows } = await pair.target.query<{ low: number; high: number }>(
+      'select min(n) as low, max(n) as high from public.counter',
+    );
+    expect(rows[0]).toEqual({ low: rounds, high: rounds });
+    expect(restarts).toBeGreaterThan(KILLS / 3);
+    await waitFor(() => stream.failure() === null);
+    await stream.stop();
+  },
+);
