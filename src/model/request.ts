@@ -139,6 +139,11 @@ const options = z.strictObject({
   validationMaxRowsPerSecond: z.int().min(1_000).nullable().default(null),
   cutoverMaxValidationAgeMs: milliseconds.nullable().default(null),
   slotTimeoutMs: milliseconds.default(300_000),
+  maxRetainedWalBytes: z
+    .int()
+    .min(64 * 1024 * 1024)
+    .nullable()
+    .default(null),
   copyJobs: z.int().min(1).max(32).default(4),
   indexJobs: z.int().min(1).max(32).default(2),
   exclude: z

@@ -107,6 +107,8 @@ export interface TaskOptions {
   readonly cutoverMaxValidationAgeMs: number | null;
   /** Longest wait for write transactions when the slot is created and at the copy barrier. */
   readonly slotTimeoutMs: number;
+  /** More WAL than this the source never keeps for a running task: its slot is dropped then. Null: no cap. */
+  readonly maxRetainedWalBytes: number | null;
   /** Parts copied at once. */
   readonly copyJobs: number;
   /** Indexes built at once. */
@@ -160,12 +162,25 @@ export interface TableProgress {
 export interface SyncStatus {
   /** `pg_current_wal_lsn()` of the source at `sampledAt`. */
   readonly sourceLsn: Lsn;
+  /** What the source has sent; null while its slot functions feed the stream, or nothing does. */
+  readonly sentLsn: Lsn | null;
   /** Last WAL end that the walsender told us. */
   readonly receivedLsn: Lsn;
   /** End LSN of the last source transaction committed on the target. */
   readonly appliedLsn: Lsn;
+  /** What the slot has been told: durable on the target, and noted there; null without a slot. */
+  readonly flushedLsn: Lsn | null;
   /** sourceLsn − appliedLsn. */
   readonly lagBytes: number;
+  /** How long ago the source stood at appliedLsn, to half a second; at least, where that was before we looked first. */
+  readonly lagSeconds: number;
+  /** WAL that the source writes, and that is applied, a second; over the last minute at most. */
+  readonly sourceBytesPerSecond: number;
+  readonly appliedBytesPerSecond: number;
+  /** Seconds until appliedLsn meets sourceLsn at these rates; null: never, or nothing is known yet. */
+  readonly catchUpSeconds: number | null;
+  /** While behind: the side that is waited for. */
+  readonly limitedBy: 'source' | 'target' | null;
   /** Changes applied a second, over the last sampling interval. */
   readonly changesPerSecond: number;
   readonly transactionsApplied: number;
@@ -174,6 +189,15 @@ export interface SyncStatus {
     readonly walStatus: string | null;
     readonly retainedBytes: number;
     readonly confirmedFlushLsn: Lsn | null;
+    readonly restartLsn: Lsn | null;
+    /** WAL that may still be written before the slot is lost; null: no limit (max_slot_wal_keep_size). */
+    readonly safeWalBytes: number | null;
+    /** Seconds until then at the present rate; null: never. */
+    readonly secondsUntilLost: number | null;
+    /** Written to disk by decoding on the source; null before PostgreSQL 14. */
+    readonly spillBytes: number | null;
+    /** What endangers it, and the remedy, in words. */
+    readonly warning: string | null;
   } | null;
   /** ISO 8601. */
   readonly sampledAt: string;

@@ -1,6 +1,9 @@
-// The messages of PostgreSQL's `pgoutput` plugin, protocol 1, decoded from Buffers. Pure; src/sync calls it for
-// what its short ways do not take. What we never request (streamed and two-phase transactions) and what is malformed becomes a typed
-// error with its offset. Format: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
+// The messages of PostgreSQL's `pgoutput` plugin, protocols 1 to 4, decoded from Buffers. Pure; src/sync calls it for what
+// its short ways do not take. What is malformed becomes a typed error with its offset.
+// Format: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
+//
+// Between Stream Start and Stream Stop (option `streaming`, from protocol 2 on) a relation, type, change or message begins
+// with the id of its (sub)transaction: whoever decodes a stream calls `decodeStreamed`.
 import { isUtf8 } from 'node:buffer';
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, type Lsn } from '../model/lsn.ts';
@@ -89,6 +92,52 @@ export interface LogicalMessage {
   readonly content: Buffer;
 }
 
+/** A part of a transaction that is still running begins; `first`: its first part. */
+export interface StreamStartMessage {
+  readonly tag: 'stream-start';
+  readonly xid: number;
+  readonly first: boolean;
+}
+
+export interface StreamCommitMessage {
+  readonly tag: 'stream-commit';
+  readonly xid: number;
+  readonly commitLsn: Lsn;
+  readonly endLsn: Lsn;
+  readonly commitTime: bigint;
+}
+
+/** The (sub)transaction `subXid` was rolled back; the whole one when both are the same. */
+export interface StreamAbortMessage {
+  readonly tag: 'stream-abort';
+  readonly xid: number;
+  readonly subXid: number;
+  /** Protocol 4 with `streaming 'parallel'`, else null. */
+  readonly abortLsn: Lsn | null;
+  readonly abortTime: bigint | null;
+}
+
+/** Option `two_phase`, from protocol 3 on; `stream-prepare` ends a streamed transaction. */
+export interface PrepareMessage {
+  readonly tag: 'begin-prepare' | 'prepare' | 'commit-prepared' | 'stream-prepare';
+  /** Of PREPARE; of COMMIT PREPARED for `commit-prepared`. */
+  readonly lsn: Lsn;
+  readonly endLsn: Lsn;
+  readonly time: bigint;
+  readonly xid: number;
+  readonly gid: string;
+}
+
+export interface RollbackPreparedMessage {
+  readonly tag: 'rollback-prepared';
+  readonly prepareEndLsn: Lsn;
+  readonly endLsn: Lsn;
+  readonly prepareTime: bigint;
+  readonly time: bigint;
+  readonly xid: number;
+  readonly gid: string;
+}
+
 export type ChangeMessage = InsertMessage | UpdateMessage | DeleteMessage | TruncateMessage;
 export type PgoutputMessage =
   | BeginMessage
@@ -97,7 +146,13 @@ export type PgoutputMessage =
   | RelationMessage
   | { readonly tag: 'type'; readonly typeOid: number; readonly schema: string; readonly name: string }
   | ChangeMessage
-  | LogicalMessage;
+  | LogicalMessage
+  | StreamStartMessage
+  | { readonly tag: 'stream-stop' }
+  | StreamCommitMessage
+  | StreamAbortMessage
+  | PrepareMessage
+  | RollbackPreparedMessage;
 
 const identities = { d: 'default', n: 'nothing', f: 'full', i: 'index' } as const;
 
@@ -286,8 +341,34 @@ function readTruncate(reader: Reader): TruncateMessage {
   };
 }
 
-// Stream Start/Stop/Commit/Abort need the option `streaming`, the others `two_phase`.
-const neverRequested = new Set(['S', 'E', 'c', 'A', 'b', 'P', 'K', 'r', 'p']);
+function readPrepare(tag: PrepareMessage['tag'], reader: Reader): PrepareMessage {
+  if (tag !== 'begin-prepare') reader.int8(); // flags, unused so far
+  return {
+    tag,
+    lsn: reader.lsn(),
+    endLsn: reader.lsn(),
+    time: reader.int64(),
+    xid: reader.oid(),
+    gid: reader.cstring(),
+  };
+}
+
+function readStreamAbort(reader: Reader): StreamAbortMessage {
+  const xid = reader.oid();
+  const subXid = reader.oid();
+  // The server sends position and time only when it streams in parallel; nothing else tells.
+  const more = reader.offset < reader.buffer.length;
+  return {
+    tag: 'stream-abort',
+    xid,
+    subXid,
+    abortLsn: more ? reader.lsn() : null,
+    abortTime: more ? reader.int64() : null,
+  };
+}
+
+/** These begin with a transaction id inside of a stream. */
+const carriesXid = new Set(['R', 'Y', 'I', 'U', 'D', 'T', 'M']);
 
 function readBody(tag: string, reader: Reader): PgoutputMessage {
   switch (tag) {
@@ -316,11 +397,43 @@ function readBody(tag: string, reader: Reader): PgoutputMessage {
       const prefix = reader.cstring();
       return { tag: 'message', transactional, lsn, prefix, content: reader.bytes(reader.length()) };
     }
+    case 'S':
+      return { tag: 'stream-start', xid: reader.oid(), first: reader.int8() === 1 };
+    case 'E':
+      return { tag: 'stream-stop' };
+    case 'c': {
+      const xid = reader.oid();
+      reader.int8(); // flags, unused so far
+      return {
+        tag: 'stream-commit',
+        xid,
+        commitLsn: reader.lsn(),
+        endLsn: reader.lsn(),
+        commitTime: reader.int64(),
+      };
+    }
+    case 'A':
+      return readStreamAbort(reader);
+    case 'b':
+      return readPrepare('begin-prepare', reader);
+    case 'P':
+      return readPrepare('prepare', reader);
+    case 'K':
+      return readPrepare('commit-prepared', reader);
+    case 'p':
+      return readPrepare('stream-prepare', reader);
+    case 'r':
+      reader.int8(); // flags, unused so far
+      return {
+        tag: 'rollback-prepared',
+        prepareEndLsn: reader.lsn(),
+        endLsn: reader.lsn(),
+        prepareTime: reader.int64(),
+        time: reader.int64(),
+        xid: reader.oid(),
+        gid: reader.cstring(),
+      };
     default:
-      if (neverRequested.has(tag))
-        throw new MigrationError('internal', `pgoutput sent ${tag}, which was not requested, at offset 0`, {
-          details: { offset: 0, tag },
-        });
       throw reader.malformed(`unknown message ${JSON.stringify(tag)}`);
   }
 }
@@ -334,4 +447,17 @@ export function decodePgoutput(buffer: Buffer): PgoutputMessage {
   const message = readBody(reader.char(), reader);
   reader.end();
   return message;
+}
+
+/** The same for a message between Stream Start and Stop: with the (sub)transaction that it belongs to. */
+export function decodeStreamed(buffer: Buffer): {
+  readonly message: PgoutputMessage;
+  readonly xid: number | null;
+} {
+  const reader = new Reader(buffer);
+  const tag = reader.char();
+  const xid = carriesXid.has(tag) ? reader.oid() : null;
+  const message = readBody(tag, reader);
+  reader.end();
+  return { message, xid };
 }

@@ -215,15 +215,18 @@ export class SlotFeed {
 
   /** One call after the other; the server decodes the next while the target takes the last. */
   async #run(walker: WalWalker): Promise<void> {
+    let reachedSource = false;
     while (this.#failure === null) {
       const { rows } = await this.#scope.source.query<{ lsn: Lsn }>(
         'select pg_current_wal_flush_lsn()::text as lsn',
       );
       const source = lsnToBigint(rows[0]?.lsn ?? this.#receivedLsn);
       const received = lsnToBigint(this.#receivedLsn);
-      if (source - received < BigInt(this.#sizes.toBytes) || this.#wasHuge) break;
+      // A busy source writes on while a call runs: what the last one left is the walsender's, however much it is.
+      if (source - received < BigInt(this.#sizes.toBytes) || reachedSource || this.#wasHuge) break;
       const most = received + BigInt(this.#sizes.chunkBytes);
-      const upto = bigintToLsn(most < source ? most : source);
+      reachedSource = most >= source;
+      const upto = bigintToLsn(reachedSource ? source : most);
       walker.restart();
       this.#chunkBytes = 0;
       await this.#call(upto);

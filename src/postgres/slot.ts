@@ -61,13 +61,14 @@ interface SlotRow {
 }
 
 async function readSlot(scope: TaskScope, name: string): Promise<SlotRow | null> {
-  // to_jsonb: two_phase exists from 14 on, conflicting from 16, invalidation_reason from 17
+  // to_jsonb: two_phase exists from 14 on, conflicting from 16, invalidation_reason from 17. 16 also calls a slot
+  // conflicting whose WAL was removed; that one alone has lost its restart_lsn.
   const { rows } = await scope.source.query<SlotRow>(
     `select plugin, coalesce(database = current_database(), false) as here, temporary, active_pid, wal_status,
        restart_lsn::text, confirmed_flush_lsn::text as confirmed,
        coalesce((to_jsonb(s) ->> 'two_phase')::boolean, false) as two_phase,
        coalesce(to_jsonb(s) ->> 'invalidation_reason',
-         case when to_jsonb(s) ->> 'conflicting' = 'true' then 'conflicting' end) as invalidation
+         case when to_jsonb(s) ->> 'conflicting' = 'true' and restart_lsn is not null then 'conflicting' end) as invalidation
      from pg_replication_slots s where slot_name = $1`,
     [name],
   );

@@ -44,6 +44,13 @@ export interface ReplayFigures {
   changesApplied: number;
   /** Batches that had to be sent again in source order. */
   batchesInOrder: number;
+  /** Time spent waiting for more changes, and for the target to carry out a batch. */
+  feedWaitMs: number;
+  targetWaitMs: number;
+}
+
+export function newFigures(): ReplayFigures {
+  return { transactionsApplied: 0, changesApplied: 0, batchesInOrder: 0, feedWaitMs: 0, targetWaitMs: 0 };
 }
 
 /** What may feed a replay: the walsender, or the slot functions while far behind. */
@@ -159,7 +166,10 @@ export class Replay {
   /** Returns when the feed has ended or after `leave`; otherwise only by a throw. */
   async run(): Promise<void> {
     for (;;) {
+      const waitsForTarget = this.#underWay !== null && this.#hasWork() && this.#feed.drained;
+      const waitedSince = performance.now();
       const gulps = await this.#feed.take(this.#waitMs());
+      this.#figures[waitsForTarget ? 'targetWaitMs' : 'feedWaitMs'] += performance.now() - waitedSince;
       if (this.#failure) await this.#settle();
       for (const gulp of gulps) await this.#onGulp(gulp);
       const over = this.#leaving || (this.#feed.ended && this.#feed.drained);
@@ -253,6 +263,17 @@ export class Replay {
       case 'update':
       case 'delete':
         throw new MigrationError('internal', 'a change reached the wrong place');
+      case 'stream-start':
+      case 'stream-stop':
+      case 'stream-commit':
+      case 'stream-abort':
+      case 'begin-prepare':
+      case 'prepare':
+      case 'commit-prepared':
+      case 'stream-prepare':
+      case 'rollback-prepared':
+        // Need the options `streaming` and `two_phase`.
+        throw new MigrationError('internal', `source: it sent ${message.tag}, which was not requested`);
     }
   }
 
@@ -471,7 +492,9 @@ export class Replay {
   async #settle(): Promise<void> {
     if (this.#underWay === null) return;
     const { batch, position, done } = this.#underWay;
+    const waitedSince = performance.now();
     await done;
+    this.#figures.targetWaitMs += performance.now() - waitedSince;
     const failure = this.#failure;
     if (failure === null) return;
     this.#failure = null;

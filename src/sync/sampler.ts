@@ -3,15 +3,17 @@
 import { MigrationError } from '../model/errors.ts';
 import { lagBytes, type Lsn } from '../model/lsn.ts';
 import type { StreamEvent } from '../model/stream.ts';
-import { sampleSlot, type SlotHealth } from '../postgres/lag.ts';
+import { readSpill, sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { ensurePublication } from '../postgres/publication.ts';
-import { verifySlot, type SlotRecord } from '../postgres/slot.ts';
+import { dropSlot, verifySlot, type SlotRecord } from '../postgres/slot.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
-import type { ReplayFigures } from './replay.ts';
+import { LagClock, slotOutlook } from './lag-clock.ts';
+import { newFigures, type ReplayFigures } from './replay.ts';
 
 const SAMPLE_MS = 500;
 /** DROP TABLE and a changed publication send nothing: looked up now and then, beside every reconnection. */
 const PUBLICATION_CHECK_MS = 30_000;
+const SPILL_CHECK_MS = 10_000;
 const COPY_SAMPLE_MS = 1_000;
 const COPY_POLL_MS = 100;
 /** Without an answer for so long, the wait is shown. */
@@ -30,44 +32,99 @@ export interface ReplayView {
   readonly figures: ReplayFigures;
 }
 
-async function sample(
-  scope: TaskScope,
-  slot: SlotRecord,
-  at: { readonly receivedLsn: Lsn; readonly appliedLsn: Lsn },
-  rates: { readonly changesPerSecond: number; readonly figures: ReplayFigures },
-): Promise<{ readonly lag: number; readonly slot: SlotHealth['slot'] }> {
-  const health = await sampleSlot(scope, slot.name);
-  if (health.slot === null || health.slot.walStatus === 'lost') {
-    await verifySlot(scope, slot);
-    throw new MigrationError('internal', 'source: the slot was lost and is back');
+class Sampler {
+  readonly #scope: TaskScope;
+  readonly #slot: SlotRecord;
+  readonly #version: number;
+  readonly #clock = new LagClock();
+  #spill: number | null = null;
+  #spillAt = 0;
+  #warned: string | null = null;
+
+  constructor(scope: TaskScope, slot: SlotRecord, version: number) {
+    this.#scope = scope;
+    this.#slot = slot;
+    this.#version = version;
   }
-  const lag = lagBytes(health.sourceLsn, at.appliedLsn);
-  scope.progress.setSync({
-    sourceLsn: health.sourceLsn,
-    receivedLsn: at.receivedLsn,
-    appliedLsn: at.appliedLsn,
-    lagBytes: lag,
-    changesPerSecond: rates.changesPerSecond,
-    transactionsApplied: rates.figures.transactionsApplied,
-    changesApplied: rates.figures.changesApplied,
-    slot: health.slot,
-    sampledAt: new Date().toISOString(),
-  });
-  return { lag, slot: health.slot };
+
+  /** Throws `slot_lost` when it is gone, also when it is dropped here because of `max_retained_wal_bytes`. */
+  async sample(
+    at: { readonly receivedLsn: Lsn; readonly appliedLsn: Lsn },
+    rates: {
+      readonly changesPerSecond: number;
+      readonly figures: ReplayFigures;
+      readonly limitedBy: 'source' | 'target' | null;
+    },
+  ): Promise<{ readonly lag: number; readonly slot: SlotHealth['slot'] }> {
+    const scope = this.#scope;
+    const health = await sampleSlot(scope, this.#slot.name);
+    if (health.slot === null || health.slot.walStatus === 'lost') {
+      await verifySlot(scope, this.#slot);
+      throw new MigrationError('internal', 'source: the slot was lost and is back');
+    }
+    await this.#enforceCap(health.slot.retainedBytes);
+    const now = Date.now();
+    if (now - this.#spillAt >= SPILL_CHECK_MS) {
+      this.#spillAt = now;
+      this.#spill = await readSpill(scope, this.#slot.name, this.#version);
+    }
+    const lag = lagBytes(health.sourceLsn, at.appliedLsn);
+    const figures = this.#clock.add(now, health.sourceLsn, at.appliedLsn);
+    const outlook = slotOutlook(health.slot, figures.sourceBytesPerSecond);
+    if (outlook.warning !== null && outlook.warning !== this.#warned)
+      scope.log.warn({ slot: this.#slot.name, ...health.slot }, outlook.warning);
+    this.#warned = outlook.warning;
+    scope.progress.setSync({
+      sourceLsn: health.sourceLsn,
+      sentLsn: health.sentLsn,
+      receivedLsn: at.receivedLsn,
+      appliedLsn: at.appliedLsn,
+      flushedLsn: health.slot.confirmedFlushLsn,
+      lagBytes: lag,
+      ...figures,
+      limitedBy: lag > 0 ? rates.limitedBy : null,
+      changesPerSecond: rates.changesPerSecond,
+      transactionsApplied: rates.figures.transactionsApplied,
+      changesApplied: rates.figures.changesApplied,
+      slot: { ...health.slot, ...outlook, spillBytes: this.#spill },
+      sampledAt: new Date(now).toISOString(),
+    });
+    return { lag, slot: health.slot };
+  }
+
+  /** The source's disk is worth more than this migration, if its owner said so. */
+  async #enforceCap(retainedBytes: number): Promise<void> {
+    const cap = this.#scope.spec.options.maxRetainedWalBytes;
+    if (cap === null || retainedBytes <= cap) return;
+    await dropSlot(this.#scope);
+    throw new MigrationError(
+      'slot_lost',
+      `source: replication slot ${this.#slot.name} was dropped: it kept ${retainedBytes} bytes of WAL, more than max_retained_wal_bytes`,
+      {
+        hint: 'changes since then cannot be read any more: cancel this migration and start a new one with a larger cap',
+        details: { slot: this.#slot.name, retainedBytes, maxRetainedWalBytes: cap },
+      },
+    );
+  }
 }
 
 /** Until the copy is complete: nothing is streamed yet, the slot retains WAL. */
 export async function sampleUntilCopied(
   scope: TaskScope,
   slot: SlotRecord,
+  version: number,
   appliedLsn: Lsn,
   isCopied: () => boolean,
 ): Promise<void> {
-  const figures = { transactionsApplied: 0, changesApplied: 0, batchesInOrder: 0 };
+  const figures = newFigures();
+  const sampler = new Sampler(scope, slot, version);
   for (let sampledAt = 0; !isCopied(); ) {
     if (Date.now() - sampledAt >= COPY_SAMPLE_MS) {
       sampledAt = Date.now();
-      await sample(scope, slot, { receivedLsn: appliedLsn, appliedLsn }, { changesPerSecond: 0, figures });
+      await sampler.sample(
+        { receivedLsn: appliedLsn, appliedLsn },
+        { changesPerSecond: 0, figures, limitedBy: null },
+      );
     }
     await sleep(COPY_POLL_MS, scope.signal);
   }
@@ -77,12 +134,14 @@ export async function sampleUntilCopied(
 export async function sampleReplay(
   scope: TaskScope,
   slot: SlotRecord,
+  version: number,
   view: ReplayView,
   emit: (event: StreamEvent) => void,
   signal: AbortSignal,
 ): Promise<void> {
+  const sampler = new Sampler(scope, slot, version);
   let caughtUp = false;
-  let last = { at: Date.now(), changes: view.figures.changesApplied };
+  let last = { at: Date.now(), ...view.figures };
   let shown: string | null = null;
   let checkedAt = Date.now();
   for (;;) {
@@ -93,11 +152,13 @@ export async function sampleReplay(
     }
     const seconds = (now - last.at) / 1_000;
     const changes = view.figures.changesApplied;
-    const changesPerSecond = seconds > 0 ? Math.round((changes - last.changes) / seconds) : 0;
-    last = { at: now, changes };
+    const changesPerSecond = seconds > 0 ? Math.round((changes - last.changesApplied) / seconds) : 0;
+    const { feedWaitMs, targetWaitMs } = view.figures;
+    const limitedBy = feedWaitMs - last.feedWaitMs >= targetWaitMs - last.targetWaitMs ? 'source' : 'target';
+    last = { at: now, ...view.figures };
     // The applied position first: sampled later it could lie beyond the source's.
     const at = { appliedLsn: view.position(), receivedLsn: view.receivedLsn() };
-    const sampled = await sample(scope, slot, at, { changesPerSecond, figures: view.figures });
+    const sampled = await sampler.sample(at, { changesPerSecond, figures: view.figures, limitedBy });
     const { lag } = sampled;
     view.onSample(lag, sampled.slot);
     const within = lag <= scope.spec.options.cutoverMaxLagBytes;

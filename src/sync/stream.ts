@@ -25,7 +25,7 @@ import { CopyFilter } from './filter.ts';
 import { runHeartbeat } from './heartbeat.ts';
 import { loadParts, loadProgress } from './progress.ts';
 import { RelationMap } from './relations.ts';
-import { Replay, ReplayInOrder, type ReplayFigures } from './replay.ts';
+import { newFigures, Replay, ReplayInOrder, type ReplayFigures } from './replay.ts';
 import { sampleReplay, sampleUntilCopied, type ReplayView } from './sampler.ts';
 import { chooseStreamFormat } from './stream-format.ts';
 
@@ -74,7 +74,7 @@ async function keepStreaming(
   sizes: CatchUpSizes,
   emit: (event: StreamEvent) => void,
 ): Promise<void> {
-  const figures: ReplayFigures = { transactionsApplied: 0, changesApplied: 0, batchesInOrder: 0 };
+  const figures = newFigures();
   let attempt = 0;
   const memory: StreamMemory = { orderedUntil: null, mayCatchUp: true, sizes };
   let caughtUp = false;
@@ -127,8 +127,8 @@ async function streamOnce(
   await verifySlot(scope, slot);
   await ensurePublication(scope);
   const waiting = await loadProgress(scope, slot);
-  await sampleUntilCopied(scope, slot, waiting.appliedLsn, () => isCopyComplete(scope));
   const version = await sourceVersion(scope);
+  await sampleUntilCopied(scope, slot, version, waiting.appliedLsn, () => isCopyComplete(scope));
   const filter = new CopyFilter(await loadParts(scope, slot));
   const marker = hasLogicalMessages(version) ? null : markerTable(scope.taskId);
   const relations = new RelationMap(scope, schemaPlanOf(scope).tables, marker);
@@ -192,7 +192,11 @@ async function streamOnce(
       },
     };
     const replayed = replay.run();
-    tasks.push(replayed, sampleReplay(scope, slot, view, emit, signal), runHeartbeat(scope, version, signal));
+    tasks.push(
+      replayed,
+      sampleReplay(scope, slot, version, view, emit, signal),
+      runHeartbeat(scope, version, signal),
+    );
     // Rejects with the first error; a task that merely has nothing to do (no heartbeat on 13) may end.
     await Promise.race([Promise.all(tasks), replayed]);
     if (opened instanceof SlotFeed) {

@@ -257,6 +257,34 @@ describe('a slot whose WAL was removed', () => {
   });
 });
 
+describe('max_retained_wal_bytes', () => {
+  it('drops the slot of a stream that cannot follow, and says so', async () => {
+    const pair = await makePair();
+    const cap = 64 * 1024 * 1024;
+    const scope = await prepare(pair, 'create table public.t (id int primary key, v text)', {
+      options: { maxRetainedWalBytes: cap },
+    });
+    const stream = startStream(scope);
+    await untilEvent(stream, 'SLOT_READY');
+    await waitFor(() => scope.sync.length > 0);
+    expect(scope.sync.at(-1)).toMatchObject({
+      lagSeconds: expect.any(Number) as number,
+      slot: { warning: null },
+    });
+    // the copy is not complete: nothing is streamed, and the slot keeps everything
+    await pair.source.query(
+      `insert into public.t select g, repeat(md5(g::text), 20) from generate_series(1, 100000) g`,
+    );
+    const error = await stream.failed;
+    expect(error).toMatchObject({ code: 'slot_lost', kind: 'lost', details: { maxRetainedWalBytes: cap } });
+    const { rowCount } = await pair.source.query('select 1 from pg_replication_slots where slot_name = $1', [
+      slotOf(scope).name,
+    ]);
+    expect(rowCount).toBe(0);
+    await expect(ensureSlot(makeScope(pair, {}, scope))).rejects.toMatchObject({ code: 'slot_lost' });
+  });
+});
+
 describe('a source with TLS', () => {
   it('is streamed encrypted, held back while the target is slow, and left at once', async () => {
     const { pair, server } = await ownSource({}, 'require');

@@ -100,6 +100,53 @@ export function encode(message: PgoutputMessage): Buffer {
         u32(message.content.length),
         message.content,
       ]);
+    case 'stream-start':
+      return Buffer.concat([char('S'), u32(message.xid), u8(message.first ? 1 : 0)]);
+    case 'stream-stop':
+      return char('E');
+    case 'stream-commit':
+      return Buffer.concat([
+        char('c'),
+        u32(message.xid),
+        u8(0),
+        lsn(message.commitLsn),
+        lsn(message.endLsn),
+        i64(message.commitTime),
+      ]);
+    case 'stream-abort':
+      return Buffer.concat([
+        char('A'),
+        u32(message.xid),
+        u32(message.subXid),
+        ...(message.abortLsn === null ? [] : [lsn(message.abortLsn)]),
+        ...(message.abortTime === null ? [] : [i64(message.abortTime)]),
+      ]);
+    case 'begin-prepare':
+    case 'prepare':
+    case 'commit-prepared':
+    case 'stream-prepare':
+      return Buffer.concat([
+        char(
+          { 'begin-prepare': 'b', prepare: 'P', 'commit-prepared': 'K', 'stream-prepare': 'p' }[message.tag],
+        ),
+        ...(message.tag === 'begin-prepare' ? [] : [u8(0)]),
+        lsn(message.lsn),
+        lsn(message.endLsn),
+        i64(message.time),
+        u32(message.xid),
+        cstring(message.gid),
+      ]);
+    case 'rollback-prepared':
+      return Buffer.concat([
+        char('r'),
+        u8(0),
+        lsn(message.prepareEndLsn),
+        lsn(message.endLsn),
+        i64(message.prepareTime),
+        i64(message.time),
+        u32(message.xid),
+        cstring(message.gid),
+      ]);
   }
 }
 

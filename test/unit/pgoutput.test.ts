@@ -4,7 +4,12 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { MigrationError } from '../../src/model/errors.ts';
 import { bigintToLsn } from '../../src/model/lsn.ts';
-import { decodePgoutput, UNCHANGED, type PgoutputMessage } from '../../src/postgres/pgoutput.ts';
+import {
+  decodePgoutput,
+  decodeStreamed,
+  UNCHANGED,
+  type PgoutputMessage,
+} from '../../src/postgres/pgoutput.ts';
 import { u8, encode } from '../support/pgoutput-messages.ts';
 
 const oid = fc.nat({ max: 0xffffffff });
@@ -69,6 +74,39 @@ const message: fc.Arbitrary<PgoutputMessage> = fc.oneof(
     prefix: name,
     content: bytes,
   }),
+  fc.record({ tag: fc.constant('stream-start' as const), xid: oid, first: fc.boolean() }),
+  fc.record({ tag: fc.constant('stream-stop' as const) }),
+  fc.record({
+    tag: fc.constant('stream-commit' as const),
+    xid: oid,
+    commitLsn: position,
+    endLsn: position,
+    commitTime: time,
+  }),
+  fc.record({
+    tag: fc.constant('stream-abort' as const),
+    xid: oid,
+    subXid: oid,
+    abortLsn: fc.constant(null),
+    abortTime: fc.constant(null),
+  }),
+  fc.record({
+    tag: fc.constantFrom('begin-prepare', 'prepare', 'commit-prepared', 'stream-prepare'),
+    lsn: position,
+    endLsn: position,
+    time,
+    xid: oid,
+    gid: name,
+  }),
+  fc.record({
+    tag: fc.constant('rollback-prepared' as const),
+    prepareEndLsn: position,
+    endLsn: position,
+    prepareTime: time,
+    time,
+    xid: oid,
+    gid: name,
+  }),
 );
 
 /** Decodes, or tells the code of the typed error; anything else escapes and fails the test. */
@@ -115,9 +153,38 @@ describe('decodePgoutput', () => {
     expect(() => decodePgoutput(cut)).toThrow(/at offset 13/);
   });
 
-  it('refuses streamed and two-phase messages: they were not requested', () => {
-    for (const tag of ['S', 'E', 'c', 'A', 'b', 'P', 'K', 'r', 'p'])
-      expect(() => decodePgoutput(Buffer.from(`${tag}xxxxxxxx`))).toThrow(/not requested/);
+  it('reads position and time of an abort that is streamed in parallel', () => {
+    const abort = { tag: 'stream-abort', xid: 7, subXid: 8, abortLsn: '1/2', abortTime: 3n } as const;
+    expect(decodePgoutput(encode(abort))).toEqual(abort);
+    expect(outcome(encode(abort).subarray(0, 20))).toBe('internal');
+  });
+
+  it('tells the (sub)transaction of every message within a stream', () => {
+    const within = new Set(['relation', 'type', 'insert', 'update', 'delete', 'truncate', 'message']);
+    fc.assert(
+      fc.property(message, oid, (sent, xid) => {
+        const plain = encode(sent);
+        const id = Buffer.alloc(4);
+        id.writeUInt32BE(xid);
+        const streamed = within.has(sent.tag)
+          ? Buffer.concat([plain.subarray(0, 1), id, plain.subarray(1)])
+          : plain;
+        expect(decodeStreamed(streamed)).toEqual({ message: sent, xid: within.has(sent.tag) ? xid : null });
+      }),
+    );
+  });
+
+  it('answers a message with changed bytes with a message or a typed error', () => {
+    const change = fc.tuple(fc.nat(), fc.nat({ max: 255 }));
+    fc.assert(
+      fc.property(message, fc.array(change, { minLength: 1, maxLength: 4 }), (sent, changes) => {
+        const whole = encode(sent);
+        for (const [at, byte] of changes) whole[at % whole.length] = byte;
+        const result = outcome(whole);
+        if (typeof result === 'string') expect(['internal', 'schema_unsupported']).toContain(result);
+      }),
+      { numRuns: 2_000 },
+    );
   });
 
   it('refuses text that is not UTF-8 instead of replacing it', () => {

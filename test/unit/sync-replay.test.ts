@@ -7,7 +7,7 @@ import type { TaskScope } from '../../src/postgres/task-scope.ts';
 import type { Applier, BatchEnd } from '../../src/sync/apply.ts';
 import { CopyFilter } from '../../src/sync/filter.ts';
 import type { RelationMap, StreamedTable } from '../../src/sync/relations.ts';
-import { Replay } from '../../src/sync/replay.ts';
+import { newFigures, Replay } from '../../src/sync/replay.ts';
 import { encode, gulpOf, keepaliveMessage } from '../support/pgoutput-messages.ts';
 
 const table = { key: 'public.t' } as StreamedTable;
@@ -85,7 +85,7 @@ async function replay(chunks: readonly (readonly Buffer[])[], appliedLsn: Lsn = 
     applier: applier as unknown as Applier,
     relations: { get: () => ({ kind: 'table', table }) } as unknown as RelationMap,
     filter: new CopyFilter(parts),
-    figures: { transactionsApplied: 0, changesApplied: 0, batchesInOrder: 0 },
+    figures: newFigures(),
     onStored: () => undefined,
   });
   await loop.run().catch((error: unknown) => {

@@ -31,8 +31,8 @@ export const backlogs: readonly Backlog[] = [
     write: (scale) => [
       loop(
         share(200_000, scale),
-        `update accounts set n = n + 1, at = '2024-01-02' where id = 1 + (i * 7919) % 100000;
-         update accounts set n = n - 1 where id = 1 + (i * 104729) % 100000;
+        `update accounts set n = n + 1, at = '2024-01-02' where id = 1 + (i::bigint * 7919) % 100000;
+         update accounts set n = n - 1 where id = 1 + (i::bigint * 104729) % 100000;
          insert into history values (i, i % 100000, i, 'a note of some length');
          update history set n = -i where id = i;`,
       ),

@@ -1,0 +1,83 @@
+// The lag in seconds and what follows from it: measured between the positions of source and target, not on their clocks.
+import { describe, expect, it } from 'vitest';
+import { bigintToLsn } from '../../src/model/lsn.ts';
+import { BatchSize } from '../../src/sync/batch-size.ts';
+import { LagClock, slotOutlook } from '../../src/sync/lag-clock.ts';
+
+const lsn = (bytes: number) => bigintToLsn(BigInt(1_000_000 + bytes));
+
+describe('the lag clock', () => {
+  it('says since when the source is beyond what is applied', () => {
+    const clock = new LagClock();
+    expect(clock.add(0, lsn(0), lsn(0)).lagSeconds).toBe(0);
+    clock.add(1_000, lsn(100), lsn(0));
+    expect(clock.add(5_000, lsn(500), lsn(0)).lagSeconds).toBe(4);
+    expect(clock.add(6_000, lsn(600), lsn(100)).lagSeconds).toBe(1);
+    expect(clock.add(7_000, lsn(600), lsn(600)).lagSeconds).toBe(0);
+    // an idle source does not age
+    expect(clock.add(90_000, lsn(600), lsn(600)).lagSeconds).toBe(0);
+  });
+
+  it('tells when they will meet, and never when the source is faster', () => {
+    const clock = new LagClock();
+    clock.add(0, lsn(10_000), lsn(0));
+    expect(clock.add(10_000, lsn(11_000), lsn(3_000))).toMatchObject({
+      sourceBytesPerSecond: 100,
+      appliedBytesPerSecond: 300,
+      catchUpSeconds: 40,
+    });
+    const slower = new LagClock();
+    slower.add(0, lsn(10_000), lsn(0));
+    expect(slower.add(10_000, lsn(20_000), lsn(500)).catchUpSeconds).toBeNull();
+    expect(slower.add(11_000, lsn(20_000), lsn(20_000)).catchUpSeconds).toBe(0);
+  });
+
+  it('remembers hours of lag in bounded memory', () => {
+    const clock = new LagClock();
+    let last = clock.add(0, lsn(1), lsn(0));
+    for (let n = 1; n <= 30_000; n++) last = clock.add(n * 500, lsn(n), lsn(0));
+    expect(last.lagSeconds).toBe(15_000);
+  });
+});
+
+describe('the outlook of a slot', () => {
+  const mb = 1024 * 1024;
+  it.each([
+    ['no limit', { walStatus: 'reserved', safeWalBytes: null }, mb, null, null],
+    ['an idle source', { walStatus: 'extended', safeWalBytes: 100 * mb }, 0, null, null],
+    ['a day', { walStatus: 'reserved', safeWalBytes: 86_400 * mb }, mb, 86_400, null],
+    [
+      'ten minutes',
+      { walStatus: 'extended', safeWalBytes: 600 * mb },
+      mb,
+      600,
+      /about 10 min.*max_slot_wal_keep_size/,
+    ],
+    [
+      'no reserve',
+      { walStatus: 'unreserved', safeWalBytes: 0 },
+      mb,
+      0,
+      /next checkpoint.*max_slot_wal_keep_size/,
+    ],
+  ] as const)('%s', (_, slot, rate, seconds, warning) => {
+    const outlook = slotOutlook(slot, rate);
+    expect(outlook.secondsUntilLost).toBe(seconds);
+    if (warning === null) expect(outlook.warning).toBeNull();
+    else expect(outlook.warning).toMatch(warning);
+  });
+});
+
+describe('the size of a batch', () => {
+  it('goes to what the target takes in a quarter of a second, within bounds', () => {
+    const size = new BatchSize();
+    for (let n = 0; n < 20; n++) size.learn(size.changes, size.changes / 80); // 80 changes a ms
+    expect(size.changes).toBeGreaterThan(19_000);
+    expect(size.changes).toBeLessThan(21_000);
+    for (let n = 0; n < 20; n++) size.learn(size.changes, size.changes * 2);
+    expect(size.changes).toBeLessThan(1_100);
+    const before = size.changes;
+    size.learn(3, 50); // the time of a commit
+    expect(size.changes).toBe(before);
+  });
+});
