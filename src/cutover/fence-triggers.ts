@@ -24,8 +24,8 @@ const LAST_LOCK_TIMEOUT_MS = 1_500;
 
 /** Every relation that the fence guards: tables, leaves and partitioned parents. */
 export function fencedRelations(scope: TaskScope): RelationName[] {
-  const { tables, roots } = schemaPlanOf(scope);
-  return [...roots, ...tables].map((mapping) => mapping.source);
+  const { tables, unlogged = [], roots } = schemaPlanOf(scope);
+  return [...roots, ...tables, ...unlogged].map((mapping) => mapping.source);
 }
 
 interface Pending {

@@ -79,6 +79,11 @@ export interface PlannedSequence {
 
 export interface SchemaPlan {
   readonly tables: readonly PlannedTable[];
+  /**
+   * Unlogged tables and leaves. Their changes are not in the WAL: neither published nor streamed, but fenced, copied
+   * under the fence and compared. Absent: none.
+   */
+  readonly unlogged?: readonly PlannedTable[];
   /** Partitioned parents: no rows of their own, but TRUNCATE and the fence name them. */
   readonly roots: readonly TableMapping[];
   readonly sequences: readonly PlannedSequence[];

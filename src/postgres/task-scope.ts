@@ -77,7 +77,10 @@ export function schemaViewOf(get: (key: string) => unknown): SchemaView {
   const done = (get(STATEMENTS_DONE) as NumberRange[] | undefined) ?? [];
   return {
     planned: plan !== undefined,
-    tables: (plan?.tables ?? []).map(({ source, target }) => ({ source, target })),
+    tables: [...(plan?.tables ?? []), ...(plan?.unlogged ?? [])].map(({ source, target }) => ({
+      source,
+      target,
+    })),
     roots: plan?.roots ?? [],
     sequences: plan?.sequences ?? [],
     findings: plan?.findings ?? [],

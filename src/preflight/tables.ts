@@ -33,7 +33,15 @@ function assessTable(table: CatalogTable): Finding[] {
   const name = identRelation(table.relation);
   const findings: Finding[] = [];
   // The publication names leaves and plain tables; a partitioned parent publishes nothing of its own.
-  if (table.kind !== 'partitioned') {
+  if (table.kind !== 'partitioned' && table.persistence === 'unlogged')
+    findings.push({
+      code: 'table_unlogged',
+      severity: 'warning',
+      object,
+      message: `source: ${object} is unlogged: its changes are not in the WAL, so it is copied whole under the write stop`,
+      remedy: `leave it out, or: alter table ${name} set logged`,
+    });
+  else if (table.kind !== 'partitioned') {
     if (table.replicaIdentity !== 'full' && table.keyColumns.length === 0)
       findings.push({
         code: 'table_without_key',
@@ -49,14 +57,6 @@ function assessTable(table: CatalogTable): Finding[] {
         object,
         message: `source: ${object} has no key: every changed row is looked up by all its columns, which is slow on a large table`,
         remedy: `alter table ${name} add primary key (…)`,
-      });
-    if (table.persistence === 'unlogged')
-      findings.push({
-        code: 'table_unlogged',
-        severity: 'blocking',
-        object,
-        message: `source: ${object} is unlogged: its changes are not in the WAL`,
-        remedy: `leave it out, or: alter table ${name} set logged`,
       });
   }
   const aliases = table.columns.filter((column) => oidAliases.test(column.type));

@@ -3,6 +3,7 @@ import { fromCallback, fromPromise, type EventObject } from 'xstate';
 import type { Activities, ActivityName, TaskRef } from '../../machines/activities.ts';
 import { copyTables } from '../copy/copy-tables.ts';
 import { acceptRecopy, type RecopyRequest } from '../copy/recopy.ts';
+import { copyUnlogged } from '../copy/unlogged.ts';
 import { analyzeTarget } from '../cutover/analyze.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
 import { drain } from '../cutover/drain.ts';
@@ -61,7 +62,10 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     return null;
   },
   validateOnline: (scope, host) => validateOnline(scope, host.validationPassOf(scope.taskId)),
-  compareTables,
+  compareTables: async (scope) => {
+    await copyUnlogged(scope);
+    return compareTables(scope);
+  },
   prepareTarget: async (scope) => {
     await prepareTarget(scope);
     return null;

@@ -93,6 +93,17 @@ export function restFindings(
   return [...findings, ...notMigratedFindings(unexplained)];
 }
 
+export function largeObjectsFinding(count: number): Finding {
+  return {
+    code: 'large_objects',
+    severity: 'warning',
+    object: 'source',
+    message: `the source has ${count} large objects (pg_largeobject); they are not in the WAL and are not migrated`,
+    remedy:
+      'move them after the cutover: pg_dump --large-objects --data-only, with lo_unlink of those already there',
+  };
+}
+
 function namesOf(names: readonly string[]): string {
   return `${names.slice(0, SHOWN).join(', ')}${names.length > SHOWN ? ` and ${names.length - SHOWN} more` : ''}`;
 }

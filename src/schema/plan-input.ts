@@ -23,6 +23,7 @@ export interface PlanInput {
   readonly targetVersion: number;
   /** OIDs of materialized views that have rows on the source. */
   readonly populated: ReadonlySet<number>;
+  readonly largeObjects: number;
 }
 
 /** Errors: as of planSchema. */
@@ -40,6 +41,9 @@ export async function readPlanInput(scope: TaskScope): Promise<PlanInput> {
   const populated = await scope.source.query<{ oid: number }>(
     `select oid from pg_class where relkind = 'm' and relispopulated`,
   );
+  const largeObjects = await scope.source.query<{ count: number }>(
+    `select count(*)::int as count from pg_largeobject_metadata`,
+  );
   return {
     selection,
     dependencies,
@@ -48,6 +52,7 @@ export async function readPlanInput(scope: TaskScope): Promise<PlanInput> {
     options,
     everything,
     targetVersion: rows[0]?.version ?? 0,
+    largeObjects: largeObjects.rows[0]?.count ?? 0,
     populated: new Set(populated.rows.map(({ oid }) => oid)),
   };
 }

@@ -8,7 +8,13 @@ import type { PlannedTable, SchemaPlan } from '../model/schema-plan.ts';
 import type { CatalogTable } from '../postgres/catalog.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { draftStatements, numbered } from './drafts.ts';
-import { notMigratedFindings, restFindings, selectionFindings, textFindings } from './plan-findings.ts';
+import {
+  largeObjectsFinding,
+  notMigratedFindings,
+  restFindings,
+  selectionFindings,
+  textFindings,
+} from './plan-findings.ts';
 import { keepEntries, readPlanInput, type PlanInput } from './plan-input.ts';
 import type { DumpEntry } from './split.ts';
 import { holdsSecret } from './whole-database.ts';
@@ -31,10 +37,14 @@ function buildPlan(input: PlanInput): SchemaPlan {
 
   const { drafts, unsupported } = draftStatements(kept, input, renaming);
   const keptSet = new Set(kept);
+  const withRows = selection.tables.filter(({ kind }) => kind !== 'partitioned');
   const mapping = (source: RelationName): TableMapping => ({ source, target: renaming.relation(source) });
   return {
-    tables: selection.tables
-      .filter(({ kind }) => kind !== 'partitioned')
+    tables: withRows
+      .filter(({ persistence }) => persistence === 'permanent')
+      .map((table) => plannedTable(table, mapping(table.relation))),
+    unlogged: withRows
+      .filter(({ persistence }) => persistence === 'unlogged')
       .map((table) => plannedTable(table, mapping(table.relation))),
     roots: selection.tables
       .filter(({ kind }) => kind === 'partitioned')
@@ -45,6 +55,7 @@ function buildPlan(input: PlanInput): SchemaPlan {
       ...selectionFindings(selection, dependencies),
       ...textFindings(kept, renaming, [...tables, ...dependencies.sequences], present),
       ...notMigratedFindings(unsupported),
+      ...(everything && input.largeObjects > 0 ? [largeObjectsFinding(input.largeObjects)] : []),
       ...(everything
         ? restFindings(
             entries.filter((entry) => (entry.classId !== 0 || holdsSecret(entry)) && !keptSet.has(entry)),

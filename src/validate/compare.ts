@@ -20,7 +20,8 @@ import { verifySourceColumns } from './source-columns.ts';
  * sides of a table at once. Errors: `source_ddl`, `lock_timeout`, `deadline_exceeded` after `validationTimeoutMs`.
  */
 export async function compareTables(scope: TaskScope): Promise<{ tables: TableVerdict[] }> {
-  const { tables } = schemaPlanOf(scope);
+  const plan = schemaPlanOf(scope);
+  const tables = [...plan.tables, ...(plan.unlogged ?? [])];
   const { copyJobs, validationTimeoutMs } = scope.spec.options;
   await verifySourceColumns(scope);
   const recode = await needsRecoding(scope);

@@ -6,7 +6,8 @@ import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 
 /** Throws `source_ddl` naming each changed table with its columns. */
 export async function verifySourceColumns(scope: TaskScope): Promise<void> {
-  const { tables } = schemaPlanOf(scope);
+  const plan = schemaPlanOf(scope);
+  const tables = [...plan.tables, ...(plan.unlogged ?? [])];
   const { rows } = await scope.source.query<{ columns: string[] | null }>(
     `select (select array_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod) order by a.attnum)
              from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns

@@ -152,6 +152,7 @@ const onSource: readonly ObstacleOf[] = [
     'an unlogged table',
     () => ({
       code: 'table_unlogged',
+      severity: 'warning',
       spoil: 'alter table t set unlogged',
       object: 'public.t',
       remedy: `leave it out, or: alter table "public"."t" set logged`,

@@ -21,6 +21,7 @@ export interface ServiceStatus {
 
 export interface ServiceProcess {
   readonly url: string;
+  readonly pid: number;
   readonly exited: Promise<{ code: number | null; signal: NodeJS.Signals | null }>;
   /** JSON request; the answer's body is parsed when there is one. */
   call<T = Record<string, unknown>>(
@@ -97,6 +98,7 @@ export async function startService(options: {
   const status = async (id: string): Promise<ServiceStatus> =>
     (await call<ServiceStatus>('GET', `/migrations/${id}/status`)).body;
   return {
+    pid: child.pid ?? 0,
     url,
     exited,
     call,

@@ -782,7 +782,7 @@ describeCheck(
       selection([table({ persistence: 'unlogged' })]),
       [
         'table_unlogged',
-        'blocking',
+        'warning',
         'public.T',
         `leave it out, or: alter table "public"."T" set logged`,
         'its changes are not in the WAL',
