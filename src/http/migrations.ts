@@ -5,6 +5,7 @@ import { z } from 'zod';
 import { isBlocked } from '../model/finding.ts';
 import { MigrationError } from '../model/errors.ts';
 import { taskIdPattern, type TaskRequest } from '../model/request.ts';
+import type { RepairRequest } from '../model/validation.ts';
 import type { CommandResult, Service } from '../model/service.ts';
 import { taskStates, type TaskView } from '../model/task.ts';
 import { toSnake } from '../model/case.ts';
@@ -205,6 +206,13 @@ export function apiRoutes(service: Service, options: ApiOptions): Hono {
     get: bare(async (c) => {
       await service.getTask(idOf(c));
       return c.json(service.machineDefinition() as object);
+    }),
+  });
+  path(app, '/migrations/:id/repair', {
+    post: bare(async (c) => {
+      const id = idOf(c);
+      await service.getTask(id); // 404 before the body is looked at
+      return answer(c, await service.repairTask(id, (await readJson(c)) as RepairRequest)); // validated there
     }),
   });
   path(app, '/migrations/:id/certificate', {

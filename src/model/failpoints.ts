@@ -18,6 +18,7 @@ export const failpoints = [
   'drain.marker-applied',
   'validate.range-compared',
   'validate.keys-compared',
+  'repair.before-commit',
   'validate.mid-tables',
   'finalize.sequences-set',
   'finalize.hook-called',

@@ -3,6 +3,7 @@ import { parse as parseUrl } from 'pg-connection-string';
 import { z } from 'zod';
 import { MigrationError } from './errors.ts';
 import { parseRelationName } from './relation.ts';
+import type { RepairRequest } from './validation.ts';
 import { sslModes, type Endpoint, type EndpointSecrets, type TaskOptions, type TaskSpec } from './task.ts';
 
 const text = z.string().min(1);
@@ -196,6 +197,52 @@ export interface FieldFault {
   /** Path of the field, dots between names: `sourceDb.port`. */
   readonly field: string;
   readonly message: string;
+}
+
+const keyValues = z.array(z.string()).min(1).max(32);
+
+const repairRequest = z
+  .strictObject({
+    table: z.string().min(1),
+    keys: z.array(keyValues).min(1).max(100_000).optional(),
+    ranges: z
+      .array(
+        z.strictObject({
+          after: keyValues.nullable().default(null),
+          upTo: keyValues.nullable().default(null),
+        }),
+      )
+      .min(1)
+      .max(1_000)
+      .optional(),
+  })
+  .refine((value) => value.keys === undefined || value.ranges === undefined, {
+    path: ['ranges'],
+    message: 'give one of keys, ranges; without either, the rows that are known to differ are repaired',
+  });
+
+/** Validates against the table's key; throws `invalid_request` with every fault in `details.fields`. */
+export function parseRepair(
+  input: unknown,
+  keyOf: (table: string) => readonly string[] | undefined,
+): RepairRequest {
+  const result = repairRequest.safeParse(input);
+  if (!result.success) throw invalidRequest(faultsOf(result.error.issues));
+  const { table, keys = [], ranges = [] } = result.data;
+  const key = keyOf(table);
+  if (!key) throw invalidRequest([{ field: 'table', message: 'is not a table of this migration' }]);
+  if (key.length === 0)
+    throw invalidRequest([{ field: 'table', message: 'has no key that its rows could be named by' }]);
+  const message = `must have ${key.length} values, of ${key.join(', ')}`;
+  const bounds = ranges.flatMap(({ after, upTo }, n) => [
+    { field: `ranges.${n}.after`, values: after },
+    { field: `ranges.${n}.upTo`, values: upTo },
+  ]);
+  const faults = [...keys.map((values, n) => ({ field: `keys.${n}`, values })), ...bounds]
+    .filter(({ values }) => values !== null && values.length !== key.length)
+    .map(({ field }) => ({ field, message }));
+  if (faults.length > 0) throw invalidRequest(faults);
+  return result.data;
 }
 
 /** Validates; throws `invalid_request` with every fault in `details.fields`. */

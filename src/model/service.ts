@@ -3,7 +3,7 @@ import type { TaskRequest } from './request.ts';
 import type { Finding } from './finding.ts';
 import type { CutoverForecast } from './forecast.ts';
 import type { SchemaView } from './schema-plan.ts';
-import type { ValidationView } from './validation.ts';
+import type { ValidationView, RepairRequest, RepairView } from './validation.ts';
 import type { Certificate, TaskState, TaskView, TableProgress, TaskProgress } from './task.ts';
 
 /** A task with an actor, as the manager sees it. */
@@ -86,6 +86,8 @@ export interface Service {
    * stream waits meanwhile; everything else stays. `table` as in `tables` of the request.
    */
   recopyTable(id: string, table: string): Promise<CommandResult>;
+  /** Makes rows of the target what the source has, while the stream runs; carried out by the online validation. */
+  repairTask(id: string, request: RepairRequest): Promise<RepairView>;
   /** What the online validation knows of each table. */
   getValidation(id: string): Promise<ValidationView>;
   /** Lifts the fence that an ended task left on the source. */

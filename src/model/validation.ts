@@ -9,6 +9,8 @@ export const validationNotes = {
   run: 'validation',
   /** `TableValidation` of one table, by its `relationKey`. */
   table: (relation: string): string => `validation/${relation}`,
+  /** `Repair[]`, the last ones. */
+  repairs: 'validationRepairs',
 } as const;
 
 /** One run: while it stands, every change since is written down on the target. */
@@ -59,6 +61,43 @@ export interface RowDifference {
   readonly columns?: readonly string[];
 }
 
+/** Keys between two, in the order of the key's index. */
+export interface KeyRange {
+  /** Exclusive; null: from the first. */
+  readonly after: readonly string[] | null;
+  /** Inclusive; null: to the last. */
+  readonly upTo: readonly string[] | null;
+}
+
+/** Rows of the target to be made what the source has. Without keys and ranges: those that are known to differ. */
+export interface RepairRequest {
+  readonly table: string;
+  /** Keys as texts, in the order of the table's key. */
+  readonly keys?: readonly (readonly string[])[] | undefined;
+  readonly ranges?: readonly KeyRange[] | undefined;
+}
+
+export interface Repair {
+  readonly id: number;
+  readonly table: string;
+  readonly keys: readonly (readonly string[])[] | null;
+  readonly ranges: readonly KeyRange[] | null;
+  readonly state: 'pending' | 'done' | 'failed';
+  readonly rowsWritten: number;
+  readonly rowsRemoved: number;
+  /** Keys that changed at every attempt; the validation says whether they differ. */
+  readonly keysUnsettled: number;
+  readonly error: ErrorReport | null;
+  readonly requestedAt: string;
+  readonly endedAt: string | null;
+}
+
+/** What the API shows of a repair: how many keys were named, not which. */
+export interface RepairView extends Omit<Repair, 'keys' | 'ranges'> {
+  readonly keysNamed: number | null;
+  readonly rangesNamed: number | null;
+}
+
 /** The API's answer. */
 export interface ValidationView {
   readonly startedAt: string | null;
@@ -68,6 +107,8 @@ export interface ValidationView {
   readonly clean: boolean;
   readonly error: ErrorReport | null;
   readonly tables: readonly TableValidationView[];
+  /** The last ones, newest first. */
+  readonly repairs: readonly RepairView[];
 }
 
 export interface TableValidationView {

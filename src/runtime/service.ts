@@ -11,7 +11,7 @@ import { forecastCutover } from '../cutover/forecast.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { isBlocked, type Finding } from '../model/finding.ts';
 import { parseRelationName, relationKey } from '../model/relation.ts';
-import { invalidRequest, parseRequest, type TaskRequest } from '../model/request.ts';
+import { invalidRequest, parseRepair, parseRequest, type TaskRequest } from '../model/request.ts';
 import type {
   CommandResult,
   Inspection,
@@ -21,9 +21,9 @@ import type {
   TaskPage,
 } from '../model/service.ts';
 import type { CutoverForecast } from '../model/forecast.ts';
-import type { ValidationView } from '../model/validation.ts';
+import type { RepairRequest, RepairView, ValidationView } from '../model/validation.ts';
 import { forecastComparison } from '../validate/forecast.ts';
-import { validationView } from '../validate/notes.ts';
+import { validationView, findRun, requestRepair } from '../validate/notes.ts';
 import type { SchemaView } from '../model/schema-plan.ts';
 import {
   isEnded,
@@ -34,7 +34,13 @@ import {
   type TaskView,
 } from '../model/task.ts';
 import { TaskConnections } from '../postgres/connections.ts';
-import { findSchemaPlan, schemaViewOf, type Log, type TaskScope } from '../postgres/task-scope.ts';
+import {
+  findSchemaPlan,
+  schemaViewOf,
+  type Log,
+  type TaskScope,
+  type Checkpoints,
+} from '../postgres/task-scope.ts';
 import { runPreflight } from '../preflight/run.ts';
 import { planFindings } from '../schema/create-tables.ts';
 import type { EventHub } from './event-hub.ts';
@@ -215,10 +221,32 @@ export class MigrationService implements Service {
     return this.#command(id, { type: 'VALIDATE' });
   }
 
+  async repairTask(id: string, request: RepairRequest): Promise<RepairView> {
+    const row = this.#supervisor.row(id);
+    const checkpoints = this.#checkpointsOf(id);
+    if (row.state !== 'syncingWal' || findRun(checkpoints) === undefined)
+      throw new MigrationError('event_not_accepted', `task ${id} (${row.state}) has no online validation`, {
+        hint: 'rows are repaired in state syncingWal by the online validation: POST …/validate begins it',
+        details: { state: row.state, allowed: this.#view(row).allowedCommands },
+      });
+    const plan = findSchemaPlan({ checkpoints });
+    const keyOf = (name: string): readonly string[] | undefined =>
+      plan?.tables.find((table) => relationKey(table.source) === name)?.keyColumns;
+    return requestRepair(checkpoints, parseRepair(request, keyOf));
+  }
+
+  #checkpointsOf(id: string): Checkpoints {
+    const { notes } = this.#supervisor;
+    return {
+      get: <T>(key: string) => notes.checkpoint(id, key) as T | undefined,
+      set: (key, value) => notes.setCheckpoint(id, key, value),
+      delete: (key) => notes.deleteCheckpoint(id, key),
+    };
+  }
+
   async getValidation(id: string): Promise<ValidationView> {
     this.#supervisor.row(id);
-    const { notes } = this.#supervisor;
-    const checkpoints = { get: <T>(key: string) => notes.checkpoint(id, key) as T | undefined };
+    const checkpoints = this.#checkpointsOf(id);
     return validationView(checkpoints, findSchemaPlan({ checkpoints }));
   }
 

@@ -73,6 +73,15 @@ export async function readChanges(
   return { changes, complete: total === rows.length && total < ROWS_AT_ONCE };
 }
 
+/** Every row that is there. */
+export async function noteNumbers(scope: TaskScope): Promise<Set<string>> {
+  const { rows } = await scope.target.query<{ n: string }>(
+    'select n::text from dts.changed where task_id = $1',
+    [scope.taskId],
+  );
+  return new Set(rows.map(({ n }) => n));
+}
+
 /** Keys written down in other rows than `known`, by relation; null: the whole table. As `JSON.stringify` of the key. */
 export async function changedBeyond(
   scope: TaskScope,

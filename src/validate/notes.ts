@@ -1,10 +1,14 @@
 // The notes of the online validation: read and written by online.ts and key-check.ts, read by the comparison under the
 // fence and by the API. One checkpoint a table, so that a range costs one small write.
+import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import type { SchemaPlan } from '../model/schema-plan.ts';
 import {
   validationNotes,
   type DifferenceKind,
+  type Repair,
+  type RepairRequest,
+  type RepairView,
   type TableValidation,
   type ValidationRun,
   type ValidationView,
@@ -32,6 +36,52 @@ export function tableNote(checkpoints: Pick<Checkpoints, 'get'>, relation: strin
 
 export function saveTableNote(checkpoints: Checkpoints, relation: string, note: TableValidation): void {
   checkpoints.set(validationNotes.table(relation), note);
+}
+
+const MAX_REPAIRS = 20;
+
+export function repairsOf(checkpoints: Pick<Checkpoints, 'get'>): readonly Repair[] {
+  return checkpoints.get<readonly Repair[]>(validationNotes.repairs) ?? [];
+}
+
+/** Notes a request that the running validation carries out; the oldest ended ones are forgotten. */
+export function requestRepair(checkpoints: Checkpoints, request: RepairRequest): RepairView {
+  const known = repairsOf(checkpoints);
+  const repair: Repair = {
+    id: Math.max(0, ...known.map(({ id }) => id)) + 1,
+    table: request.table,
+    keys: request.keys ?? null,
+    ranges: request.ranges ?? null,
+    state: 'pending',
+    rowsWritten: 0,
+    rowsRemoved: 0,
+    keysUnsettled: 0,
+    error: null,
+    requestedAt: new Date().toISOString(),
+    endedAt: null,
+  };
+  const ended = known.filter(({ state }) => state !== 'pending').slice(0, MAX_REPAIRS);
+  const pending = known.filter(({ state }) => state === 'pending');
+  if (pending.length >= MAX_REPAIRS)
+    throw new MigrationError('event_not_accepted', `${pending.length} repairs wait already`, {
+      hint: 'wait until they are done; the answer of `validation` tells',
+    });
+  checkpoints.set(
+    validationNotes.repairs,
+    [repair, ...pending, ...ended].toSorted((a, b) => b.id - a.id),
+  );
+  return repairView(repair);
+}
+
+export function saveRepair(checkpoints: Checkpoints, repair: Repair): void {
+  checkpoints.set(
+    validationNotes.repairs,
+    repairsOf(checkpoints).map((known) => (known.id === repair.id ? repair : known)),
+  );
+}
+
+function repairView({ keys, ranges, ...rest }: Repair): RepairView {
+  return { ...rest, keysNamed: keys?.length ?? null, rangesNamed: ranges?.length ?? null };
 }
 
 /** Whether the online validation has nothing left to read of the table. */
@@ -62,6 +112,7 @@ export function validationView(
     keysInDoubt: run?.keysInDoubt ?? 0,
     clean: (run?.settledAt ?? null) !== null && isClean(tables.map(({ note }) => note)),
     error: run?.error ?? null,
+    repairs: repairsOf(checkpoints).map(repairView),
     tables: tables.map(({ table, note }) => {
       const count = (kind: DifferenceKind): number =>
         note.differences.filter((difference) => difference.kind === kind).length;

@@ -2,16 +2,22 @@
 // cutover has only the last moment's keys to compare. An activity of the statechart's `verify` region; it ends only when it
 // is stopped and goes on where it was. Before the first range is read the stream has begun to write down what it changes
 // (changes.ts); without that, nothing verified would stay so.
-import { asMigrationError, type ErrorReport } from '../model/errors.ts';
+import { asMigrationError, MigrationError, type ErrorReport } from '../model/errors.ts';
 import { compareLsn } from '../model/lsn.ts';
 import { retryDelayMs } from '../model/retry.ts';
-import { validationNotes, type TableValidation, type ValidationRun } from '../model/validation.ts';
+import {
+  validationNotes,
+  type Repair,
+  type TableValidation,
+  type ValidationRun,
+} from '../model/validation.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { overflow, replaceChanges, startTracking, streamPosition } from './changes.ts';
 import { KeyChecker, type KeyCheck } from './key-check.ts';
-import { findRun, isClean, isRead, saveTableNote, tableNote } from './notes.ts';
+import { findRun, isClean, isRead, repairsOf, saveRepair, saveTableNote, tableNote } from './notes.ts';
 import { compareRange, tablePair, type TablePair } from './ranges.ts';
-import { BY_KEY, closePair, needsRecoding, openPair } from './sessions.ts';
+import { repairTable } from './repair.ts';
+import { BY_KEY, closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
 
 /** Between looks at the keys that changed. */
 const CHECK_EVERY_MS = 500;
@@ -65,6 +71,8 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
         check = null;
         onProgress();
       }
+      // between two looks: both read dts.changed
+      if (check === null && (await repairNext(scope, pair, tables))) nextRecheckMs = 0;
       const next = tables.find((table) => !isRead(tableNote(scope.checkpoints, table.name)));
       if (next) await readRange(scope, pair, next);
       else await sleep(POLL_MS, scope.signal);
@@ -72,6 +80,27 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
   } finally {
     await closePair(pair);
   }
+}
+
+/** Carries out the oldest request; false when there is none. A lost connection leaves it to the next attempt. */
+async function repairNext(scope: TaskScope, pair: SidePair, tables: readonly TablePair[]): Promise<boolean> {
+  const repair = repairsOf(scope.checkpoints).findLast(({ state }) => state === 'pending');
+  if (!repair) return false;
+  const end = (result: Pick<Repair, 'state'> & Partial<Repair>): void =>
+    saveRepair(scope.checkpoints, { ...repair, ...result, endedAt: new Date().toISOString() });
+  const table = tables.find(({ name }) => name === repair.table);
+  try {
+    if (!table)
+      throw new MigrationError('invalid_request', `${repair.table} is not a table of the migration`);
+    const { written, removed, unsettled } = await repairTable(scope, pair, table, repair);
+    end({ state: 'done', rowsWritten: written, rowsRemoved: removed, keysUnsettled: unsettled });
+  } catch (error) {
+    scope.signal.throwIfAborted();
+    const failure = asMigrationError(error);
+    if (failure.kind === 'aborted' || failure.code === 'connection_failed') throw failure;
+    end({ state: 'failed', error: failure.toReport() });
+  }
+  return true;
 }
 
 /** Goes on with the run that stands, or begins one: first the notes go, then the stream starts to write changes down. */
@@ -101,11 +130,7 @@ async function beginRun(scope: TaskScope, pass: number): Promise<void> {
   }
 }
 
-async function readRange(
-  scope: TaskScope,
-  pair: Parameters<typeof compareRange>[0],
-  table: TablePair,
-): Promise<void> {
+async function readRange(scope: TaskScope, pair: SidePair, table: TablePair): Promise<void> {
   const note = tableNote(scope.checkpoints, table.name);
   if (table.source.key.length === 0) {
     saveTableNote(scope.checkpoints, table.name, { ...note, state: 'atCutover' });

@@ -4,6 +4,7 @@
 // differently do not agree on what lies in it; every row still lies in one of the ranges on either server, since the last
 // one is open, so that only costs comparisons key by key.
 import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
+import type { KeyRange } from '../model/validation.ts';
 import type { RelationName } from '../model/relation.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import { rowHash } from './digest.ts';
@@ -13,13 +14,6 @@ const BUCKETS = 256;
 
 /** Key as texts, in the order of the key. */
 export type KeyTexts = readonly string[];
-
-export interface KeyRange {
-  /** Exclusive; null: from the first. */
-  readonly after: KeyTexts | null;
-  /** Inclusive; null: to the last. */
-  readonly upTo: KeyTexts | null;
-}
 
 export interface RangeStatement {
   readonly text: string;
@@ -61,6 +55,15 @@ export function boundarySql(table: ComparedTable, after: KeyTexts | null, rows: 
   return {
     text: `select ${keyList(table, '::text')} from only ${identRelation(table.relation)} as t ${text}
       order by ${keyList(table)} offset ${rows - 1} limit 1`,
+    values,
+  };
+}
+
+/** `key` (text[]) of every row of the range, `limit` at most. */
+export function keysSql(table: ComparedTable, range: KeyRange, limit: number): RangeStatement {
+  const { text, values } = inRange(table, range);
+  return {
+    text: `select array[${keyList(table, '::text')}] as key from only ${identRelation(table.relation)} as t ${text} limit ${limit}`,
     values,
   };
 }

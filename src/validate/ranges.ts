@@ -2,6 +2,7 @@
 // online.ts while the stream runs, so what differs here may only be late: keys.ts decides.
 import type { Role } from '../model/task.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
+import type { KeyRange } from '../model/validation.ts';
 import { relationKey } from '../model/relation.ts';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
@@ -12,7 +13,6 @@ import {
   keyOf,
   rangeDigestSql,
   type ComparedTable,
-  type KeyRange,
   type KeyTexts,
   type RangeStatement,
 } from './range-sql.ts';

@@ -327,6 +327,25 @@ describe('commands', () => {
     expect(service.calls).toEqual([['forecastCutover', 'orders']]);
   });
 
+  test('a repair names the table, and keys or ranges as long as its key', async () => {
+    const { post } = await withTask();
+    const repair = (body: unknown) => post('/migrations/orders/repair', body);
+    const wrong: [field: string, body: unknown][] = [
+      ['table', {}],
+      ['table', { table: 'public.nothing' }],
+      ['keys.1', { table: 'public.orders', keys: [['1'], ['1', '2']] }],
+      ['keys.0.0', { table: 'public.orders', keys: [[1]] }],
+      ['ranges.0.up_to', { table: 'public.orders', ranges: [{ up_to: ['1', '2'] }] }],
+      ['ranges', { table: 'public.orders', keys: [['1']], ranges: [{}] }],
+    ];
+    for (const [field, body] of wrong) {
+      const problem = await expectProblem(await repair(body), 400, 'invalid_request');
+      expect((problem['fields'] as { field: string }[]).map((fault) => fault.field)).toContain(field);
+    }
+    const response = await repair({ table: 'public.orders', ranges: [{ after: null, up_to: ['9'] }] });
+    expect(await json(response)).toMatchObject({ state: 'pending', keys_named: null, ranges_named: 1 });
+  });
+
   test('the certificate of a task that has none is a conflict', async () => {
     const { api } = await withTask();
     await expectProblem(await api('/migrations/orders/certificate'), 409, 'event_not_accepted');
@@ -424,6 +443,7 @@ describe('what is not there', () => {
     ['GET', '/validation'],
     ['GET', '/certificate'],
     ['GET', '/schema'],
+    ['POST', '/repair'],
     ['GET', '/events'],
     ['GET', '/machine'],
     ...['start', 'pause', 'resume', 'cancel', 'cutover', 'validate', 'unfence', 'abandon'].map(

@@ -4,10 +4,17 @@ import { describe, expect, test } from 'vitest';
 import { validationNotes, type TableValidation } from '../../src/model/validation.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { compareTables } from '../../src/validate/compare.ts';
-import { validationView } from '../../src/validate/notes.ts';
+import { repairsOf, requestRepair, validationView } from '../../src/validate/notes.ts';
 import { validateOnline } from '../../src/validate/online.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
-import { copyAll, drainStream, prepare, startStream, type RunningStream } from '../support/replication.ts';
+import {
+  contents,
+  copyAll,
+  drainStream,
+  prepare,
+  startStream,
+  type RunningStream,
+} from '../support/replication.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
 
 interface Syncing {
@@ -291,6 +298,82 @@ test('the write stop compares only what changed since, and whole tables where th
     ['public.keyless', false],
   ]);
   expect(noteOf(run.scope, 'big')?.differences).toEqual([{ key: ['8'], kind: 'changed', columns: ['v'] }]);
+});
+
+test('a repair puts exactly the named rows right, under writers, and forgets none when killed', async () => {
+  const run = await syncing(
+    await makePair({ source: 13 }),
+    `create table t (id int, sub text, v text, n numeric, g int generated always as (id * 2) stored, i int generated always as identity,
+       primary key (id, sub)); create table busy (id int primary key, n int)`,
+    `insert into t (id, sub, v, n) select i, 'ä' || i, case when i % 2 = 0 then repeat('long', 3000) end, i / 4.0 from generate_series(1, 900) i;
+     insert into busy select i, 0 from generate_series(1, 50) i`,
+  );
+  const { source, target } = run.pair;
+  await target.query(`update t set v = 'wrong' where id in (1, 2, 3); delete from t where id between 100 and 110;
+    insert into t (id, sub, n) values (5000, 'extra', 1), (5001, 'extra', 1);
+    alter table t add constraint short check (v <> 'never') not valid; update busy set n = -1 where id > 40`);
+  let writing = true;
+  const client = await source.connect();
+  const writer = (async () => {
+    for (let n = 0; writing; n++) {
+      await client.query('delete from busy where id = 1 + ($1::int * 7) % 50', [n]);
+      await client.query('insert into busy values (1 + ($1::int * 11) % 50, $1) on conflict do nothing', [n]);
+    }
+  })();
+  const first = startValidation(run, { dieAt: 'repair.before-commit' });
+  await untilSettled(run.scope);
+  const differing = (table: string): number => noteOf(run.scope, table)?.differences.length ?? -1;
+  await waitFor(() => differing('t') === 16, 20_000, 'the differences');
+  requestRepair(run.scope.checkpoints, {
+    table: 'public.t',
+    keys: [
+      ['1', 'ä1'],
+      ['100', 'ä100'],
+      ['5000', 'extra'],
+    ],
+  });
+  await first.ended;
+  expect((await target.query('select from t where id = 5000')).rowCount).toBe(1); // killed before the commit
+  expect(repairsOf(run.scope.checkpoints)).toMatchObject([{ state: 'pending' }]);
+
+  const second = startValidation(run);
+  await waitFor(() => repairsOf(run.scope.checkpoints)[0]?.state === 'done', 20_000, 'the repair');
+  expect(repairsOf(run.scope.checkpoints)[0]).toMatchObject({
+    rowsWritten: 2,
+    rowsRemoved: 2,
+    keysUnsettled: 0,
+  });
+  await waitFor(() => differing('t') === 13, 20_000, 'the other differences');
+  requestRepair(run.scope.checkpoints, {
+    table: 'public.t',
+    ranges: [
+      { after: ['1', 'ä1'], upTo: ['105', 'ä105'] },
+      { after: ['4000', ''], upTo: null },
+    ],
+  });
+  await waitFor(() => differing('t') === 5, 20_000, 'five differences');
+  requestRepair(run.scope.checkpoints, { table: 'public.t' });
+  for (let from = 0; from < 3; from++)
+    requestRepair(run.scope.checkpoints, { table: 'public.busy', ranges: [{ after: null, upTo: null }] });
+  requestRepair(run.scope.checkpoints, { table: 'public.nothing' });
+  await waitFor(
+    () => repairsOf(run.scope.checkpoints).every(({ state }) => state !== 'pending'),
+    60_000,
+    'repairs',
+  );
+  expect(repairsOf(run.scope.checkpoints)[0]).toMatchObject({
+    state: 'failed',
+    error: { code: 'invalid_request' },
+  });
+  writing = false;
+  await writer;
+  expect(run.stream.failure()).toBeNull(); // no row was put where the stream expected another
+  requestRepair(run.scope.checkpoints, { table: 'public.busy', ranges: [{ after: null, upTo: null }] });
+  await waitFor(() => repairsOf(run.scope.checkpoints)[0]?.state === 'done', 20_000, 'the last repair');
+  await drainStream(run.scope, run.pair, run.stream);
+  await second.stop();
+  expect(await contents(run.scope, target, 'target')).toEqual(await contents(run.scope, source, 'source'));
+  expect((await compareTables(run.scope)).tables.every(({ equal }) => equal)).toBe(true);
 });
 
 test('a new slot voids what was verified, and rows per second are limited', async () => {

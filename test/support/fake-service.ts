@@ -2,7 +2,7 @@
 // src/model/service.ts, moves nothing and knows no database; the real service is tested end to end.
 import { MigrationError } from '../../src/model/errors.ts';
 import type { Finding } from '../../src/model/finding.ts';
-import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
+import { parseRequest, type TaskRequest, parseRepair } from '../../src/model/request.ts';
 import type { SchemaView } from '../../src/model/schema-plan.ts';
 import type {
   CommandResult,
@@ -25,7 +25,8 @@ import {
 } from '../../src/model/task.ts';
 import type { CutoverForecast } from '../../src/model/forecast.ts';
 import { schemaViewOf } from '../../src/postgres/task-scope.ts';
-import type { ValidationView } from '../../src/model/validation.ts';
+import type { ValidationView, RepairRequest, RepairView } from '../../src/model/validation.ts';
+import { requestRepair } from '../../src/validate/notes.ts';
 
 const NOW = '2026-01-02T03:04:05.000Z';
 
@@ -135,6 +136,17 @@ export class FakeService implements Service {
     });
   }
 
+  repairTask(id: string, request: RepairRequest): Promise<RepairView> {
+    return this.#answer('repairTask', [id, request], () => {
+      this.#find(id);
+      const keyOf = (table: string): string[] | undefined => (table === 'public.orders' ? ['id'] : undefined);
+      return requestRepair(
+        { get: () => undefined, set: () => undefined, delete: () => undefined },
+        parseRepair(request, keyOf),
+      );
+    });
+  }
+
   getCertificate(id: string): Promise<Certificate> {
     return this.#answer('getCertificate', [id], () => {
       const { certificate } = this.#find(id);
@@ -154,7 +166,15 @@ export class FakeService implements Service {
   getValidation(id: string): Promise<ValidationView> {
     return this.#answer('getValidation', [id], () => {
       this.#find(id);
-      return { startedAt: NOW, settledAt: null, keysInDoubt: 0, clean: false, error: null, tables: [] };
+      return {
+        startedAt: NOW,
+        settledAt: null,
+        keysInDoubt: 0,
+        clean: false,
+        error: null,
+        tables: [],
+        repairs: [],
+      };
     });
   }
 
