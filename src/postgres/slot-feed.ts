@@ -299,5 +299,5 @@ function reached(lsn: Lsn): Gulp {
   const buffer = Buffer.alloc(18);
   buffer[0] = KEEPALIVE;
   buffer.writeBigUInt64BE(lsnToBigint(lsn), 1);
-  return { buffer, bounds: [0, 18] };
+  return { buffer, bounds: Int32Array.of(0, 18) };
 }

@@ -8,7 +8,7 @@
  */
 export interface Gulp {
   readonly buffer: Buffer;
-  readonly bounds: readonly number[];
+  readonly bounds: Int32Array;
 }
 
 export const KEEPALIVE = 0x6b; // k
@@ -36,6 +36,9 @@ export class WalWalker {
   #partial: Buffer | null = null;
   #filled = 0;
   #atSignature = true;
+  /** Where bounds are gathered: arrays that grow would be most of the garbage of a stream. */
+  #scratch = new Int32Array(2_048);
+  #count = 0;
 
   /** `rows`: COPY (select data …) TO STDOUT (format binary). */
   constructor(source: 'walsender' | 'rows', sink: WalkerSink) {
@@ -75,31 +78,47 @@ export class WalWalker {
 
   /** Returns what is left of an incomplete message. */
   #walk(buffer: Buffer): Buffer {
-    const bounds: number[] = [];
     let at = 0;
     while (at + HEADER_BYTES <= buffer.length) {
       const length = buffer.readInt32BE(at + 1);
       if (length < 4) throw new RangeError(`a message of ${length} bytes`);
       const end = at + 1 + length;
       if (end > buffer.length) break;
-      if (buffer[at] === COPY_DATA) this.#payload(buffer, at + HEADER_BYTES, end, bounds);
+      if (buffer[at] === COPY_DATA) this.#payload(buffer, at + HEADER_BYTES, end);
       else {
-        if (bounds.length > 0) this.#sink.gulp({ buffer, bounds: bounds.splice(0) });
+        this.#give(buffer);
         this.#sink.control(Buffer.from(buffer.subarray(at, end)));
       }
       at = end;
     }
-    if (bounds.length > 0) this.#sink.gulp({ buffer, bounds });
+    this.#give(buffer);
     return buffer.subarray(at);
   }
 
-  #payload(buffer: Buffer, start: number, end: number, bounds: number[]): void {
+  #give(buffer: Buffer): void {
+    if (this.#count === 0) return;
+    const bounds = this.#scratch.slice(0, this.#count);
+    this.#count = 0;
+    this.#sink.gulp({ buffer, bounds });
+  }
+
+  #note(start: number, end: number): void {
+    if (this.#count + 2 > this.#scratch.length) {
+      const larger = new Int32Array(this.#scratch.length * 2);
+      larger.set(this.#scratch);
+      this.#scratch = larger;
+    }
+    this.#scratch[this.#count++] = start;
+    this.#scratch[this.#count++] = end;
+  }
+
+  #payload(buffer: Buffer, start: number, end: number): void {
     if (this.#source === 'walsender') {
       if (buffer[start] === XLOG_DATA && end - start > XLOG_HEADER_BYTES)
-        bounds.push(start + XLOG_HEADER_BYTES, end);
+        this.#note(start + XLOG_HEADER_BYTES, end);
       else if (buffer[start] === KEEPALIVE && end - start === 18) {
         this.#sink.keepalive(buffer[start + 17] === 1);
-        bounds.push(start, end);
+        this.#note(start, end);
       } else
         throw new RangeError(`an unknown message 0x${(buffer[start] ?? 0).toString(16)} of the walsender`);
       return;
@@ -114,6 +133,6 @@ export class WalWalker {
     if (end - at < ROW_HEADER_BYTES) return;
     if (buffer.readInt16BE(at) !== 1 || at + ROW_HEADER_BYTES + buffer.readInt32BE(at + 2) !== end)
       throw new RangeError('a row that is not one value');
-    bounds.push(at + ROW_HEADER_BYTES, end);
+    this.#note(at + ROW_HEADER_BYTES, end);
   }
 }

@@ -35,6 +35,11 @@ const IDLE_STORE_MS = 2_000;
 const INSERT = 0x49;
 const UPDATE = 0x55;
 const DELETE = 0x44;
+const TRUNCATE = 0x54;
+const BEGIN = 0x42;
+const BEGIN_BYTES = 21;
+const COMMIT = 0x43;
+const COMMIT_BYTES = 26;
 const NEW_TUPLE = 0x4e;
 const KEY_TUPLE = 0x4b;
 
@@ -71,13 +76,32 @@ export class ReplayInOrder extends Error {
 
 type RowMessage = Exclude<ChangeMessage, TruncateMessage>;
 
-interface OpenTransaction extends SourceTransaction {
+class OpenTransaction implements SourceTransaction {
+  readonly commit: bigint;
+  readonly xid: number;
   /** On the target already: sent again after a lost acknowledgement. */
   readonly applied: boolean;
   /** Commits before the last horizon: the copies may have seen it. */
-  readonly filtered: boolean;
-  changes: number;
-  markerId: string | null;
+  filtered = false;
+  changes = 0;
+  markerId: string | null = null;
+
+  constructor(commit: bigint, xid: number, applied: boolean) {
+    this.commit = commit;
+    this.xid = xid;
+    this.applied = applied;
+  }
+
+  get commitLsn(): Lsn {
+    return bigintToLsn(this.commit);
+  }
+}
+
+/** Messages of a gulp that belong to one batch: `bounds` from `from` to `to`. */
+interface Segment {
+  readonly gulp: Gulp;
+  readonly from: number;
+  readonly to: number;
 }
 
 /** What becomes one target transaction. */
@@ -85,12 +109,12 @@ interface Batch {
   changes: number;
   transactions: number;
   /** Commit of its last transaction that has changes. */
-  lastCommitLsn: Lsn;
+  lastCommit: bigint;
   marker: AppliedMarker | null;
   /** Sent change by change. */
   ordered: boolean;
   /** Its messages, for sending them again in order; null once a part of a large transaction has left. */
-  log: { readonly buffers: Buffer[]; readonly bounds: number[] } | null;
+  log: Segment[] | null;
   bytes: number;
 }
 
@@ -104,12 +128,17 @@ export class Replay {
   readonly #onStored: () => void;
   readonly #orderedUntil: bigint;
   /** Where the target stood when this connection began. */
-  readonly #startedAt: Lsn;
+  readonly #startedAt: bigint;
   readonly #size = new BatchSize();
   #transaction: OpenTransaction | null = null;
   /** Everything up to here is applied, under way or in the batch. */
-  #position: Lsn;
+  #position: bigint;
   #batch: Batch;
+  /** The gulp that is being read; which of its messages are kept for a batch, and where the next one is. */
+  #gulp: Gulp | null = null;
+  #kept = 0;
+  #next = 0;
+  #isPastCopies = false;
   /** The batch that the target is carrying out, and how it ended when it failed. */
   #underWay: { readonly batch: Batch; readonly position: Lsn; readonly done: Promise<void> } | null = null;
   #failure: { readonly error: unknown } | null = null;
@@ -146,7 +175,7 @@ export class Replay {
     this.#figures = parts.figures;
     this.#onStored = parts.onStored;
     this.#orderedUntil = parts.orderedUntil ? lsnToBigint(parts.orderedUntil) : 0n;
-    this.#startedAt = parts.applier.appliedLsn;
+    this.#startedAt = lsnToBigint(parts.applier.appliedLsn);
     this.#position = this.#startedAt;
     this.#batch = newBatch(this.#position);
   }
@@ -154,7 +183,7 @@ export class Replay {
   /** Up to here the target has everything; what only keepalives tell counts, because nothing is pending before it. */
   get position(): Lsn {
     const pending = this.#applier.isOpen || this.#transaction !== null || this.#hasWork();
-    return pending || this.#underWay !== null ? this.#applier.appliedLsn : this.#position;
+    return pending || this.#underWay !== null ? this.#applier.appliedLsn : bigintToLsn(this.#position);
   }
 
   /** Lets `run` return at the next end of a transaction, with everything before it on the target. */
@@ -174,7 +203,7 @@ export class Replay {
       for (const gulp of gulps) await this.#onGulp(gulp);
       const over = this.#leaving || (this.#feed.ended && this.#feed.drained);
       if (over && this.#transaction === null) {
-        if (this.#hasWork() || this.#position !== this.#applier.appliedLsn) await this.#submit();
+        if (this.#hasWork() || !this.#isStored()) await this.#submit();
         await this.#settle();
         return;
       }
@@ -192,60 +221,75 @@ export class Replay {
     return this.#batch.changes > 0 || this.#batch.marker !== null;
   }
 
+  #isStored(): boolean {
+    return this.#position === lsnToBigint(this.#applier.appliedLsn);
+  }
+
   #waitMs(): number {
-    if (this.#transaction !== null || this.#position === this.#applier.appliedLsn) return IDLE_STORE_MS;
+    if (this.#transaction !== null || this.#isStored()) return IDLE_STORE_MS;
     return Math.max(1, this.#storedAt + IDLE_STORE_MS - Date.now());
   }
 
   #storeIsDue(): boolean {
-    if (this.#position === this.#applier.appliedLsn) return false;
+    if (this.#isStored()) return false;
     return this.#answerNow || Date.now() >= this.#storedAt + IDLE_STORE_MS;
   }
 
-  async #onGulp({ buffer, bounds }: Gulp): Promise<void> {
+  async #onGulp(gulp: Gulp): Promise<void> {
+    const { buffer, bounds } = gulp;
+    this.#gulp = gulp;
+    this.#kept = 0;
     for (let i = 0; i < bounds.length; i += 2) {
       const start = bounds[i] ?? 0;
       const end = bounds[i + 1] ?? 0;
       const tag = buffer[start];
+      this.#next = i + 2;
       if (tag === INSERT || tag === UPDATE || tag === DELETE) {
         if (!this.#takeChange(tag, buffer, start, end)) await this.#onChange(buffer, start, end);
         if (this.#batch.bytes > BATCH_BYTES && this.#transaction !== null) await this.#spill();
+      } else if (tag === BEGIN && end - start === BEGIN_BYTES) {
+        const commit = buffer.readBigUInt64BE(start + 1);
+        if (this.#batch.ordered !== commit <= this.#orderedUntil) {
+          this.#next = i; // it is the next batch's
+          await this.#changeOrder(commit <= this.#orderedUntil);
+          this.#next = i + 2;
+        }
+        this.#begin(commit, buffer.readUInt32BE(start + 17));
+      } else if (tag === COMMIT && end - start === COMMIT_BYTES) {
+        if (this.#onCommit(buffer.readBigUInt64BE(start + 10))) await this.#submit();
       } else if (tag === KEEPALIVE)
-        this.#onKeepalive(bigintToLsn(buffer.readBigUInt64BE(start + 1)), buffer[start + 17] === 1);
+        this.#onKeepalive(buffer.readBigUInt64BE(start + 1), buffer[start + 17] === 1);
       else await this.#onMessage(buffer, start, end);
     }
+    this.#keep(bounds.length);
+    this.#gulp = null;
+    // What only moves the position, or was applied before, is not worth its memory.
+    if (!this.#hasWork() && this.#transaction?.applied !== false) this.#batch.log?.splice(0);
   }
 
-  #onKeepalive(walEnd: Lsn, replyRequested: boolean): void {
+  async #changeOrder(ordered: boolean): Promise<void> {
+    if (this.#hasWork()) await this.#submit();
+    if (ordered) await this.#settle();
+    this.#batch.ordered = ordered;
+  }
+
+  #onKeepalive(walEnd: bigint, replyRequested: boolean): void {
     // Between the changes of a transaction it says nothing about that transaction.
     if (this.#transaction === null) this.#advance(walEnd);
     // A server that shuts down waits until we have acknowledged everything: store what is new at once.
     if (replyRequested) this.#answerNow = true;
   }
 
-  #advance(lsn: Lsn): void {
-    if (lsnToBigint(lsn) > lsnToBigint(this.#position)) this.#position = lsn;
+  #advance(position: bigint): void {
+    if (position > this.#position) this.#position = position;
   }
 
   async #onMessage(buffer: Buffer, start: number, end: number): Promise<void> {
     const message = decodePgoutput(buffer.subarray(start, end));
     switch (message.tag) {
-      case 'begin': {
-        const ordered = lsnToBigint(message.commitLsn) <= this.#orderedUntil;
-        if (this.#batch.ordered !== ordered) {
-          if (this.#hasWork()) await this.#submit();
-          if (ordered) await this.#settle();
-          this.#batch.ordered = ordered;
-        }
-        this.#begin(message);
-        // Sent again, a filtered change would be asked for again, of a filter that knows more by now: it is read again.
-        if (this.#transaction?.filtered) this.#batch.log = null;
-        this.#keep(buffer, start, end);
-        return;
-      }
+      case 'begin':
       case 'commit':
-        await this.#onCommit(message.endLsn);
-        return;
+        throw new MigrationError('internal', `source: a ${message.tag} of ${end - start} bytes`);
       case 'relation':
         await this.#relations.learn(message);
         return;
@@ -277,16 +321,16 @@ export class Replay {
     }
   }
 
-  #begin(message: SourceTransaction): void {
-    const transaction = { xid: message.xid, commitLsn: message.commitLsn };
-    this.#transaction = {
-      ...transaction,
-      // Positions are ends of records: a commit record that begins before one ends at or before it.
-      applied: lsnToBigint(message.commitLsn) < lsnToBigint(this.#startedAt),
-      filtered: this.#filter.concerns(transaction),
-      changes: 0,
-      markerId: null,
-    };
+  #begin(commit: bigint, xid: number): void {
+    // Positions are ends of records: a commit record that begins before one ends at or before it.
+    const transaction = new OpenTransaction(commit, xid, commit < this.#startedAt);
+    // Commits come in the order of their positions: behind the last horizon there is none before it.
+    if (!this.#isPastCopies && this.#filter.concerns(transaction)) {
+      transaction.filtered = true;
+      // Sent again, a filtered change would be asked for again, of a filter that knows more by now: it is read again.
+      this.#batch.log = null;
+    } else this.#isPastCopies = true;
+    this.#transaction = transaction;
   }
 
   #openTransaction(): OpenTransaction {
@@ -294,28 +338,28 @@ export class Replay {
     return this.#transaction;
   }
 
-  async #onCommit(endLsn: Lsn): Promise<void> {
+  /** True when the batch has to end here. */
+  #onCommit(end: bigint): boolean {
     const transaction = this.#openTransaction();
     this.#transaction = null;
-    if (transaction.applied) return;
-    this.#advance(endLsn);
+    if (transaction.applied) return false;
+    this.#advance(end);
     const batch = this.#batch;
-    if (transaction.markerId !== null) batch.marker = { id: transaction.markerId, lsn: endLsn };
+    if (transaction.markerId !== null) batch.marker = { id: transaction.markerId, lsn: bigintToLsn(end) };
     // Empty ones (other tables', all filtered) only move the position.
     if (transaction.changes > 0) {
       batch.transactions++;
-      batch.lastCommitLsn = transaction.commitLsn;
+      batch.lastCommit = transaction.commit;
     }
-    const full = batch.changes >= this.#size.changes || batch.bytes >= BATCH_BYTES;
-    if (batch.marker !== null || full) await this.#submit();
+    return batch.marker !== null || batch.changes >= this.#size.changes || batch.bytes >= BATCH_BYTES;
   }
 
-  /** The message of the open transaction is part of the batch. */
-  #keep(buffer: Buffer, start: number, end: number): void {
-    const batch = this.#batch;
-    if (batch.log === null || batch.ordered) return;
-    batch.log.buffers.push(buffer);
-    batch.log.bounds.push(start, end);
+  /** What was read of the gulp up to `to` belongs to the batch; what follows may be the next one's. */
+  #keep(to: number): void {
+    const { log, ordered } = this.#batch;
+    if (this.#gulp !== null && to > this.#kept && log !== null && !ordered)
+      log.push({ gulp: this.#gulp, from: this.#kept, to });
+    this.#kept = to;
   }
 
   #count(transaction: OpenTransaction, bytes: number): void {
@@ -333,7 +377,6 @@ export class Replay {
     if (relation.kind !== 'table' || buffer[start + 5] !== (tag === DELETE ? KEY_TUPLE : NEW_TUPLE))
       return false;
     if (!this.#applier.take(relation.table, tag, buffer, start + 6, end)) return false;
-    this.#keep(buffer, start, end);
     this.#count(transaction, end - start);
     return true;
   }
@@ -346,7 +389,6 @@ export class Replay {
     await this.#settle();
     this.#raw = { message, buffer, start, end };
     if (!(await this.#change(message, transaction))) return;
-    this.#keep(buffer, start, end);
     this.#count(transaction, end - start);
     try {
       await this.#applier.throttle();
@@ -468,8 +510,9 @@ export class Replay {
   async #submit(): Promise<void> {
     await this.#settle();
     const batch = this.#batch;
-    const position = this.#position;
-    this.#batch = newBatch(position);
+    this.#keep(this.#next);
+    const position = bigintToLsn(this.#position);
+    this.#batch = newBatch(this.#position);
     const startedAt = performance.now();
     this.#applier.send();
     const carryOut = async (): Promise<void> => {
@@ -515,25 +558,34 @@ export class Replay {
     if (!repeatable || batch.ordered) throw error;
     this.#figures.batchesInOrder++;
     this.#scope.log.info({ err: error, changes: batch.changes }, 'a batch is applied again in source order');
-    if (batch.log === null)
-      throw new ReplayInOrder(this.#transaction?.commitLsn ?? batch.lastCommitLsn, error);
-    const { buffers, bounds } = batch.log;
+    if (batch.log === null) {
+      const until = current ? this.#transaction?.commit : undefined;
+      throw new ReplayInOrder(bigintToLsn(until ?? batch.lastCommit), error);
+    }
+    if (current) this.#keep(this.#next);
+    const segments = batch.log;
     this.#raw = null;
     const open = this.#transaction;
     await this.#applier.rollback(current);
     batch.ordered = true;
     this.#applier.beginInOrder();
-    for (const [i, buffer] of buffers.entries()) {
-      const message = decodePgoutput(buffer.subarray(bounds[2 * i], bounds[2 * i + 1]));
-      if (message.tag === 'begin') this.#begin(message);
-      else {
-        await this.#change(message as ChangeMessage, this.#openTransaction());
-        await this.#applier.throttle();
-      }
-    }
+    for (const { gulp, from, to } of segments)
+      for (let i = from; i < to; i += 2)
+        await this.#again(gulp.buffer, gulp.bounds[i] ?? 0, gulp.bounds[i + 1] ?? 0);
     await this.#applier.endInOrder();
-    batch.log = { buffers: [], bounds: [] };
+    batch.log = [];
     this.#transaction = open;
+  }
+
+  /** One message of a batch that is sent again: what is not a change has had its effect. */
+  async #again(buffer: Buffer, start: number, end: number): Promise<void> {
+    const tag = buffer[start];
+    if (tag === BEGIN) this.#begin(buffer.readBigUInt64BE(start + 1), buffer.readUInt32BE(start + 17));
+    if (tag !== INSERT && tag !== UPDATE && tag !== DELETE && tag !== TRUNCATE) return;
+    const transaction = this.#openTransaction();
+    if (transaction.applied) return;
+    await this.#change(decodePgoutput(buffer.subarray(start, end)) as ChangeMessage, transaction);
+    await this.#applier.throttle();
   }
 
   #onCommitted(batch: Batch): void {
@@ -550,14 +602,14 @@ export class Replay {
   }
 }
 
-function newBatch(position: Lsn): Batch {
+function newBatch(position: bigint): Batch {
   return {
     changes: 0,
     transactions: 0,
-    lastCommitLsn: position,
+    lastCommit: position,
     marker: null,
     ordered: false,
-    log: { buffers: [], bounds: [] },
+    log: [],
     bytes: 0,
   };
 }

@@ -158,7 +158,7 @@ export function gulpOf(messages: readonly Buffer[]): Gulp {
     bounds.push(at, at + message.length);
     at += message.length;
   }
-  return { buffer: Buffer.concat(messages), bounds };
+  return { buffer: Buffer.concat(messages), bounds: Int32Array.from(bounds) };
 }
 
 export function keepaliveMessage(walEnd: Lsn, replyRequested: boolean): Buffer {
