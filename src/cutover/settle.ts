@@ -72,9 +72,15 @@ async function certify(
   if (!verdicts || !sequences) throw new MigrationError('internal', 'no verdicts or sequences to certify');
   // Once it is open the sequences are the application's, and its rows are not what was certified.
   const opened = isOpened(scope);
-  if (!opened) await restoreSequences(scope, sequences);
   const wanted = !opened && verdicts.tables.some((table) => table.method === 'changes');
-  const snapshots = wanted ? await hold(scope) : null;
+  const holding = wanted ? hold(scope) : Promise.resolve(null);
+  holding.catch(() => undefined); // awaited below
+  if (!opened)
+    await restoreSequences(scope, sequences).catch(async (error: unknown) => {
+      await (await holding.catch(() => null))?.close();
+      throw error;
+    });
+  const snapshots = await holding;
   try {
     await runPhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: OPENING_LOCK_TIMEOUT });
     noteOpened(scope);

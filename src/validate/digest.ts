@@ -23,7 +23,7 @@ export const DIGEST_SETTINGS: Readonly<Record<string, string>> = { lc_monetary: 
  * - "C": the hash of a text under a nondeterministic collation ignores what that collation ignores.
  * - `recode`: servers of different encodings hash different bytes, so both hash an ASCII spelling of the UTF-8 text.
  */
-function rowText(columns: readonly Pick<PlannedColumn, 'name'>[], recode: boolean): string {
+export function rowText(columns: readonly Pick<PlannedColumn, 'name'>[], recode: boolean): string {
   const row = `row(${columns.map((column) => `t.${ident(column.name)}`).join(', ')})::text`;
   return `${recode ? `encode(convert_to(${row}, 'UTF8'), 'escape')` : row} collate "C"`;
 }

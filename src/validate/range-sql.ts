@@ -7,9 +7,9 @@ import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
 import type { KeyRange } from '../model/validation.ts';
 import type { RelationName } from '../model/relation.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
-import { rowHash } from './digest.ts';
+import { rowHash, rowText } from './digest.ts';
 
-/** Parts of a range by the hash of the row: what differs is narrowed down to some of them. A power of two. */
+/** Parts of a range by the hash of the key: what differs is narrowed down to some of them. A power of two. */
 const BUCKETS = 256;
 
 /** Key as texts, in the order of the key. */
@@ -68,23 +68,23 @@ export function keysSql(table: ComparedTable, range: KeyRange, limit: number): R
   };
 }
 
-/** `rows`, `sum` of the range. */
-export function rangeDigestSql(table: ComparedTable, range: KeyRange): RangeStatement {
-  const { text, values } = inRange(table, range);
-  return {
-    text: `select count(*)::text as rows, sum(${rowHash(table.columns, table.recode)})::text as sum
-      from only ${identRelation(table.relation)} as t ${text}`,
-    values,
-  };
+/** Rows of a key stay in their part, and a part is chosen before the whole row is made a text. */
+function bucket(table: ComparedTable): string {
+  const [only] = table.key;
+  const isInteger =
+    table.key.length === 1 && only !== undefined && /^(smallint|integer|bigint)$/.test(only.type);
+  const hash = isInteger
+    ? `hashint8extended(t.${ident(only.name)}::bigint, 0)`
+    : `hashtextextended(${rowText(table.key, table.recode)}, 0)`;
+  return `(${hash} & ${BUCKETS - 1})::int`;
 }
 
-/** `bucket`, `rows`, `sum` of each part of the range. A changed row is in one part before and in another after. */
+/** `bucket`, `rows`, `sum` of each part of the range. */
 export function bucketsSql(table: ComparedTable, range: KeyRange): RangeStatement {
   const { text, values } = inRange(table, range);
   return {
-    text: `select (h.hash & ${BUCKETS - 1})::int as bucket, count(*)::text as rows, sum(h.hash)::text as sum
-      from (select ${rowHash(table.columns, table.recode)} as hash
-            from only ${identRelation(table.relation)} as t ${text} offset 0) as h group by 1`,
+    text: `select ${bucket(table)} as bucket, count(*)::text as rows, sum(${rowHash(table.columns, table.recode)})::text as sum
+      from only ${identRelation(table.relation)} as t ${text} group by 1`,
     values,
   };
 }
@@ -97,10 +97,9 @@ export function bucketRowsSql(
 ): RangeStatement {
   const { text, values } = inRange(table, range);
   return {
-    text: `select h.key, h.hash::text as hash
-      from (select array[${keyList(table, '::text')}] as key, ${rowHash(table.columns, table.recode)} as hash
-            from only ${identRelation(table.relation)} as t ${text} offset 0) as h
-      where (h.hash & ${BUCKETS - 1})::int = any ($${values.length + 1}::int[])`,
+    text: `select array[${keyList(table, '::text')}] as key, ${rowHash(table.columns, table.recode)}::text as hash
+      from only ${identRelation(table.relation)} as t
+      ${text === '' ? 'where' : `${text} and`} ${bucket(table)} = any ($${values.length + 1}::int[])`,
     values: [...values, buckets],
   };
 }

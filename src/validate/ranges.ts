@@ -11,7 +11,6 @@ import {
   bucketRowsSql,
   bucketsSql,
   keyOf,
-  rangeDigestSql,
   type ComparedTable,
   type KeyTexts,
   type RangeStatement,
@@ -70,29 +69,32 @@ export async function compareRange(
   );
   const upTo = boundary[0] ?? null;
   const range: KeyRange = { after, upTo };
-  const [source, target] = await onBoth<{ rows: string; sum: string | null }>(pair, table, (side) =>
-    rangeDigestSql(side, range),
-  );
-  const rows = Number(source[0]?.rows ?? 0);
-  if (source[0]?.rows === target[0]?.rows && source[0]?.sum === target[0]?.sum)
-    return { upTo, rows, keys: [] };
-  return { upTo, rows, keys: await differingKeys(pair, table, range) };
+  const [source, target] = await onBoth<Bucket>(pair, table, (side) => bucketsSql(side, range));
+  const rows = source.reduce((sum, each) => sum + Number(each.rows), 0);
+  const digests = (buckets: readonly Bucket[]): Map<number, string> =>
+    new Map(buckets.map((each) => [each.bucket, `${each.rows}/${each.sum}`]));
+  const buckets = differing(digests(source), digests(target));
+  return { upTo, rows, keys: buckets.length === 0 ? [] : await differingKeys(pair, table, range, buckets) };
 }
 
-async function differingKeys(pair: SidePair, table: TablePair, range: KeyRange): Promise<KeyTexts[]> {
-  const [source, target] = await onBoth<{ bucket: number; rows: string; sum: string }>(pair, table, (side) =>
-    bucketsSql(side, range),
-  );
-  const digests = (rows: readonly { bucket: number; rows: string; sum: string }[]): Map<number, string> =>
-    new Map(rows.map(({ bucket, rows: count, sum }) => [bucket, `${count}/${sum}`]));
-  const buckets = differing(digests(source), digests(target));
-  if (buckets.length === 0) return []; // it was late
-  const [sourceRows, targetRows] = await onBoth<{ key: string[]; hash: string }>(pair, table, (side) =>
+interface Bucket {
+  readonly bucket: number;
+  readonly rows: string;
+  readonly sum: string;
+}
+
+async function differingKeys(
+  pair: SidePair,
+  table: TablePair,
+  range: KeyRange,
+  buckets: readonly number[],
+): Promise<KeyTexts[]> {
+  const [source, target] = await onBoth<{ key: string[]; hash: string }>(pair, table, (side) =>
     bucketRowsSql(side, range, buckets),
   );
   const hashes = (rows: readonly { key: string[]; hash: string }[]): Map<string, string> =>
     new Map(rows.map(({ key, hash }) => [JSON.stringify(key), hash]));
-  return differing(hashes(sourceRows), hashes(targetRows)).map((key) => JSON.parse(key) as string[]);
+  return differing(hashes(source), hashes(target)).map((key) => JSON.parse(key) as string[]);
 }
 
 /** Keys of either map whose values are not the same. */

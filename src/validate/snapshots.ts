@@ -7,7 +7,7 @@ import type { TableVerdict } from '../model/task.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { compareTable } from './compare.ts';
-import { closePair, needsRecoding, openPair } from './sessions.ts';
+import { closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
 
 /** The application waits for the opening: without an answer by then the certificate has no whole digests. */
 const SNAPSHOT_TIMEOUT_MS = 3_000;
@@ -24,7 +24,6 @@ export async function holdSnapshots(scope: TaskScope): Promise<HeldSnapshots | n
   const signal = AbortSignal.any([scope.signal, end.signal]);
   const timer = setTimeout(() => end.abort(), SNAPSHOT_TIMEOUT_MS);
   try {
-    const recode = await needsRecoding(scope);
     const pair = await openPair(scope, signal);
     for (const { client } of [pair.source, pair.target]) {
       await client.query('begin isolation level repeatable read read only');
@@ -32,7 +31,7 @@ export async function holdSnapshots(scope: TaskScope): Promise<HeldSnapshots | n
     }
     clearTimeout(timer);
     return {
-      digest: (verdicts) => digestAll(scope, verdicts, pair, recode),
+      digest: (verdicts) => digestAll(scope, verdicts, pair),
       close: () => closePair(pair),
     };
   } catch (error) {
@@ -47,13 +46,13 @@ export async function holdSnapshots(scope: TaskScope): Promise<HeldSnapshots | n
 async function digestAll(
   scope: TaskScope,
   verdicts: readonly TableVerdict[],
-  pair: Parameters<typeof compareTable>[1],
-  recode: boolean,
+  pair: SidePair,
 ): Promise<readonly TableVerdict[]> {
   const plans = new Map(schemaPlanOf(scope).tables.map((plan) => [relationKey(plan.source), plan]));
   const deadline = Date.now() + scope.spec.options.validationTimeoutMs;
   const result: TableVerdict[] = [...verdicts];
   try {
+    const recode = await needsRecoding(scope);
     for (const [index, verdict] of verdicts.entries()) {
       const plan = plans.get(verdict.table);
       if (verdict.method === 'full' || !plan || Date.now() > deadline) continue;

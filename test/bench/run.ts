@@ -2,6 +2,7 @@
 import { parseArgs } from 'node:util';
 import { installedMajors, type EmbeddedMajor } from '../../src/cli/embedded-postgres.ts';
 import { runCopyBench } from './copy/bench.ts';
+import { runCutoverBench } from './cutover/bench.ts';
 import { runSyncBench } from './sync/bench.ts';
 import type { ServerChoice } from './support/servers.ts';
 
@@ -19,6 +20,7 @@ export interface BenchOptions {
 
 const benches: Readonly<Record<string, (options: BenchOptions) => Promise<void>>> = {
   copy: runCopyBench,
+  cutover: runCutoverBench,
   sync: runSyncBench,
 };
 

@@ -1,0 +1,55 @@
+// SIGKILL in the middle of a repair: nothing of it is on the target, and the restarted service carries it out.
+import { expect, test } from 'vitest';
+import type { ValidationView } from '../../src/model/validation.ts';
+import { expectEqualTables } from '../support/compare.ts';
+import { makePair, waitFor } from '../support/databases.ts';
+import {
+  cutOver,
+  makeDataDir,
+  migrationBody,
+  startMigration,
+  startService,
+  type ServiceProcess,
+} from '../support/service-process.ts';
+import { loadShop, shopTables, startWriters } from '../support/shop.ts';
+
+interface Wire {
+  readonly settled_at: string | null;
+  readonly repairs: readonly { readonly state: ValidationView['repairs'][number]['state'] }[];
+  readonly tables: readonly { readonly table: string; readonly differences: { readonly missing: number } }[];
+}
+
+const validationOf = async (service: ServiceProcess, id: string): Promise<Wire> =>
+  (await service.call<Wire>('GET', `/migrations/${id}/validation`)).body;
+
+test('killed at repair.before-commit the restarted service repairs, and the cutover finds both sides equal', async () => {
+  const pair = await makePair();
+  await loadShop(pair.source, 600);
+  const writers = await startWriters(pair.source, 2);
+  const dataDir = makeDataDir();
+  const doomed = await startService({ dataDir, failpoint: 'repair.before-commit:1' });
+  const id = await startMigration(doomed, migrationBody(pair, { options: { keep_fence: false } }));
+  await doomed.reaches(id, 'syncingWal');
+  await waitFor(async () => (await validationOf(doomed, id)).settled_at !== null, 60_000, 'settled');
+  await pair.target.query(`delete from sales."Order Lines" where order_id between 1700 and 1705`);
+  const key = [1700, 1701, 1702, 1703, 1704, 1705].flatMap((order) => [
+    [String(order), '1'],
+    [String(order), '2'],
+  ]);
+  const asked = await doomed.call('POST', `/migrations/${id}/repair`, {
+    table: 'sales.Order Lines',
+    keys: key,
+  });
+  expect(asked.status, JSON.stringify(asked.body)).toBe(200);
+  expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
+  expect((await pair.target.query('select from sales."Order Lines" where order_id = 1700')).rowCount).toBe(0);
+  const service = await startService({ dataDir });
+  await waitFor(
+    async () => (await validationOf(service, id)).repairs[0]?.state === 'done',
+    60_000,
+    'repaired',
+  );
+  await writers.stop();
+  await cutOver(service, id);
+  await expectEqualTables(pair.source, pair.target, shopTables(''));
+});
