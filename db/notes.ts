@@ -56,12 +56,16 @@ export class TaskNotes {
     });
   }
 
-  saveTable(taskId: string, figures: TableProgress): void {
-    this.#store.orm
-      .update(tableProgress)
-      .set({ figures })
-      .where(and(eq(tableProgress.taskId, taskId), eq(tableProgress.name, figures.table)))
-      .run();
+  /** Replaces the figures of some tables that `saveTables` has written. */
+  updateTables(taskId: string, tables: readonly TableProgress[]): void {
+    this.#store.transaction(() => {
+      for (const figures of tables)
+        this.#store.orm
+          .update(tableProgress)
+          .set({ figures })
+          .where(and(eq(tableProgress.taskId, taskId), eq(tableProgress.name, figures.table)))
+          .run();
+    });
   }
 
   sealedSecret(taskId: string, role: Role): Buffer | undefined {

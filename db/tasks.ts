@@ -153,6 +153,11 @@ export class TaskStore {
     });
   }
 
+  /** Options may change while a task runs; everything else of the request stays as it was. */
+  saveSpec(id: string, spec: TaskSpec): void {
+    this.#store.orm.update(task).set({ spec }).where(eq(task.id, id)).run();
+  }
+
   /** With journal, secrets, checkpoints and figures. */
   delete(id: string): void {
     this.#store.orm.delete(task).where(eq(task.id, id)).run();

@@ -3,6 +3,7 @@
 // next, and only tables cut by blocks, whose parts must share one snapshot, then start over.
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { retryDelayMs } from '../model/retry.ts';
+import type { StreamPace } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
@@ -27,6 +28,7 @@ export interface CopyPartsOptions {
   /** `client_encoding` of the copy's sessions. */
   readonly encoding: string;
   readonly tally: Tally;
+  readonly pace: StreamPace;
   readonly waits: Waits;
   readonly signal: AbortSignal;
   /** Once for every table, as soon as its last marker is known. */

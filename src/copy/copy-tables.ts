@@ -10,6 +10,7 @@ import { slotOf } from '../postgres/slot.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { copyParts } from './copy-parts.ts';
 import { makeIndexBuilder, type IndexBuilder } from './indexes.ts';
+import { Pace, watchSourceLag } from './pace.ts';
 import { planParts } from './plan.ts';
 import { ensureCuts } from './plan-read.ts';
 import { forgetCopies } from './recopy.ts';
@@ -49,7 +50,25 @@ export async function copyTables(scope: TaskScope): Promise<void> {
       builds.push(indexes.build(relation, tally.isOneSnapshot(relation)).catch(fail));
     };
     const { copyJobs } = scope.spec.options;
-    await copyParts(scope, { parts, copyJobs, slotIncarnation, encoding, tally, waits, signal, onComplete });
+    const pace = new Pace(scope);
+    const watch = new AbortController();
+    const watching = watchSourceLag(scope, pace, waits, AbortSignal.any([signal, watch.signal]));
+    try {
+      await copyParts(scope, {
+        parts,
+        copyJobs,
+        slotIncarnation,
+        encoding,
+        tally,
+        pace,
+        waits,
+        signal,
+        onComplete,
+      });
+    } finally {
+      watch.abort();
+      await watching;
+    }
     await Promise.all(builds);
     if (!signal.aborted && indexes.waiting.length > 0) {
       markCopyComplete(scope, { uniqueLater: true });

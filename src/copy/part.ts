@@ -4,7 +4,7 @@
 import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import { rangeCondition } from '../postgres/copy-range.ts';
-import { copyError, copyStream } from '../postgres/copy-stream.ts';
+import { copyError, copyStream, type StreamPace } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -38,6 +38,7 @@ export interface PartOptions {
   readonly generation: Generation;
   readonly slotIncarnation: string;
   readonly tally: Tally;
+  readonly pace: StreamPace;
   readonly waits: Waits;
 }
 
@@ -158,6 +159,7 @@ async function streamPart(
       ...sessions,
       ...copyStatements(part, format.format),
       signal: generation.signal,
+      pace: options.pace,
       context,
       onChunk: (rows, bytes) => {
         if (!begun) scope.failpoint('copy.mid-table');

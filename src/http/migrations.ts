@@ -4,7 +4,7 @@ import { Hono, type Context, type Handler } from 'hono';
 import { z } from 'zod';
 import { isBlocked } from '../model/finding.ts';
 import { MigrationError } from '../model/errors.ts';
-import { taskIdPattern, type TaskRequest } from '../model/request.ts';
+import { taskIdPattern, type OptionsPatch, type TaskRequest } from '../model/request.ts';
 import type { RepairRequest } from '../model/validation.ts';
 import type { CommandResult, Service } from '../model/service.ts';
 import { taskStates, type TaskView } from '../model/task.ts';
@@ -185,6 +185,11 @@ export function apiRoutes(service: Service, options: ApiOptions): Hono {
   });
   path(app, '/migrations/:id/schema', {
     get: bare(async (c) => answer(c, await service.getSchema(idOf(c)))),
+  });
+  path(app, '/migrations/:id/options', {
+    patch: bare(async (c) =>
+      answer(c, await service.changeOptions(idOf(c), (await readJson(c)) as OptionsPatch)),
+    ),
   });
   path(app, '/migrations/:id/tables/:name/recopy', {
     post: bare(async (c) => {

@@ -3,7 +3,7 @@
 import type { Handler, Hono } from 'hono';
 import { Refusal } from './problem.ts';
 
-type Method = 'get' | 'post' | 'delete';
+type Method = 'get' | 'post' | 'patch' | 'delete';
 
 /** The answers of one path; every other method gets 405. */
 export function path(app: Hono, pattern: string, methods: Partial<Record<Method, Handler>>): void {

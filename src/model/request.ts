@@ -121,6 +121,9 @@ const hook = z.strictObject({
   headers: z.array(header).max(20).default([]),
 });
 
+const bytesPerSecond = z.int().min(64 * 1024);
+const lagBytes = z.int().min(1024 * 1024);
+
 const options = z.strictObject({
   cutover: z.enum(['manual', 'auto']).default('manual'),
   fence: z.enum(['triggers', 'database-read-only', 'none']).default('triggers'),
@@ -160,6 +163,8 @@ const options = z.strictObject({
     .min(64 * 1024)
     .nullable()
     .default(null),
+  maxBytesPerSecond: bytesPerSecond.nullable().default(null),
+  maxSourceLagBytes: lagBytes.nullable().default(null),
   maxSnapshotAgeMs: milliseconds.default(15 * 60_000),
 });
 
@@ -243,6 +248,26 @@ export function parseRepair(
     .map(({ field }) => ({ field, message }));
   if (faults.length > 0) throw invalidRequest(faults);
   return result.data;
+}
+
+const optionsPatch = z
+  .strictObject({
+    maxBytesPerSecond: bytesPerSecond.nullable(),
+    maxSourceLagBytes: lagBytes.nullable(),
+    maxSnapshotAgeMs: milliseconds,
+  })
+  .partial();
+
+/** Options that may change while the task runs; those left out stay. */
+export type OptionsPatch = Partial<
+  Pick<TaskOptions, 'maxBytesPerSecond' | 'maxSourceLagBytes' | 'maxSnapshotAgeMs'>
+>;
+
+/** Validates; throws `invalid_request` with every fault in `details.fields`. */
+export function parseOptionsPatch(input: unknown): OptionsPatch {
+  const parsed = optionsPatch.safeParse(input);
+  if (!parsed.success) throw invalidRequest(faultsOf(parsed.error.issues));
+  return Object.fromEntries(Object.entries(parsed.data).filter(([, value]) => value !== undefined));
 }
 
 /** Validates; throws `invalid_request` with every fault in `details.fields`. */

@@ -1,5 +1,5 @@
 // The library's surface: what `createService` returns and what HTTP and the command line are made of.
-import type { TaskRequest } from './request.ts';
+import type { OptionsPatch, TaskRequest } from './request.ts';
 import type { Finding } from './finding.ts';
 import type { CutoverForecast } from './forecast.ts';
 import type { SchemaView } from './schema-plan.ts';
@@ -81,6 +81,8 @@ export interface Service {
   getCertificate(id: string): Promise<Certificate>;
   /** Begins the online validation anew; of a task that syncs. */
   validateTask(id: string): Promise<CommandResult>;
+  /** Changes limits of a task that has not ended; they hold at once. */
+  changeOptions(id: string, patch: OptionsPatch): Promise<TaskView>;
   /**
    * Copies one table again while the task follows its source (state syncingWal): its rows on the target are replaced. The
    * stream waits meanwhile; everything else stays. `table` as in `tables` of the request.

@@ -123,6 +123,10 @@ export interface TaskOptions {
   readonly subscriptions: boolean;
   /** Size of a part; null: 256 MB, and large tables in at least 16. Read when the copy begins. */
   readonly partBytes: number | null;
+  /** Limit of the whole copy; null: none. Changeable while the task runs, like the two below. */
+  readonly maxBytesPerSecond: number | null;
+  /** The copy waits while a standby of the source lies further behind; null: it does not look. */
+  readonly maxSourceLagBytes: number | null;
   /** No part is begun under a snapshot that is older: bounds how long the copy holds back VACUUM on the source. */
   readonly maxSnapshotAgeMs: number;
 }

@@ -14,6 +14,14 @@ const RESUME_AT_BYTES = 256 * 1024;
 /** A peer that neither sends nor takes a byte for so long is dead: TCP keepalive does not see unacknowledged writes. */
 const STALL_LIMIT_MS = 15 * 60_000;
 
+/** Asked for every message; shared by streams. */
+export interface StreamPace {
+  /** So many bytes have been sent. */
+  take(bytes: number): void;
+  /** 0: go on; else wait so long and ask again. */
+  waitMs(): number;
+}
+
 export interface CopyStreamOptions {
   readonly source: Session;
   readonly target: Session;
@@ -23,6 +31,7 @@ export interface CopyStreamOptions {
   readonly signal: AbortSignal;
   /** Goes into every error: relation and part. */
   readonly context: ErrorContext & { readonly relation: string };
+  readonly pace?: StreamPace;
   /** After each message sent to the target, with the counts so far. A throw ends the copy. */
   readonly onChunk?: (rows: number, bytes: number) => void;
   /** Once a second while no byte moves, with the milliseconds since the last one and who is waited for. */
@@ -63,6 +72,18 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
     );
   const onAbort = (): void => failHere(new MigrationError('aborted', 'stopped on request'));
 
+  let paced: NodeJS.Timeout | null = null;
+  const { pace } = options;
+  const keepPace = (): void => {
+    paced = null;
+    const ms = failure === null ? (pace?.waitMs() ?? 0) : 0;
+    movedAt = Date.now(); // that nothing moves is our doing
+    if (ms > 0) {
+      from.stream.pause();
+      paced = setTimeout(keepPace, ms);
+    } else if (inFlight <= RESUME_AT_BYTES && failure === null) from.stream.resume();
+  };
+
   const framer = new CopyInFramer((message, frame) => {
     inFlight += message.length;
     bytes += message.length - 5;
@@ -70,9 +91,11 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
       inFlight -= message.length;
       movedAt = Date.now();
       framer.release(frame);
-      if (inFlight <= RESUME_AT_BYTES && failure === null) from.stream.resume();
+      if (paced === null && inFlight <= RESUME_AT_BYTES && failure === null) from.stream.resume();
     });
     if (inFlight >= PAUSE_AT_BYTES) from.stream.pause();
+    pace?.take(message.length);
+    if (paced === null && pace !== undefined && pace.waitMs() > 0) keepPace();
     options.onChunk?.(walker.messages, bytes);
   });
   let giveBack: (rest: Buffer) => void = () => undefined;
@@ -159,6 +182,7 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
     throw failure ?? copyError(error, 'target', context);
   } finally {
     clearInterval(watchdog);
+    if (paced !== null) clearTimeout(paced);
     signal.removeEventListener('abort', onAbort);
   }
 }

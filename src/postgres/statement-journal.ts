@@ -5,6 +5,7 @@ import type { ObjectAddress, PlannedStatement } from '../model/schema-plan.ts';
 import { MigrationError } from '../model/errors.ts';
 import { fromPostgres } from './errors.ts';
 import type { Session } from './connections.ts';
+import { literal } from './sql.ts';
 import { noteStatements, type TaskScope } from './task-scope.ts';
 
 /** Numbers of the statements that are done. */
@@ -112,9 +113,10 @@ async function runOnce(
 ): Promise<void> {
   const { client } = session;
   try {
-    await client.query('begin');
-    for (const [name, value] of Object.entries(settings))
-      await client.query('select set_config($1, $2, true)', [name, value]);
+    const local = Object.entries(settings).map(
+      ([name, value]) => `select set_config(${literal(name)}, ${literal(value)}, true)`,
+    );
+    await client.query(['begin', ...local].join('; ')); // thousands of statements: one round trip
     await client.query(statement.sql);
     await client.query(
       `insert into dts.statement (task_id, n, object, creates_schema, creates_name) values ($1, $2, $3, $4, $5)`,

@@ -66,9 +66,36 @@ export function findSchemaPlan(scope: {
 const STATEMENTS_DONE = 'statementsDone';
 export const SCHEMA_VERDICT = 'schemaVerdict';
 
+/** Every checkpoint waits for the disk: single statements are noted together. */
+const NOTE_AFTER_MS = 200;
+const unnoted = new WeakMap<Checkpoints, number[]>();
+
 export function noteStatements(scope: TaskScope, numbers: readonly number[], replace: boolean): void {
-  const known = replace ? [] : (scope.checkpoints.get<NumberRange[]>(STATEMENTS_DONE) ?? []);
-  scope.checkpoints.set(STATEMENTS_DONE, withNumbers(known, numbers));
+  const { checkpoints } = scope;
+  if (replace) {
+    unnoted.delete(checkpoints);
+    checkpoints.set(STATEMENTS_DONE, withNumbers([], numbers));
+    return;
+  }
+  const waiting = unnoted.get(checkpoints);
+  if (waiting) {
+    waiting.push(...numbers);
+    return;
+  }
+  unnoted.set(checkpoints, [...numbers]);
+  setTimeout(() => noteWaiting(scope), NOTE_AFTER_MS).unref();
+}
+
+function noteWaiting({ checkpoints, log }: TaskScope): void {
+  const numbers = unnoted.get(checkpoints);
+  unnoted.delete(checkpoints);
+  if (!numbers) return;
+  try {
+    const known = checkpoints.get<NumberRange[]>(STATEMENTS_DONE) ?? [];
+    checkpoints.set(STATEMENTS_DONE, withNumbers(known, numbers));
+  } catch (error) {
+    log.debug({ error }, 'statements that are done could not be noted'); // the store may be closed by now
+  }
 }
 
 /** The schema work of a task as its checkpoints tell it; `get` reads one. */

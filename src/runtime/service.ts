@@ -11,7 +11,14 @@ import { forecastCutover } from '../cutover/forecast.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { isBlocked, type Finding } from '../model/finding.ts';
 import { parseRelationName, relationKey } from '../model/relation.ts';
-import { invalidRequest, parseRepair, parseRequest, type TaskRequest } from '../model/request.ts';
+import {
+  invalidRequest,
+  parseOptionsPatch,
+  parseRepair,
+  parseRequest,
+  type OptionsPatch,
+  type TaskRequest,
+} from '../model/request.ts';
 import type {
   CommandResult,
   Inspection,
@@ -202,6 +209,15 @@ export class MigrationService implements Service {
       hint: 'a certificate is made when the cutover is completed',
       details: { state },
     });
+  }
+
+  async changeOptions(id: string, patch: OptionsPatch): Promise<TaskView> {
+    const { state } = this.#supervisor.row(id);
+    const valid = parseOptionsPatch(patch);
+    if (isEnded(state))
+      throw new MigrationError('task_ended', `task ${id} is ${state}`, { details: { state } });
+    this.#supervisor.setOptions(id, valid);
+    return this.getTask(id);
   }
 
   async recopyTable(id: string, table: string): Promise<CommandResult> {

@@ -13,6 +13,7 @@ import { asMigrationError, isStoreFailure, MigrationError, type ErrorReport } fr
 import type { Failpoint } from '../model/failpoints.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskCommands, taskStates, type TaskState } from '../model/task.ts';
+import type { OptionsPatch } from '../model/request.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
 import { allowWrites } from '../cutover/fence.ts';
@@ -277,6 +278,15 @@ export class Supervisor implements TaskManager, ActivityHost {
   recopyOf(taskId: string): RecopyRequest {
     const { recopyPass, recopyTables } = restingSnapshot(this.row(taskId)).context;
     return { pass: recopyPass, tables: recopyTables };
+  }
+
+  /** Takes effect at once, also in what runs. */
+  setOptions(taskId: string, patch: OptionsPatch): void {
+    this.#refuseWhileStopping();
+    const { spec } = this.row(taskId);
+    const next = { ...spec, options: { ...spec.options, ...patch } };
+    this.tasks.saveSpec(taskId, next);
+    this.#resources.setSpec(taskId, next);
   }
 
   telemetryOf(taskId: string): TaskTelemetry {

@@ -3,6 +3,7 @@
 import type { TaskNotes } from '../../db/notes.ts';
 import type { TaskRow } from '../../db/tasks.ts';
 import type { Failpoint } from '../model/failpoints.ts';
+import type { TaskSpec } from '../model/task.ts';
 import { TaskConnections } from '../postgres/connections.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
 import type { EventHub } from './event-hub.ts';
@@ -24,6 +25,7 @@ export class TaskResources {
   readonly #options: TaskResourcesOptions;
   readonly #connections = new Map<string, TaskConnections>();
   readonly #telemetry = new Map<string, TaskTelemetry>();
+  readonly #specs = new Map<string, TaskSpec>();
 
   constructor(options: TaskResourcesOptions) {
     this.#options = options;
@@ -32,10 +34,15 @@ export class TaskResources {
   scopeOf(row: TaskRow, signal: AbortSignal): TaskScope {
     const { notes, log, failpoint } = this.#options;
     const { source, target } = this.#connectionsOf(row);
+    const specs = this.#specs;
+    specs.set(row.id, row.spec);
     return {
       taskId: row.id,
       incarnation: row.incarnation,
-      spec: row.spec,
+      // options that may change while somebody works with the scope
+      get spec() {
+        return specs.get(row.id) ?? row.spec;
+      },
       source,
       target,
       checkpoints: {
@@ -48,6 +55,11 @@ export class TaskResources {
       signal,
       failpoint,
     };
+  }
+
+  /** What the scopes of the task say from now on. */
+  setSpec(taskId: string, spec: TaskSpec): void {
+    if (this.#specs.has(taskId)) this.#specs.set(taskId, spec);
   }
 
   telemetryOf(taskId: string): TaskTelemetry {
@@ -75,7 +87,10 @@ export class TaskResources {
     const open = this.#connections.get(taskId);
     this.#connections.delete(taskId);
     this.#telemetry.get(taskId)?.rest();
-    if (!this.#options.isLive(taskId)) this.#telemetry.delete(taskId);
+    if (!this.#options.isLive(taskId)) {
+      this.#telemetry.delete(taskId);
+      this.#specs.delete(taskId);
+    }
     return open ? open.closeAll() : [];
   }
 

@@ -1,10 +1,13 @@
 // Live figures of one task: fed by its activities, read by views, SSE and metrics. The lasting part (figures per table)
 // is saved when a part or table is done; the rest is only true while somebody works.
 import type { TaskNotes } from '../../db/notes.ts';
+import { isStoreFailure } from '../model/errors.ts';
 import type { SyncStatus, TableProgress, TaskProgress, TaskState } from '../model/task.ts';
 import type { ProgressPort } from '../postgres/task-scope.ts';
 
 const RATE_WINDOW_MS = 5_000;
+/** Figures are saved together: a commit each would cost thousands of small tables a wait for the disk each. */
+const SAVE_AFTER_MS = 200;
 
 interface RateSample {
   readonly atMs: number;
@@ -18,6 +21,8 @@ export class TaskTelemetry implements ProgressPort {
   readonly #changed: () => void;
   readonly #partDone: () => void;
   readonly #tables = new Map<string, TableProgress>();
+  readonly #unsaved = new Set<string>();
+  #saving: NodeJS.Timeout | null = null;
   #samples: RateSample[] = [];
   #sync: SyncStatus | null = null;
   #waitingFor: string | null = null;
@@ -51,7 +56,7 @@ export class TaskTelemetry implements ProgressPort {
     this.#tables.set(table, next);
     this.#sample();
     if (durable) {
-      this.#notes.saveTable(this.#taskId, next);
+      this.#saveSoon(table);
       this.#partDone();
     }
     this.#changed();
@@ -74,9 +79,30 @@ export class TaskTelemetry implements ProgressPort {
 
   /** Nobody works on the task any more: rates, lag and waits are no longer true. */
   rest(): void {
+    this.#save();
     this.#samples = [];
     this.#sync = null;
     this.#waitingFor = null;
+  }
+
+  #saveSoon(table: string): void {
+    this.#unsaved.add(table);
+    this.#saving ??= setTimeout(() => this.#save(), SAVE_AFTER_MS).unref();
+  }
+
+  /** What is lost here is only shown wrong until the next start: the target knows what is done. */
+  #save(): void {
+    if (this.#saving) clearTimeout(this.#saving);
+    this.#saving = null;
+    const figures = [...this.#unsaved].flatMap((table) => this.#tables.get(table) ?? []);
+    this.#unsaved.clear();
+    if (figures.length === 0) return;
+    try {
+      this.#notes.updateTables(this.#taskId, figures);
+    } catch (error) {
+      // better-sqlite3 says that a store is closed by a TypeError
+      if (!isStoreFailure(error) && !(error instanceof TypeError)) throw error;
+    }
   }
 
   get tables(): readonly TableProgress[] {

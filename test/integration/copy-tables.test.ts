@@ -456,6 +456,34 @@ describe('an error', () => {
   );
 });
 
+describe('max_bytes_per_second', () => {
+  it('slows the copy of all streams together, and holds at once when it is changed', async () => {
+    const pair = await makePair();
+    for (const table of ['a', 'b']) {
+      await onBoth(pair, `create table ${table} (id int, body text)`);
+      await pair.source.query(
+        `insert into ${table} select n, repeat('x', 2000) from generate_series(1, 4000) n`,
+      );
+    }
+    const scope = makeScope(pair, { options: { copyJobs: 2, maxBytesPerSecond: 1024 ** 2 } });
+    await prepareCopy(scope, await makePlan(pair.source, ['a', 'b']));
+    const began = Date.now();
+    const copying = copyTables(scope);
+    const bytes = (): number =>
+      [...scope.tables.values()].reduce((sum, { bytesCopied }) => sum + bytesCopied, 0);
+    await waitFor(() => bytes() > 1024 ** 2);
+    const seconds = (Date.now() - began) / 1_000;
+    expect(bytes()).toBeLessThan((seconds + 1) * 1024 ** 2);
+    expect([...scope.tables.values()].every(({ state }) => state === 'copying')).toBe(true); // 16 MB would be there long ago
+    Object.assign(scope.spec.options, { maxBytesPerSecond: null });
+    const lifted = Date.now();
+    await copying;
+    expect(Date.now() - lifted).toBeLessThan(10_000);
+    for (const table of ['a', 'b'])
+      expect(await contentOf(pair.target, table)).toEqual(await contentOf(pair.source, table));
+  });
+});
+
 describe('an abort', () => {
   it('in mid-copy ends within a second and leaves no connection, lock or half table', async () => {
     const pair = await makePair();

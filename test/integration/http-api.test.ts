@@ -313,6 +313,28 @@ describe('commands', () => {
     },
   );
 
+  test('PATCH of the options and the recopy of a table reach the library; other methods are refused', async () => {
+    const { api, post, service } = await withTask();
+    const patch = async (path: string): Promise<Response> =>
+      api(`/migrations/orders/${path}`, {
+        method: 'PATCH',
+        body: JSON.stringify({ max_bytes_per_second: 1_000_000 }),
+        headers: { 'content-type': 'application/json' },
+      });
+    expect((await patch('options')).status).toBe(200);
+    expect((await post('/migrations/orders/tables/public.users/recopy')).status).toBe(200);
+    expect(service.calls).toEqual([
+      ['changeOptions', 'orders', { maxBytesPerSecond: 1_000_000 }],
+      ['recopyTable', 'orders', 'public.users'],
+    ]);
+    await expectProblem(await patch('tables/public.users/recopy'), 405, 'method_not_allowed');
+    await expectProblem(
+      await post('/migrations/orders/tables/users/recopy', { x: 1 }),
+      400,
+      'invalid_request',
+    );
+  });
+
   test('a dry run of the cutover answers the forecast and cuts nothing over', async () => {
     const { post, service } = await withTask();
     const problem = await expectProblem(

@@ -284,3 +284,30 @@ test('a note that cannot be written costs an attempt, not the migration', async 
   await service.cutover(task.id);
   await reaches(service, task.id, 'completed');
 });
+
+test('limits of a task are changed while it has not ended, and only those', async () => {
+  const pair = await makePair();
+  await pair.source.query('create table t (id int primary key)');
+  const service = startLibrary();
+  const { task } = await service.createTask(request(pair));
+  const changed = await service.changeOptions(task.id, {
+    maxBytesPerSecond: 1_000_000,
+    maxSourceLagBytes: 2 ** 30,
+  });
+  expect(changed.spec.options).toEqual({
+    ...task.spec.options,
+    maxBytesPerSecond: 1_000_000,
+    maxSourceLagBytes: 2 ** 30,
+  });
+  expect((await service.changeOptions(task.id, { maxBytesPerSecond: null })).spec.options).toMatchObject({
+    maxBytesPerSecond: null,
+    maxSourceLagBytes: 2 ** 30,
+  });
+  for (const bad of [{ maxBytesPerSecond: 1 }, { copyJobs: 2 }, { maxSnapshotAgeMs: null }])
+    await expect(service.changeOptions(task.id, bad as never)).rejects.toMatchObject({
+      code: 'invalid_request',
+      details: { fields: [{ field: Object.keys(bad)[0] }] },
+    });
+  await service.cancelTask(task.id);
+  await expect(service.changeOptions(task.id, {})).rejects.toMatchObject({ code: 'task_ended' });
+});

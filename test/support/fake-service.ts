@@ -2,7 +2,7 @@
 // src/model/service.ts, moves nothing and knows no database; the real service is tested end to end.
 import { MigrationError } from '../../src/model/errors.ts';
 import type { Finding } from '../../src/model/finding.ts';
-import { parseRequest, type TaskRequest, parseRepair } from '../../src/model/request.ts';
+import { parseRepair, parseRequest, type OptionsPatch, type TaskRequest } from '../../src/model/request.ts';
 import type { SchemaView } from '../../src/model/schema-plan.ts';
 import type {
   CommandResult,
@@ -153,6 +153,10 @@ export class FakeService implements Service {
       if (certificate) return certificate;
       throw new MigrationError('event_not_accepted', `task ${id} has no certificate`);
     });
+  }
+
+  changeOptions(id: string, patch: OptionsPatch): Promise<TaskView> {
+    return this.#answer('changeOptions', [id, patch], () => this.#find(id));
   }
 
   recopyTable(id: string, table: string): Promise<CommandResult> {
