@@ -16,6 +16,7 @@ import type { TaskScope } from '../postgres/task-scope.ts';
 import { runPreflight } from '../preflight/run.ts';
 import { compareSchema } from '../schema/compare.ts';
 import { createTables } from '../schema/create-tables.ts';
+import { checkCatalog } from '../sync/catalog-watch.ts';
 import { runStream } from '../sync/stream.ts';
 import { compareTables } from '../validate/compare.ts';
 import { validateOnline } from '../validate/online.ts';
@@ -56,7 +57,12 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     return null;
   },
   armFence,
-  drain,
+  drain: async (scope) => {
+    const drained = await drain(scope);
+    // Nobody can write any more: what the stream has not shown by now would be missing for good.
+    await checkCatalog(scope);
+    return drained;
+  },
   disarmFence: async (scope) => {
     await disarmFence(scope);
     return null;

@@ -7,12 +7,15 @@ import { readSpill, sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { ensurePublication } from '../postgres/publication.ts';
 import { dropSlot, verifySlot, type SlotRecord } from '../postgres/slot.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { checkCatalog } from './catalog-watch.ts';
 import { LagClock, slotOutlook } from './lag-clock.ts';
 import { newFigures, type ReplayFigures } from './replay.ts';
 
 const SAMPLE_MS = 500;
 /** DROP TABLE and a changed publication send nothing: looked up now and then, beside every reconnection. */
 const PUBLICATION_CHECK_MS = 30_000;
+/** DDL that no message tells; only once the stream has caught up, so that it comes to the change itself if it can. */
+const CATALOG_CHECK_MS = 10_000;
 const SPILL_CHECK_MS = 10_000;
 const COPY_SAMPLE_MS = 1_000;
 const COPY_POLL_MS = 100;
@@ -144,6 +147,7 @@ export async function sampleReplay(
   let last = { at: Date.now(), ...view.figures };
   let shown: string | null = null;
   let checkedAt = Date.now();
+  let catalogCheckedAt = Date.now();
   for (;;) {
     const now = Date.now();
     if (now - checkedAt >= PUBLICATION_CHECK_MS) {
@@ -161,6 +165,10 @@ export async function sampleReplay(
     const sampled = await sampler.sample(at, { changesPerSecond, figures: view.figures, limitedBy });
     const { lag } = sampled;
     view.onSample(lag, sampled.slot);
+    if (caughtUp && now - catalogCheckedAt >= CATALOG_CHECK_MS) {
+      catalogCheckedAt = now;
+      await checkCatalog(scope);
+    }
     const within = lag <= scope.spec.options.cutoverMaxLagBytes;
     if (within !== caughtUp) {
       caughtUp = within;

@@ -1,0 +1,153 @@
+// DDL that the stream does not show: what a Relation message cannot tell, or has not told yet because nobody has written to
+// the table since. The source's catalog is compared with the plan and with the target: by the sampler now and then, once the
+// stream has caught up, and by the runtime under the fence, when nobody can write any more.
+//
+//   1 a column added, dropped, renamed, retyped     the source's columns are not the plan's
+//   2 a value added to an enum                      the target's type lacks it: rows with it could not be applied
+//   3 a partition created or attached               it is not in the publication: its rows would never arrive
+//   4 a partition detached or dropped               its rows are no longer the table's, and the stream says nothing
+import { MigrationError } from '../model/errors.ts';
+import { relationKey, type RelationName } from '../model/relation.ts';
+import { describeColumn, readTypes } from '../postgres/binary-form.ts';
+import type { Side } from '../postgres/connections.ts';
+import { ident, identRelation, literal } from '../postgres/sql.ts';
+import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+
+/** Partitions that the task leaves out on purpose (`exclude`); noted when they are first looked at. */
+const LEFT_OUT = 'leftOutPartitions';
+
+/** Throws `source_ddl` with what changed and what to do. */
+export async function checkCatalog(scope: TaskScope): Promise<void> {
+  await checkColumns(scope);
+  await checkEnums(scope);
+  await checkPartitions(scope);
+}
+
+function sourceDdl(object: string, change: string, hint: string): MigrationError {
+  return new MigrationError('source_ddl', `source: ${object}: ${change}`, {
+    hint,
+    details: { object, change },
+  });
+}
+
+const undo =
+  'DDL is not replicated: undo it on the source and resume, or cancel this migration and start a new one';
+
+async function checkColumns(scope: TaskScope): Promise<void> {
+  const { tables } = schemaPlanOf(scope);
+  const { described } = await readTypes(
+    scope.source,
+    tables.map((table) => table.source),
+  );
+  for (const table of tables) {
+    const key = relationKey(table.source);
+    // A table that is gone is the publication's to report.
+    const found = described.get(key);
+    const planned = table.columns.map((column) => describeColumn(column.name, column));
+    if (!found || (found.length === planned.length && found.every((column) => planned.includes(column))))
+      continue;
+    const added = found.filter((column) => !planned.includes(column));
+    const missing = planned.filter((column) => !found.includes(column));
+    const change = [
+      ...added.map((column) => `column ${column} was not planned`),
+      ...missing.map((column) => `column ${column} is gone`),
+    ].join(', ');
+    throw sourceDdl(key, change, undo);
+  }
+}
+
+interface EnumType {
+  readonly schema: string;
+  readonly name: string;
+  readonly labels: readonly string[];
+}
+
+/** Enums of the relations' columns, also within arrays and domains. */
+async function readEnums(side: Side, relations: readonly RelationName[]): Promise<readonly EnumType[]> {
+  const { rows } = await side.query<EnumType>(
+    `with recursive used(type) as (
+       select a.atttypid from unnest($1::text[], $2::text[]) as w(schema, name)
+         join pg_namespace n on n.nspname = w.schema join pg_class c on c.relnamespace = n.oid and c.relname = w.name
+         join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+       union
+       select inner_type from used join pg_type t on t.oid = used.type,
+         lateral (values (t.typelem), (t.typbasetype)) as i(inner_type) where inner_type <> 0)
+     select n.nspname::text as schema, t.typname::text as name,
+       array(select enumlabel::text from pg_enum where enumtypid = t.oid order by enumsortorder) as labels
+     from used join pg_type t on t.oid = used.type join pg_namespace n on n.oid = t.typnamespace
+     where t.typtype = 'e'`,
+    [relations.map(({ schema }) => schema), relations.map(({ name }) => name)],
+  );
+  return rows;
+}
+
+async function checkEnums(scope: TaskScope): Promise<void> {
+  const { tables } = schemaPlanOf(scope);
+  const source = await readEnums(
+    scope.source,
+    tables.map((table) => table.source),
+  );
+  if (source.length === 0) return;
+  const target = await readEnums(
+    scope.target,
+    tables.map((table) => table.target),
+  );
+  const known = new Map(target.map((type) => [relationKey(type), new Set(type.labels)]));
+  for (const type of source) {
+    const labels = known.get(relationKey(type));
+    const missing = type.labels.filter((label) => labels && !labels.has(label));
+    const [first] = missing;
+    if (first === undefined) continue;
+    const before = type.labels[type.labels.indexOf(first) - 1];
+    const place = before === undefined ? '' : ` after ${literal(before)}`;
+    throw sourceDdl(
+      `type ${relationKey(type)}`,
+      `it has the new value ${missing.join(', ')}`,
+      `on the target: alter type ${ident(type.schema)}.${ident(type.name)} add value ${literal(first)}${place}; then resume`,
+    );
+  }
+}
+
+async function checkPartitions(scope: TaskScope): Promise<void> {
+  const { tables, roots } = schemaPlanOf(scope);
+  if (roots.length === 0) return;
+  const { rows } = await scope.source.query<RelationName & { root: string }>(
+    `select distinct on (c.oid) n.nspname::text as schema, c.relname::text as name, w.schema || '.' || w.name as root
+     from unnest($1::text[], $2::text[]) as w(schema, name)
+       join pg_namespace m on m.nspname = w.schema join pg_class r on r.relnamespace = m.oid and r.relname = w.name
+       cross join lateral pg_partition_tree(r.oid) p join pg_class c on c.oid = p.relid
+       join pg_namespace n on n.oid = c.relnamespace
+     where p.isleaf and c.relkind <> 'p'`,
+    [roots.map(({ source }) => source.schema), roots.map(({ source }) => source.name)],
+  );
+  const planned = new Set(tables.map((table) => relationKey(table.source)));
+  const surplus = rows.filter((row) => !planned.has(relationKey(row)));
+  let leftOut = scope.checkpoints.get<readonly string[]>(LEFT_OUT);
+  if (leftOut === undefined) {
+    leftOut = scope.spec.options.exclude.length === 0 ? [] : surplus.map(relationKey);
+    scope.checkpoints.set(LEFT_OUT, leftOut);
+  }
+  for (const partition of surplus) {
+    const key = relationKey(partition);
+    if (leftOut.includes(key)) continue;
+    throw sourceDdl(
+      key,
+      `it became a partition of ${partition.root}`,
+      `its rows are not streamed: move them and detach it (alter table ${partition.root} detach partition ${identRelation(partition)}) and resume, or start over`,
+    );
+  }
+  const present = new Set(rows.map(relationKey));
+  const noted = scope.checkpoints.get<readonly string[]>(PARTITIONS);
+  if (noted === undefined) {
+    scope.checkpoints.set(
+      PARTITIONS,
+      [...present].filter((key) => planned.has(key)),
+    );
+    return;
+  }
+  const gone = noted.find((key) => !present.has(key));
+  if (gone !== undefined) throw sourceDdl(gone, 'it was detached from its table, or dropped', undo);
+}
+
+/** Partitions of the plan that were partitions when they were first looked at. */
+const PARTITIONS = 'plannedPartitions';

@@ -1,0 +1,87 @@
+// DDL that the stream does not show is found in the catalog: never a silent divergence.
+import { describe, expect, it } from 'vitest';
+import type { MigrationError } from '../../src/model/errors.ts';
+import { relationKey } from '../../src/model/relation.ts';
+import { saveSchemaPlan, schemaPlanOf } from '../../src/postgres/task-scope.ts';
+import { checkCatalog } from '../../src/sync/catalog-watch.ts';
+import { makePair, type DatabasePair } from '../support/databases.ts';
+import { copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
+import type { TestScope } from '../support/scope.ts';
+
+const ddl = `
+  create type public.mood as enum ('sad', 'ok');
+  create domain public.feeling as public.mood;
+  create table public.t (id int primary key, m public.mood[], f public.feeling, v text);
+  create table public.part (id int, region int, primary key (id, region)) partition by list (region);
+  create table public.part_0 partition of public.part for values in (0);
+  create table public.part_1 partition of public.part for values in (1)`;
+
+async function planned(pair: DatabasePair, over: Parameters<typeof prepare>[2] = {}): Promise<TestScope> {
+  const scope = await prepare(pair, ddl, over);
+  const root = { schema: 'public', name: 'part' };
+  saveSchemaPlan(scope, { ...schemaPlanOf(scope), roots: [{ source: root, target: root }] });
+  return scope;
+}
+
+describe('the catalog of the source', () => {
+  it.each([
+    ['alter table public.t add column extra int', 'public.t', /column extra integer was not planned/],
+    ['alter table public.t drop column v', 'public.t', /column v text is gone/],
+    [
+      'alter table public.t rename column v to w',
+      'public.t',
+      /column w text was not planned, column v text is gone/,
+    ],
+    ['alter table public.t alter column v type varchar(5)', 'public.t', /v character varying\(5\)/],
+    [`alter type public.mood add value 'great'`, 'type public.mood', /new value great/],
+    [
+      'create table public.part_2 partition of public.part for values in (2)',
+      'public.part_2',
+      /became a partition/,
+    ],
+    ['alter table public.part detach partition public.part_1', 'public.part_1', /detached/],
+  ])('%s is noticed, although nothing was written since', async (change, object, message) => {
+    const pair = await makePair();
+    const scope = await planned(pair);
+    await checkCatalog(scope);
+    await pair.source.query(change);
+    const error = (await checkCatalog(scope).catch((each: unknown) => each)) as MigrationError;
+    expect(error).toMatchObject({ code: 'source_ddl', kind: 'operator', details: { object } });
+    expect(error.message).toMatch(message);
+    expect(error.hint).toMatch(/resume/);
+  });
+
+  it('a new enum value is the target’s after the remedy that is told', async () => {
+    const pair = await makePair();
+    const scope = await planned(pair);
+    await pair.source.query(`alter type public.mood add value 'so-so' before 'ok'`);
+    const error = (await checkCatalog(scope).catch((each: unknown) => each)) as MigrationError;
+    const statement = /alter type .* add value 'so-so' after 'sad'/.exec(error.hint ?? '')?.[0];
+    await pair.target.query(statement ?? 'no remedy');
+    await checkCatalog(scope);
+  });
+
+  it('partitions that were left out on purpose are none of ours', async () => {
+    const pair = await makePair();
+    const scope = await planned(pair, { options: { exclude: ['public.part_1'] } });
+    const plan = schemaPlanOf(scope);
+    saveSchemaPlan(scope, {
+      ...plan,
+      tables: plan.tables.filter((table) => relationKey(table.source) !== 'public.part_1'),
+    });
+    await checkCatalog(scope);
+    await pair.source.query('create table public.part_2 partition of public.part for values in (2)');
+    await expect(checkCatalog(scope)).rejects.toMatchObject({ code: 'source_ddl' });
+  });
+
+  it('is looked at while the stream runs', async () => {
+    const pair = await makePair();
+    const scope = await planned(pair);
+    const stream = startStream(scope);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(scope, pair);
+    await drainStream(scope, pair, stream);
+    await pair.source.query('create table public.part_2 partition of public.part for values in (2)');
+    expect(await stream.failed).toMatchObject({ code: 'source_ddl', details: { object: 'public.part_2' } });
+  });
+});
