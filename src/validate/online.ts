@@ -71,6 +71,11 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
         check = null;
         onProgress();
       }
+      // a stream that stands still settles nothing, and what was settled grows old
+      if (check !== null && isTooOld(scope, check.beganAtMs)) {
+        scope.progress.setValidationClean(false);
+        check = null;
+      }
       // between two looks: both read dts.changed
       if (check === null && (await repairNext(scope, pair, tables))) nextRecheckMs = 0;
       const next = tables.find((table) => !isRead(tableNote(scope.checkpoints, table.name)));
@@ -193,9 +198,13 @@ function noteCheck(scope: TaskScope, tables: readonly TablePair[], check: KeyChe
       keysInDoubt: inDoubt,
       error: null,
     } satisfies ValidationRun);
-  const maxAgeMs = scope.spec.options.cutoverMaxValidationAgeMs ?? Number.POSITIVE_INFINITY;
-  const fresh = settledAt !== null && Date.now() - Date.parse(settledAt) <= maxAgeMs;
+  const fresh = settledAt !== null && !isTooOld(scope, Date.parse(settledAt));
   scope.progress.setValidationClean(fresh && isClean(notes));
+}
+
+function isTooOld(scope: TaskScope, settledMs: number): boolean {
+  const { cutoverMaxValidationAgeMs } = scope.spec.options;
+  return cutoverMaxValidationAgeMs !== null && Date.now() - settledMs > cutoverMaxValidationAgeMs;
 }
 
 function noteError(scope: TaskScope, error: ErrorReport): void {

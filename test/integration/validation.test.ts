@@ -376,6 +376,25 @@ test('a repair puts exactly the named rows right, under writers, and forgets non
   expect((await compareTables(run.scope)).tables.every(({ equal }) => equal)).toBe(true);
 });
 
+test('what was settled grows too old for the gate when the stream stands still', async () => {
+  const run = await syncing(
+    await makePair(),
+    'create table t (id int primary key)',
+    'insert into t values (1)',
+  );
+  const validation = startValidation(run, { options: { cutoverMaxValidationAgeMs: 4_000 } });
+  await waitFor(() => validation.scope.cleans.at(-1) === true, 20_000, 'clean');
+  const blocker = await run.pair.target.connect();
+  await blocker.query('begin; select from dts.progress for update');
+  await run.pair.source.query('insert into t values (2)');
+  await run.pair.target.query(`insert into dts.changed (task_id, relation, keys)
+    select task_id, 'public.t', '[["2"]]' from dts.task`); // as another batch would have
+  await waitFor(() => validation.scope.cleans.at(-1) === false, 20_000, 'too old');
+  await blocker.query('rollback');
+  await waitFor(() => validation.scope.cleans.at(-1) === true, 20_000, 'clean again');
+  await validation.stop();
+});
+
 test('a new slot voids what was verified, and rows per second are limited', async () => {
   const run = await syncing(
     await makePair(),
