@@ -6,11 +6,13 @@ import type { PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import type { Session } from '../postgres/connections.ts';
 import { runStatement, statementsDone } from '../postgres/statement-journal.ts';
-import type { TaskScope } from '../postgres/task-scope.ts';
+import type { IndexProgress } from '../model/task.ts';
+import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { planIndexes, splitUnique, type IndexPlan } from './index-plan.ts';
 import type { Waits } from './waits.ts';
 
 const MAX_FAILURES = 5;
+const WATCH_INTERVAL_MS = 1_000;
 const GIGABYTE = 1024 ** 3;
 
 /**
@@ -30,6 +32,9 @@ export class IndexBuilder {
   readonly #idle: Session[] = [];
   readonly #unique = new Map<string, readonly PlannedStatement[]>();
   readonly #queue: { readonly isKey: boolean; readonly start: () => void }[] = [];
+  /** By the pid of the session that runs it. */
+  readonly #building = new Map<number, PlannedStatement>();
+  #isWatching = false;
   #running = 0;
 
   constructor(
@@ -120,12 +125,52 @@ export class IndexBuilder {
       this.#idle.pop() ?? (await this.#scope.target.session({ purpose: 'index', signal: this.#signal }));
     try {
       this.#scope.failpoint('copy.before-index');
+      this.#building.set(session.pid, statement);
+      if (!this.#isWatching) void this.#watch();
       await runStatement(this.#scope, session, statement, this.#settings);
     } catch (error) {
       await session.close();
       throw error;
+    } finally {
+      this.#building.delete(session.pid);
     }
     this.#idle.push(session);
+  }
+
+  /** Shows how far the builds are, until none runs. */
+  async #watch(): Promise<void> {
+    this.#isWatching = true;
+    const shown = new Set<string>();
+    const show = (table: string, indexProgress: IndexProgress | null): void => {
+      if (indexProgress === null) shown.delete(table);
+      else shown.add(table);
+      this.#scope.progress.updateTable(table, { indexProgress });
+    };
+    try {
+      while (this.#building.size > 0 && !this.#signal.aborted) {
+        await sleep(WATCH_INTERVAL_MS, this.#signal);
+        if (this.#building.size === 0) break;
+        const { rows } = await this.#scope.target.query<{ pid: number; phase: string; share: number | null }>(
+          `select pid, phase, coalesce(blocks_done::float8 / nullif(blocks_total, 0),
+                                       tuples_done::float8 / nullif(tuples_total, 0)) as share
+             from pg_stat_progress_create_index where pid = any($1::int[])`,
+          [[...this.#building.keys()]],
+        );
+        const now = new Set<string>();
+        for (const { pid, phase, share } of rows) {
+          const statement = this.#building.get(pid);
+          if (!statement || statement.table === null) continue;
+          now.add(statement.table);
+          show(statement.table, { object: statement.object, phase, share });
+        }
+        for (const table of shown) if (!now.has(table)) show(table, null);
+      }
+    } catch (error) {
+      if (!this.#signal.aborted) this.#scope.log.debug({ error }, 'could not look at the index builds');
+    } finally {
+      this.#isWatching = false;
+      for (const table of shown) show(table, null);
+    }
   }
 
   async #enter(isKey: boolean): Promise<void> {

@@ -143,6 +143,15 @@ export interface TaskSpec {
 
 export type TableState = 'pending' | 'copying' | 'copied' | 'indexing' | 'ready';
 
+export interface IndexProgress {
+  /** `INDEX public.users_email`. */
+  readonly object: string;
+  /** PostgreSQL's words: `building index: scanning table` … */
+  readonly phase: string;
+  /** 0–1 of the phase, from blocks or tuples; null where the phase counts nothing. */
+  readonly share: number | null;
+}
+
 /** Progress of one table; rows and bytes are counted, the estimates come from the source's statistics. */
 export interface TableProgress {
   /** `relationKey` of the source table. */
@@ -160,6 +169,8 @@ export interface TableProgress {
   /** `binary` or `text`, with the reason; null until the copy has chosen. */
   readonly format: 'binary' | 'text' | null;
   readonly formatReason: string | null;
+  /** The index that is being built, as the target's `pg_stat_progress_create_index` tells; absent when none is. */
+  readonly indexProgress?: IndexProgress | null;
 }
 
 /** The stream's position. Every lag is between two named positions. */

@@ -518,6 +518,9 @@ describe('an abort', () => {
     await prepareCopy(scope, await makePlan(pair.source, ['t'], [index]));
     const copying = failureOf(copyTables(scope));
     await waitFor(async () => (await openSessions(pair.target)).some((name) => name.endsWith('/index')));
+    // it is shown while it runs
+    await waitFor(() => scope.tables.get('public.t')?.indexProgress?.phase.startsWith('building index'));
+    expect(scope.tables.get('public.t')?.indexProgress?.object).toBe(index.sql);
     scope.controller.abort();
     expect(await copying).toMatchObject({ code: 'aborted' });
     await expectNothingOpen(pair.source, pair.target);
