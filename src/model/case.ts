@@ -9,6 +9,9 @@ const MAX_DEPTH = 32;
 const requestName = /^[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*$/;
 const ourName = /^[a-z][a-zA-Z0-9]*$/;
 
+/** Maps whose keys are names of a user's objects (roles, extensions, tablespaces), in requests and in answers. */
+const nameMaps: ReadonlySet<string> = new Set(['owners', 'extensions', 'tablespaces']);
+
 /** Fields whose own names are ours and whose values are foreign. */
 const openFields: ReadonlySet<string> = new Set(['details', 'key']);
 
@@ -30,7 +33,11 @@ export function toSnake(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(toSnake);
   if (!isRecord(value)) return value;
   return renameOwn(value, (name, inner) =>
-    openFields.has(name) && isRecord(inner) ? renameOwn(inner, (_, kept) => kept) : toSnake(inner),
+    nameMaps.has(name)
+      ? inner
+      : openFields.has(name) && isRecord(inner)
+        ? renameOwn(inner, (_, kept) => kept)
+        : toSnake(inner),
   );
 }
 
@@ -61,7 +68,8 @@ export function toCamel(body: unknown): {
     if (!isRecord(value)) return value;
     const entries: [string, unknown][] = [];
     for (const [name, inner] of Object.entries(value)) {
-      if (requestName.test(name)) entries.push([camelName(name), walk(inner, [...path, name])]);
+      if (nameMaps.has(name)) entries.push([name, inner]);
+      else if (requestName.test(name)) entries.push([camelName(name), walk(inner, [...path, name])]);
       else unknownFields.push([...path, name].join('.'));
     }
     return Object.fromEntries(entries);

@@ -124,6 +124,9 @@ const hook = z.strictObject({
 const bytesPerSecond = z.int().min(64 * 1024);
 const lagBytes = z.int().min(1024 * 1024);
 
+/** Names of objects on the left, so their case and spelling are theirs. */
+const nameMap = z.record(text.max(63), text.max(63));
+
 const options = z.strictObject({
   cutover: z.enum(['manual', 'auto']).default('manual'),
   fence: z.enum(['triggers', 'database-read-only', 'none']).default('triggers'),
@@ -150,6 +153,11 @@ const options = z.strictObject({
     .default(null),
   copyJobs: z.int().min(1).max(32).default(4),
   indexJobs: z.int().min(1).max(32).default(2),
+  owners: z.union([z.enum(['none', 'same']), nameMap]).default('none'),
+  privileges: z.boolean().default(false),
+  roles: z.enum(['existing', 'create']).default('existing'),
+  extensions: z.union([z.enum(['create', 'skip']), nameMap]).default('create'),
+  tablespaces: z.union([z.enum(['none', 'same']), nameMap]).default('none'),
   exclude: z
     .array(tableName.refine((name) => name !== '*', 'write schema.* to leave out a schema'))
     .max(10_000)

@@ -113,6 +113,19 @@ export interface TaskOptions {
   readonly copyJobs: number;
   /** Indexes built at once. */
   readonly indexJobs: number;
+  /**
+   * `none`: everything belongs to the role of `targetDb`. `same`: owners as on the source. A map renames roles, in owners,
+   * grants and policies; roles that it does not name keep theirs.
+   */
+  readonly owners: 'none' | 'same' | Readonly<Record<string, string>>;
+  /** Grants come along. */
+  readonly privileges: boolean;
+  /** What happens with roles that are needed and that the target lacks. */
+  readonly roles: 'existing' | 'create';
+  /** A map says `skip` or a version for the extensions that it names. */
+  readonly extensions: 'create' | 'skip' | Readonly<Record<string, string>>;
+  /** `none`: the target's default. A map renames them. */
+  readonly tablespaces: 'none' | 'same' | Readonly<Record<string, string>>;
   /** Relations that are left out: names as in `tables`, with globs. */
   readonly exclude: readonly string[];
   /** Of a whole database: foreign tables, their servers and wrappers (without user mappings) come along. */

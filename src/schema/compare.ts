@@ -7,7 +7,7 @@ import { SCHEMA_VERDICT, type TaskScope } from '../postgres/task-scope.ts';
 import { chooseDumper, dumpSchema, majorOf } from './dump.ts';
 import { loosened, normalised } from './normalise.ts';
 import { describeEntry } from './plan-findings.ts';
-import { keepEntries, readPlanInput, type KeptEntries } from './plan-input.ts';
+import { besidesOf, keepEntries, readPlanInput, type KeptEntries } from './plan-input.ts';
 import { Renaming } from './rename.ts';
 import type { DumpEntry } from './split.ts';
 import type { DumpStatement } from './statement.ts';
@@ -32,6 +32,7 @@ async function compare(scope: TaskScope): Promise<SchemaVerdict> {
       role: 'target',
       schemas: narrow ? schemas : null,
       extensions,
+      besides: besidesOf(input.options),
     });
     const sameMajor = (await majorOf(scope, 'source')) === (await majorOf(scope, 'target'));
     return { comparedAt, error: null, ...compareEntries(keepEntries(input), target, sameMajor) };

@@ -3,8 +3,9 @@
 // whole database has besides, is left alone where the target has it.
 import { relationKey, type RelationName } from '../model/relation.ts';
 import type { ObjectAddress, PlannedStatement, StatementPhase } from '../model/schema-plan.ts';
+import type { TaskOptions } from '../model/task.ts';
 import type { TableSelection } from '../postgres/catalog.ts';
-import { ident, identRelation } from '../postgres/sql.ts';
+import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { Dependencies } from './dependencies.ts';
 import { catalogs, objectKey } from './dependency-graph.ts';
 import { keyIndexesOf, phaseOf, phaseOrder, phaseOfShared, rankOf } from './phases.ts';
@@ -24,13 +25,14 @@ export interface DraftInput {
   readonly dependencies: Dependencies;
   /** server_version_num of the target. */
   readonly targetVersion: number;
+  readonly options: TaskOptions;
   /** OIDs of materialized views that have rows on the source. */
   readonly populated: ReadonlySet<number>;
 }
 
 export function draftStatements(
   kept: readonly DumpEntry[],
-  { selection, dependencies, targetVersion, populated }: DraftInput,
+  { selection, dependencies, targetVersion, populated, options }: DraftInput,
   renaming: Renaming,
 ): { drafts: Draft[]; unsupported: DumpEntry[] } {
   const tables = new Map(selection.tables.map((table) => [relationKey(table.relation), table]));
@@ -43,7 +45,8 @@ export function draftStatements(
     const owner = ownerOf(entry);
     const table = owner === null ? undefined : tables.get(owner);
     if (table === undefined) {
-      const sql = entry.statements.map((statement) => renaming.text(statement)).join(';\n');
+      const texts = entry.statements.map((statement) => renaming.text(statement));
+      const sql = placed(entry, options, versioned(entry, options, texts.join(';\n')));
       const host = entry.classId === 0 ? shared.get(entry.dependencies[0] ?? -1) : undefined;
       if (host) {
         host.sql += `;\n${sql}`;
@@ -74,6 +77,7 @@ export function draftStatements(
         phase,
         rank: rankOf(statement, isPartitioned),
       };
+      if (statement === entry.statements[0]) draft.sql = placed(entry, options, draft.sql);
       const addsValid = phase === 'foreign-key' && !statement.notValid;
       if (addsValid) draft.sql += ' NOT VALID';
       drafts.push(draft);
@@ -82,6 +86,18 @@ export function draftStatements(
     }
   }
   return { drafts, unsupported };
+}
+
+/** With its tablespace; the setting ends with the transaction, and is made anew for each that has one. */
+function placed({ kind, tablespace }: DumpEntry, { tablespaces }: TaskOptions, sql: string): string {
+  if (tablespaces === 'none' || !/^(TABLE|INDEX|CONSTRAINT|MATERIALIZED VIEW)$/.test(kind)) return sql;
+  const name = (typeof tablespaces === 'string' ? undefined : tablespaces[tablespace]) ?? tablespace;
+  return `set local default_tablespace = ${name === '' ? "''" : ident(name)};\n${sql}`;
+}
+
+function versioned({ kind, tag }: DumpEntry, { extensions }: TaskOptions, sql: string): string {
+  const version = typeof extensions === 'string' ? undefined : extensions[tag];
+  return kind === 'EXTENSION' && version !== undefined ? `${sql} VERSION ${literal(version)}` : sql;
 }
 
 /** Entry → `relationKey` of the selected table that it is part of; null for what tables share. */

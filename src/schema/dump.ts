@@ -27,9 +27,6 @@ const dumpOptions = [
   '--schema-only',
   '--verbose', // prints every entry's catalog identity and dependencies as comments
   '--encoding=UTF8',
-  '--no-owner',
-  '--no-privileges',
-  '--no-tablespaces',
   `--lock-wait-timeout=${LOCK_WAIT_MS}`,
 ];
 
@@ -39,6 +36,12 @@ export interface DumpRequest {
   readonly role: Role;
   /** Only these schemas; null: the whole database, with what lies in no schema. */
   readonly schemas: readonly string[] | null;
+  /** What is printed besides: by default none of it. */
+  readonly besides?: {
+    readonly owners: boolean;
+    readonly privileges: boolean;
+    readonly tablespaces: boolean;
+  };
   /** Extensions to print along with `schemas`, which alone would leave them out. */
   readonly extensions: readonly string[];
 }
@@ -153,10 +156,16 @@ async function entriesFrom(
   }
 }
 
-function argumentsOf({ schemas, extensions }: DumpRequest): string[] {
-  if (schemas === null) return dumpOptions;
-  return [
+function argumentsOf({ schemas, extensions, besides }: DumpRequest): string[] {
+  const options = [
     ...dumpOptions,
+    ...(besides?.owners ? [] : ['--no-owner']),
+    ...(besides?.privileges ? [] : ['--no-privileges']),
+    ...(besides?.tablespaces ? [] : ['--no-tablespaces']),
+  ];
+  if (schemas === null) return options;
+  return [
+    ...options,
     ...schemas.map((schema) => `--schema=${exactPattern(schema)}`),
     ...extensions.map((name) => `--extension=${exactPattern(name)}`),
   ];

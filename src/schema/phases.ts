@@ -47,6 +47,8 @@ export function phaseOf(
   mayBeNotValid: boolean,
 ): StatementPhase | null {
   const isKey = (index: RelationName | null): boolean => index !== null && keyIndexes.has(relationKey(index));
+  // only its owner may copy into it and add to it
+  if (statement.deed === 'set owner') return 'final';
   switch (entry.kind) {
     case 'TABLE':
       return statement.deed === 'force row security' ? 'final' : 'pre-data';

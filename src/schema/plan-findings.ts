@@ -93,6 +93,18 @@ export function restFindings(
   return [...findings, ...notMigratedFindings(unexplained)];
 }
 
+export function skippedFindings(entries: readonly DumpEntry[]): Finding[] {
+  return entries
+    .filter(({ kind }) => kind === 'EXTENSION')
+    .map(({ tag }) => ({
+      code: 'extension_skipped',
+      severity: 'info',
+      object: tag,
+      message: `options.extensions leaves the extension ${tag} to the target`,
+      remedy: `create extension ${ident(tag)}`,
+    }));
+}
+
 export function largeObjectsFinding(count: number): Finding {
   return {
     code: 'large_objects',

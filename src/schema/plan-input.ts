@@ -6,7 +6,7 @@ import { readSelection, type TableSelection } from '../postgres/catalog.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { readDependencies, type Dependencies } from './dependencies.ts';
 import { objectKey } from './dependency-graph.ts';
-import { chooseDumper, dumpSchema, type Dumper } from './dump.ts';
+import { chooseDumper, dumpSchema, type DumpRequest, type Dumper } from './dump.ts';
 import { Renaming } from './rename.ts';
 import type { DumpEntry } from './split.ts';
 import { holdsSecret, wantedObjects, type OptIn } from './whole-database.ts';
@@ -60,7 +60,8 @@ export async function readPlanInput(scope: TaskScope): Promise<PlanInput> {
 type Material = Pick<PlanInput, 'entries' | 'dependencies'>;
 
 async function readWhole(scope: TaskScope, dumper: Dumper, selection: TableSelection): Promise<Material> {
-  const entries = await dumpSchema(scope, dumper, { role: 'source', schemas: null, extensions: [] });
+  const besides = besidesOf(scope.spec.options);
+  const entries = await dumpSchema(scope, dumper, { role: 'source', schemas: null, extensions: [], besides });
   const wanted = wantedObjects(entries, optedIn(scope.spec.options));
   return { entries, dependencies: await readDependencies(scope.source, selection, wanted) };
 }
@@ -70,8 +71,18 @@ async function readSubset(scope: TaskScope, dumper: Dumper, selection: TableSele
   const dependencies = await readDependencies(scope.source, selection, null);
   const { schemas, extensions, beyondSchemas } = dependencies;
   const narrow = !beyondSchemas && schemas.length > 0;
-  const request = { role: 'source', schemas: narrow ? schemas : null, extensions } as const;
+  const besides = besidesOf(scope.spec.options);
+  const request = { role: 'source', schemas: narrow ? schemas : null, extensions, besides } as const;
   return { dependencies, entries: await dumpSchema(scope, dumper, request) };
+}
+
+/** Both sides are dumped with what the options ask for. */
+export function besidesOf({ owners, privileges, tablespaces }: TaskOptions): DumpRequest['besides'] & object {
+  return { owners: owners !== 'none', privileges, tablespaces: tablespaces !== 'none' };
+}
+
+function mapOf(option: string | Readonly<Record<string, string>>): ReadonlyMap<string, string> {
+  return new Map(typeof option === 'string' ? [] : Object.entries(option));
 }
 
 function optedIn(options: TaskOptions): ReadonlySet<OptIn> {
@@ -87,7 +98,7 @@ export interface KeptEntries {
 }
 
 /** Pure. */
-export function keepEntries({ selection, dependencies, entries, suffix }: PlanInput): KeptEntries {
+export function keepEntries({ selection, dependencies, entries, suffix, options }: PlanInput): KeptEntries {
   const members = [...dependencies.members.values()];
   const relationsOf = (kind: 'index' | 'statistics'): RelationName[] =>
     members.filter((member) => member.kind === kind).map((member) => member.relation);
@@ -95,10 +106,18 @@ export function keepEntries({ selection, dependencies, entries, suffix }: PlanIn
   const renamed = [...tables, ...dependencies.sequences, ...relationsOf('index')];
   const present = new Set(renamed.map(relationKey));
   return {
-    kept: keptEntries(entries, dependencies, present),
-    renaming: new Renaming(suffix, renamed, relationsOf('statistics')),
+    kept: keptEntries(entries, dependencies, present).filter((entry) => !isSkipped(entry, options)),
+    renaming: new Renaming(suffix, renamed, relationsOf('statistics'), mapOf(options.owners)),
     present,
   };
+}
+
+/** An extension that the options leave to the target, or its comment. */
+export function isSkipped({ kind, tag }: DumpEntry, { extensions }: TaskOptions): boolean {
+  const name =
+    kind === 'EXTENSION' ? tag : kind === 'COMMENT' && tag.startsWith('EXTENSION ') ? tag.slice(10) : null;
+  if (name === null) return false;
+  return (typeof extensions === 'string' ? extensions : extensions[name.replaceAll('"', '')]) === 'skip';
 }
 
 /**

@@ -13,9 +13,11 @@ import {
   notMigratedFindings,
   restFindings,
   selectionFindings,
+  skippedFindings,
   textFindings,
 } from './plan-findings.ts';
-import { keepEntries, readPlanInput, type PlanInput } from './plan-input.ts';
+import { isSkipped, keepEntries, readPlanInput, type PlanInput } from './plan-input.ts';
+import { createRole, missingRoles, roleFindings } from './roles.ts';
 import type { DumpEntry } from './split.ts';
 import { holdsSecret } from './whole-database.ts';
 
@@ -25,11 +27,13 @@ import { holdsSecret } from './whole-database.ts';
  * `deadline_exceeded`.
  */
 export async function planSchema(scope: TaskScope): Promise<SchemaPlan> {
-  return buildPlan(await readPlanInput(scope));
+  const input = await readPlanInput(scope);
+  const { kept, renaming } = keepEntries(input);
+  return buildPlan(input, await missingRoles(scope.target, kept, renaming));
 }
 
 /** The pure half of planSchema. */
-function buildPlan(input: PlanInput): SchemaPlan {
+function buildPlan(input: PlanInput, lackingRoles: readonly string[]): SchemaPlan {
   const { selection, dependencies, entries, everything } = input;
   const tables = selection.tables.map((table) => table.relation);
   const { kept, renaming, present } = keepEntries(input);
@@ -50,15 +54,27 @@ function buildPlan(input: PlanInput): SchemaPlan {
       .filter(({ kind }) => kind === 'partitioned')
       .map(({ relation }) => mapping(relation)),
     sequences: dependencies.sequences.map(mapping),
-    statements: numbered(drafts),
+    statements: numbered([
+      ...(input.options.roles === 'create'
+        ? lackingRoles.map((name) => ({ ...createRole(name), rank: 0 }))
+        : []),
+      ...drafts,
+    ]),
     findings: [
       ...selectionFindings(selection, dependencies),
       ...textFindings(kept, renaming, [...tables, ...dependencies.sequences], present),
+      ...skippedFindings(entries.filter((entry) => isSkipped(entry, input.options))),
+      ...roleFindings(lackingRoles, input.options.roles),
       ...notMigratedFindings(unsupported),
       ...(everything && input.largeObjects > 0 ? [largeObjectsFinding(input.largeObjects)] : []),
       ...(everything
         ? restFindings(
-            entries.filter((entry) => (entry.classId !== 0 || holdsSecret(entry)) && !keptSet.has(entry)),
+            entries.filter(
+              (entry) =>
+                (entry.classId !== 0 || holdsSecret(entry)) &&
+                !keptSet.has(entry) &&
+                !isSkipped(entry, input.options),
+            ),
             dependencies,
             selection,
           )

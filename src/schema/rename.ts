@@ -7,14 +7,25 @@ import type { DumpStatement, PlacedName } from './statement.ts';
 
 export class Renaming {
   readonly #suffix: string;
+  readonly #roles: ReadonlyMap<string, string>;
   readonly #relations: ReadonlySet<string>;
   readonly #statistics: ReadonlySet<string>;
 
   /** `relations` and `statistics` are what gets the suffix; with an empty one nothing changes. */
-  constructor(suffix: string, relations: readonly RelationName[], statistics: readonly RelationName[]) {
+  constructor(
+    suffix: string,
+    relations: readonly RelationName[],
+    statistics: readonly RelationName[],
+    roles: ReadonlyMap<string, string> = new Map(),
+  ) {
+    this.#roles = roles;
     this.#suffix = suffix;
     this.#relations = new Set(relations.map(relationKey));
     this.#statistics = new Set(statistics.map(relationKey));
+  }
+
+  role(name: string): string {
+    return this.#roles.get(name) ?? name;
   }
 
   relation(relation: RelationName): RelationName {
@@ -29,7 +40,7 @@ export class Renaming {
 
   /** The statement's text with new names. */
   text(statement: DumpStatement): string {
-    if (this.#suffix === '') return statement.text;
+    if (this.#suffix === '' && this.#roles.size === 0) return statement.text;
     return splice(
       statement.text,
       statement.names.flatMap((placed): [number, number, string][] => {
@@ -75,6 +86,8 @@ export class Renaming {
         const renamed = this.relation({ schema, name });
         return renamed.name === name ? null : literal(identRelation(renamed));
       }
+      case 'role':
+        return this.role(name) === name ? null : ident(this.role(name));
       case 'statistics':
         return this.#statistics.has(relationKey({ schema, name }))
           ? ident(suffixedName(name, this.#suffix))

@@ -19,6 +19,8 @@ export interface DumpEntry {
   readonly schema: string | null;
   /** Of tables, where it is not `heap`: pg_dump sets it for the session, not in the statement. */
   readonly accessMethod: string | null;
+  /** Of tables, indexes, constraints and materialized views; '' is the default, and always so where none are printed. */
+  readonly tablespace: string;
   readonly statements: readonly DumpStatement[];
 }
 
@@ -33,6 +35,7 @@ export async function splitDump(text: string): Promise<DumpEntry[]> {
   const starts = [...dump.matchAll(ENTRY_COMMENT)].map((match) => match.index);
   const entries: DumpEntry[] = [];
   let tableAccessMethod = 'heap';
+  let tablespace = '';
   let from = 0;
   for (let next = 0; from < dump.length; next++) {
     while (next < starts.length && (starts[next] ?? 0) - from < PIECE_LENGTH) next++;
@@ -46,11 +49,13 @@ export async function splitDump(text: string): Promise<DumpEntry[]> {
     if (statements === null) continue;
     for (const entry of entriesOf(statements)) {
       tableAccessMethod = entry.tableAccessMethod ?? tableAccessMethod;
+      tablespace = entry.tablespace ?? tablespace;
       if (entry.header === null) continue;
       entries.push({
         ...entry.header,
         accessMethod:
           entry.header.kind === 'TABLE' && tableAccessMethod !== 'heap' ? tableAccessMethod : null,
+        tablespace: haveTablespace.has(entry.header.kind) ? tablespace : '',
         statements: entry.statements,
       });
     }
@@ -90,29 +95,40 @@ async function parsePiece(text: string): Promise<RawStatement[]> {
   });
 }
 
-type EntryHeader = Omit<DumpEntry, 'statements' | 'accessMethod'>;
+type EntryHeader = Omit<DumpEntry, 'statements' | 'accessMethod' | 'tablespace'>;
+
+const haveTablespace: ReadonlySet<string> = new Set(['TABLE', 'INDEX', 'CONSTRAINT', 'MATERIALIZED VIEW']);
 
 interface OpenEntry {
   readonly header: EntryHeader | null;
   readonly statements: DumpStatement[];
   tableAccessMethod: string | null;
+  tablespace: string | null;
 }
 
 function entriesOf(statements: readonly RawStatement[]): OpenEntry[] {
   const entries: OpenEntry[] = [];
-  let current: OpenEntry = { header: null, statements: [], tableAccessMethod: null };
+  let current: OpenEntry = { header: null, statements: [], tableAccessMethod: null, tablespace: null };
   entries.push(current);
   for (const raw of statements) {
     const header = lastHeader(raw.before);
-    if (header !== null) entries.push((current = { header, statements: [], tableAccessMethod: null }));
+    if (header !== null)
+      entries.push((current = { header, statements: [], tableAccessMethod: null, tablespace: null }));
     const setting = readSetting(raw.tree);
     if (setting === null) current.statements.push(readStatement(raw));
     else if (setting.name === 'default_table_access_method') {
       // It stands after the comment of the table before: what follows belongs to the next entry.
-      entries.push((current = { header: null, statements: [], tableAccessMethod: setting.value }));
-    }
+      entries.push(
+        (current = { header: null, statements: [], tableAccessMethod: setting.value, tablespace: null }),
+      );
+    } else if (setting.name === 'default_tablespace')
+      entries.push(
+        (current = { header: null, statements: [], tableAccessMethod: null, tablespace: setting.value }),
+      );
   }
-  return entries.filter((entry) => entry.statements.length > 0 || entry.tableAccessMethod !== null);
+  return entries.filter(
+    (entry) => entry.statements.length > 0 || entry.tableAccessMethod !== null || entry.tablespace !== null,
+  );
 }
 
 /** The settings that pg_dump prints for psql; our sessions bring their own. */

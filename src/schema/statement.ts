@@ -13,9 +13,10 @@ export interface PlacedName {
    * - `literal`: the same inside a string constant, `'shop.orders_id_seq'::regclass`
    * - `statistics`: an extended statistics object
    * - `constraint`: of `table`; renamed with it
+   * - `role`: an owner, a grantee, whom a policy is for; no schema
    * - `qualifier`: `table` in front of a column or of `.*`, without its schema
    */
-  readonly kind: 'relation' | 'literal' | 'statistics' | 'constraint' | 'qualifier';
+  readonly kind: 'relation' | 'literal' | 'statistics' | 'constraint' | 'qualifier' | 'role';
   readonly schema: string;
   readonly name: string;
   /** The table that a constraint or qualifier belongs to. */
@@ -36,6 +37,7 @@ export type StatementDeed =
   | 'force row security'
   | 'attach index'
   | 'replace view'
+  | 'set owner'
   | 'other';
 
 export interface DumpStatement {
@@ -187,6 +189,9 @@ class StatementReader {
         case 'AT_ClusterOn':
           this.#nameAfter(/^ CLUSTER ON /, subject.schema, behindSubject());
           break;
+        case 'AT_ChangeOwner':
+          this.#deed = 'set owner';
+          break;
         case 'AT_ForceRowSecurity':
           this.#deed = 'force row security';
           break;
@@ -278,6 +283,8 @@ class StatementReader {
     if (typeof value !== 'object' || value === null) return;
     const node = value as Tree;
     if (typeof node['relname'] === 'string') return this.#readRangeVar(node, inQuery);
+    if (node['roletype'] === 'ROLESPEC_CSTRING')
+      this.#place(readName(this.#source.text, this.#offset(node['location'])), 'role', '', null);
     if (Array.isArray(node['names']) && node['typemod'] !== undefined) this.#readTypeName(node);
     for (const [key, child] of Object.entries(node)) {
       if (key === 'ColumnRef') this.#readColumnRef(asTree(child), own);
