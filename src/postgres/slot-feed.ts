@@ -51,6 +51,11 @@ export function catchUpIsCheap(
   return lagBytes(slot.confirmedLsn, slot.restartLsn) < chunkBytes / 2;
 }
 
+/** Of the temporary copy; no task's slot can have it, for those begin with `dts_`. */
+export function catchUpSlotName(slot: string): string {
+  return slot.replace(/^dts_/, 'dtsc_');
+}
+
 export class SlotFeed {
   readonly #scope: TaskScope;
   readonly #session: Session;
@@ -76,7 +81,7 @@ export class SlotFeed {
     this.#scope = scope;
     this.#session = session;
     this.#options = options;
-    this.#copy = `${options.slot.name}_c`;
+    this.#copy = catchUpSlotName(options.slot.name);
     this.#receivedLsn = options.startLsn;
   }
 

@@ -63,6 +63,15 @@ export function assessSlots(
       message: `source: all ${facts.max} replication slots are in use; this task needs one`,
       remedy: `alter system set max_replication_slots = ${facts.used + 1}; then restart the server (or drop a slot that nobody uses)`,
     });
+  if (!facts.slotExists && facts.used + 1 === facts.max)
+    findings.push({
+      code: 'catch_up_slot_missing',
+      severity: 'info',
+      object: 'max_replication_slots',
+      message:
+        'source: one replication slot is free. A second one, taken only while the target is far behind, lets it catch up faster',
+      remedy: `alter system set max_replication_slots = ${facts.used + 2}; then restart the server`,
+    });
   // Nobody reads from the slot until the copy is complete, nor while the task is paused.
   if (facts.idleTimeout !== '0')
     findings.push({

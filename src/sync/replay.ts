@@ -552,9 +552,11 @@ export class Replay {
    * is not the remedy. `current`: the batch is the one that is being filled.
    */
   async #recover(batch: Batch, error: unknown, current: boolean): Promise<void> {
+    // A missing right may be that of making temporary tables: the ordered way needs none.
     const repeatable =
       error instanceof MigrationError &&
-      (error.code === 'unexpected_row' || error.code === 'sql_failed' || error === TRACKING_BEGAN);
+      (['unexpected_row', 'sql_failed', 'insufficient_privilege'].includes(error.code) ||
+        error === TRACKING_BEGAN);
     if (!repeatable || batch.ordered) throw error;
     this.#figures.batchesInOrder++;
     this.#scope.log.info({ err: error, changes: batch.changes }, 'a batch is applied again in source order');

@@ -1,8 +1,8 @@
 // Set-wise apply on real servers: large batches, coalesced and written by COPY, leave exactly what the source has; what
 // holds only in source order is done again in source order; and a reader never sees half a source transaction.
 import { describe, expect, it } from 'vitest';
-import type { CatchUpSizes } from '../../src/postgres/slot-feed.ts';
-import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { catchUpSlotName, type CatchUpSizes } from '../../src/postgres/slot-feed.ts';
+import { makePair, makeRole, waitFor, type DatabasePair } from '../support/databases.ts';
 import { contents, copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
 import { slotOf } from '../../src/postgres/slot.ts';
 import { randomTables, startWriters } from '../support/random-writers.ts';
@@ -179,6 +179,32 @@ describe('a backlog', () => {
     await stop();
   });
 
+  it('is applied in source order where the role may not make temporary tables', async () => {
+    const role = await makeRole(18);
+    const pair = await makePair();
+    const { dbname } = pair.target;
+    await pair.target.query(`revoke temporary on database "${dbname}" from public`);
+    await pair.target.query(
+      `grant create on database "${dbname}" to ${role}; grant all on schema public to ${role}`,
+    );
+    const limited: DatabasePair = {
+      source: pair.source,
+      target: { ...pair.target, connection: { ...pair.target.connection, user: role, password: 'secret' } },
+    };
+    const first = await prepare(limited, 'create table public.t (id int primary key, v text)');
+    await pair.target.query(`alter table public.t owner to ${role}; alter table dts.part owner to ${role}`);
+    await pair.source.query(`insert into public.t select g, 'v' from generate_series(1, 100) g`);
+    const { scope, said } = listening(first);
+    const stream = startStream(scope);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(scope, limited);
+    await pair.source.query(`update public.t set v = 'w'`);
+    await drainStream(scope, limited, stream);
+    await expectEqual(scope, limited);
+    expect(said.again).toBe(1);
+    await stream.stop();
+  });
+
   it('stops at a row that the target lacks, and names it', async () => {
     const pair = await makePair();
     const first = await prepare(pair, `create table public.t (id int primary key, v text)`);
@@ -287,7 +313,7 @@ describe('far behind', () => {
     );
     // somebody has taken the name: the copy cannot be made
     await pair.source.query(
-      `select pg_create_logical_replication_slot('${slotOf(first).name}_c', 'pgoutput')`,
+      `select pg_create_logical_replication_slot('${catchUpSlotName(slotOf(first).name)}', 'pgoutput')`,
     );
     const { scope, said } = listening(makeScope(pair, {}, first));
     const again = startStream(scope, small);
@@ -295,6 +321,6 @@ describe('far behind', () => {
     expect(said.feeds).toEqual(['live']);
     await expectEqual(scope, pair);
     await again.stop();
-    await pair.source.query(`select pg_drop_replication_slot('${slotOf(first).name}_c')`);
+    await pair.source.query(`select pg_drop_replication_slot('${catchUpSlotName(slotOf(first).name)}')`);
   });
 });

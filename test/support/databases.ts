@@ -106,6 +106,20 @@ async function makeDatabase(
   return { database, drop };
 }
 
+/** A role that may log in with password `secret` and nothing else; make it before the databases in which it will own things. */
+export async function makeRole(major: EmbeddedMajor): Promise<string> {
+  const { port, password } = serverOf(major);
+  const role = `plain_${randomBytes(4).toString('hex')}`;
+  const admin = new pg.Client({ host: '127.0.0.1', port, user: 'postgres', password, database: 'postgres' });
+  await admin.connect();
+  await admin.query(`create role ${role} login password 'secret'`);
+  onTestFinished(async () => {
+    await admin.query(`drop role ${role}`);
+    await admin.end();
+  });
+  return role;
+}
+
 /** Databases that live until the test has finished. With `checkLeaks` (default) the teardown asserts that nothing of DTS is left. */
 export async function makePair(
   options: { source?: EmbeddedMajor; target?: EmbeddedMajor; checkLeaks?: boolean } = {},

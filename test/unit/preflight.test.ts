@@ -568,14 +568,14 @@ describeCheck(
 
 const slots = (facts: Partial<SlotFacts> = {}, ownership: Partial<SlotOwnership> = {}): Finding[] =>
   assessSlots(
-    { max: 10, used: 9, slotExists: false, publicationExists: false, idleTimeout: '0', ...facts },
+    { max: 10, used: 8, slotExists: false, publicationExists: false, idleTimeout: '0', ...facts },
     { name: 'dts_t', slotIsOurs: false, publicationIsOurs: false, ...ownership },
   );
 
 describeCheck(
   'slots',
   [
-    ['one is free', slots()],
+    ['two are free', slots()],
     ['all are taken, one by us', slots({ used: 10, slotExists: true }, { slotIsOurs: true })],
     ['our publication', slots({ publicationExists: true }, { publicationIsOurs: true })],
   ],
@@ -589,6 +589,17 @@ describeCheck(
         'max_replication_slots',
         'alter system set max_replication_slots = 11; then restart the server (or drop a slot that nobody uses)',
         'all 10 replication slots are in use',
+      ],
+    ],
+    [
+      'none is left to catch up with',
+      slots({ used: 9 }),
+      [
+        'catch_up_slot_missing',
+        'info',
+        'max_replication_slots',
+        'alter system set max_replication_slots = 11; then restart the server',
+        'one replication slot is free',
       ],
     ],
     [
