@@ -174,7 +174,7 @@ async function runGeneration(
     let failures = 0;
     try {
       for (let part = queue.take(); part !== undefined; part = queue.take()) {
-        if (generation.state() !== 'open') throw generationOver(generation);
+        if (generation.state() !== 'open') throw generation.holderLost();
         const format = formats.get(part.relation);
         if (!format) throw new MigrationError('internal', `no format was chosen for ${part.relation}`);
         try {
@@ -207,12 +207,6 @@ async function runGeneration(
   const jobs = Math.min(options.copyJobs, queue.length);
   await Promise.all(Array.from({ length: jobs }, work));
   if (first !== null) throw asMigrationError(first);
-}
-
-function generationOver(generation: Generation): MigrationError {
-  return new MigrationError('connection_failed', 'source: the connection that holds the snapshot was lost', {
-    details: { role: 'source', generation: generation.number },
-  });
 }
 
 async function openSessions(

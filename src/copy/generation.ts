@@ -1,12 +1,14 @@
 // One generation: a source session that holds ACCESS SHARE on the tables still to be copied and exports the snapshot
 // that their parts are read under. Opened and ended by copy-parts.ts. Nobody's DDL waits behind it for longer than the
 // patience given: every reader of the table would queue behind that DDL.
+import { randomUUID } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
 import { waitForFlush } from '../postgres/copy-flush.ts';
 import { copyError } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
+import { slotOf } from '../postgres/slot.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import type { CopyPart } from './plan.ts';
@@ -32,6 +34,8 @@ export interface Generation {
   readonly pgSnapshot: string;
   /** Read after the snapshot: the commit of every transaction that it sees lies before. */
   readonly horizonLsn: Lsn;
+  /** Of an advisory lock that the holder keeps as long as its locks on the tables. */
+  readonly holderKey: string;
   /** `Date.now()` when the snapshot was taken. */
   readonly begunAt: number;
   /** Resolves when the source's WAL is on disk up to the horizon; asked by every part, found out once. */
@@ -44,6 +48,8 @@ export interface Generation {
   unwatch(pid: number): void;
   /** Aborts the running parts. */
   abort(): void;
+  /** The error of a part that found the holder gone; no further part begins. */
+  holderLost(): MigrationError;
   /** Closes the holder. */
   end(): Promise<void>;
 }
@@ -70,12 +76,23 @@ export async function beginGeneration(scope: TaskScope, options: GenerationOptio
   });
   try {
     await lockTables(scope, holder, options);
-    const { rows } = await holder.client.query<{ exported: string; seen: string; horizon: Lsn }>(
+    const holderKey = `dts holder ${randomUUID()}`;
+    const { rows } = await holder.client.query<{
+      exported: string;
+      seen: string;
+      horizon: Lsn;
+      timeline: string;
+      hasSlot: boolean;
+    }>(
       `select pg_export_snapshot() as exported, pg_current_snapshot()::text as seen,
-              pg_current_wal_insert_lsn()::text as horizon`,
+              pg_current_wal_insert_lsn()::text as horizon, pg_advisory_xact_lock(hashtextextended($1, 0)),
+              left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) as timeline,
+              exists (select from pg_replication_slots where slot_name = $2) as "hasSlot"`,
+      [holderKey, slotOf(scope).name],
     );
     const row = rows[0];
     if (!row) throw new MigrationError('internal', 'pg_export_snapshot returned no row');
+    requireSlotsServer(scope, row);
     const pids = new Set([holder.pid]);
     let flushed: Promise<void> | null = null;
     const watcherStop = new AbortController();
@@ -89,6 +106,7 @@ export async function beginGeneration(scope: TaskScope, options: GenerationOptio
       exportedAs: row.exported,
       pgSnapshot: row.seen,
       horizonLsn: row.horizon,
+      holderKey,
       begunAt: Date.now(),
       flushed() {
         flushed ??= waitForFlush(
@@ -110,6 +128,16 @@ export async function beginGeneration(scope: TaskScope, options: GenerationOptio
         ended = true; // the holder's end is our doing now
         controller.abort();
       },
+      holderLost() {
+        if (state === 'open') state = 'lost';
+        return new MigrationError(
+          'connection_failed',
+          'source: the connection that holds the snapshot was lost',
+          {
+            details: { role: 'source', generation: options.number },
+          },
+        );
+      },
       async end() {
         ended = true;
         watcherStop.abort();
@@ -122,6 +150,28 @@ export async function beginGeneration(scope: TaskScope, options: GenerationOptio
     await holder.close();
     throw copyError(error, 'source', { relation: 'copy' });
   }
+}
+
+/**
+ * The address may lead to a promoted standby by now. Parts read there hold rows that the slot's server never had, and
+ * their markers would outlive the way back.
+ */
+function requireSlotsServer(
+  scope: TaskScope,
+  { timeline, hasSlot }: { readonly timeline: string; readonly hasSlot: boolean },
+): void {
+  const { name, system } = slotOf(scope);
+  if (!system || (hasSlot && Number.parseInt(timeline, 16) === system.timeline)) return;
+  throw new MigrationError(
+    'source_replaced',
+    hasSlot
+      ? `source: its timeline is ${Number.parseInt(timeline, 16)}, the slot was made on ${system.timeline}`
+      : `source: the server that answers has no replication slot ${name}`,
+    {
+      hint: 'point the source at the server where the migration began, then resume; if that one is gone, cancel this migration and start a new one',
+      details: { role: 'source', slot: name },
+    },
+  );
 }
 
 /** Leaves `holder` in a transaction that holds the locks and has no snapshot yet. */

@@ -87,10 +87,7 @@ export async function copyPart(
     throw copyError(error, 'target', context);
   }
   try {
-    if (sessions.partsRead === 0)
-      await source.client.query(
-        `begin isolation level repeatable read read only; set transaction snapshot ${literal(generation.exportedAs)}`,
-      );
+    await lockPart(part, sessions, generation);
     sessions.partsRead++;
   } catch (error) {
     throw copyError(error, 'source', context);
@@ -119,6 +116,26 @@ export async function copyPart(
   }
   scope.failpoint('copy.marker-committed');
   return marker;
+}
+
+/**
+ * Takes the table over from the holder: our lock first, then a look whether the holder still had its own. Had it not, a
+ * rewriting ALTER may have come in between, and the rewritten table is empty for the older snapshot.
+ */
+async function lockPart(
+  part: CopyPart,
+  { source, partsRead }: PartSessions,
+  generation: Generation,
+): Promise<void> {
+  const begin =
+    partsRead > 0
+      ? ''
+      : `begin isolation level repeatable read read only; set transaction snapshot ${literal(generation.exportedAs)};`;
+  const results = (await source.client.query(
+    `${begin} lock table only ${identRelation(part.table.source)} in access share mode;
+     select pg_try_advisory_xact_lock_shared(hashtextextended(${literal(generation.holderKey)}, 0)) as gone`,
+  )) as unknown as readonly { readonly rows: readonly { readonly gone: boolean }[] }[];
+  if (results.at(-1)?.rows[0]?.gone !== false) throw generation.holderLost();
 }
 
 /** Opens the target's transaction behind a killed predecessor's: its marker is returned, or its rows are gone. */

@@ -201,6 +201,42 @@ it('a generation that is old begins no part but of a table whose blocks it has b
   expect(new Set(epochs('public.shuffled')).size).toBe(1);
 });
 
+it('a table that is rewritten after the holder was lost is copied whole, not read as empty', async () => {
+  const pair = await makePair();
+  const scope = await ready(
+    pair,
+    `create table public.first (id int primary key, v text); create table public.second (id int primary key, v text)`,
+    `insert into public.first select n, repeat('x', 100) from generate_series(1, 5000) n;
+     insert into public.second select n, 'x' from generate_series(1, 100) n`,
+    100_000 * KB,
+  );
+  setOptions(scope, { copyJobs: 1 });
+  const blocker = await pair.target.connect();
+  await blocker.query('begin; lock table public.second in access exclusive mode');
+  const copying = copyTables(scope);
+  const waits = async (): Promise<boolean> =>
+    (
+      await pair.target.query(
+        `select from pg_locks where relation = 'public.second'::regclass and not granted`,
+      )
+    ).rowCount === 1;
+  await waitFor(waits, 20_000, 'the second part before its table');
+  // the worker has the snapshot from its first part, and no lock on the second table
+  await pair.source.query(
+    `select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name ~ '/holder$' and datname = current_database()`,
+  );
+  await pair.source.query(`alter table public.second alter v type text using v || 'rewritten'`);
+  await blocker.query('rollback');
+  await copying;
+  expect(await contentOf(pair.target, 'public.second')).toEqual(
+    await contentOf(pair.source, 'public.second'),
+  );
+  expect((await markersOf(pair)).map(({ relation, epoch }) => [relation, epoch])).toEqual([
+    ['public.first', 1],
+    ['public.second', 2],
+  ]);
+});
+
 it('a crash of the target that takes finished parts back is noticed, and they are copied again', async () => {
   const pair = await makePair();
   const scope = await ready(pair, ordered, orderedRows, 100 * KB);
