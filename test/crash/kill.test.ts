@@ -71,7 +71,10 @@ describe.each(places)('killed at %s', (failpoint, nth) => {
       doomed,
       migrationBody(pair, { table_suffix: '_migrated', options: { copy_jobs: 2, ...gate } }),
     );
-    const driven = cutOverUntilCompleted(doomed, id).catch(() => undefined); // the service dies under it
+    // The service dies under the cutover, or before it: a stream that nobody stops comes by its places again and again.
+    const driven = failpoint.startsWith('sync.')
+      ? undefined
+      : cutOverUntilCompleted(doomed, id).catch(() => undefined);
     expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
     await driven;
     const service = await startService({ dataDir });
