@@ -3,7 +3,8 @@
 // and the constraints of the tables. Pure.
 import { relationKey, suffixedName, type RelationName } from '../model/relation.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
-import type { DumpStatement, PlacedName } from './statement.ts';
+import type { PlacedName } from './statement-names.ts';
+import type { DumpStatement } from './statement.ts';
 
 export class Renaming {
   readonly #suffix: string;

@@ -1,32 +1,18 @@
-// Used by split.ts: one parsed statement of a dump → its original text, what it does, and every place in the text where
-// a name stands that a suffix may change. The parser's tree tells what a name is and mostly where; where it does not
-// (lists of strings have no location), the fixed spelling of pg_dump does. Text is never made from the tree.
+// Used by split.ts: one parsed statement of a dump → its original text, what it does, and the places of names in it. Here
+// is what each kind of statement says, and the names that the tree has without a location (lists of strings), which the
+// fixed spelling of pg_dump finds; statement-names.ts finds the rest. Text is never made from the tree.
 import type { RelationName } from '../model/relation.ts';
-import { readName, readQualifiedName, unquoteName, type NameSpan } from './sql-name.ts';
-
-/** A name in the text: `[from, to)` in UTF-16 units. */
-export interface PlacedName {
-  readonly from: number;
-  readonly to: number;
-  /**
-   * - `relation`: a table, index, sequence (or the row type of a table)
-   * - `literal`: the same inside a string constant, `'shop.orders_id_seq'::regclass`
-   * - `statistics`: an extended statistics object
-   * - `constraint`: of `table`; renamed with it
-   * - `role`: an owner, a grantee, whom a policy is for; no schema
-   * - `qualifier`: `table` in front of a column or of `.*`, without its schema
-   */
-  readonly kind: 'relation' | 'literal' | 'statistics' | 'constraint' | 'qualifier' | 'role';
-  readonly schema: string;
-  readonly name: string;
-  /** The table that a constraint or qualifier belongs to. */
-  readonly table: RelationName | null;
-  /**
-   * A table in a query without an alias: columns around it are qualified by its old name, so a new one needs it as alias.
-   * With the spelling that the server prints, which has AS only behind INSERT INTO. Null: none is needed.
-   */
-  readonly alias: ' ' | ' AS ' | null;
-}
+import { readName, readQualifiedName } from './sql-name.ts';
+import {
+  asTree,
+  list,
+  relationOf,
+  StatementNames,
+  stringOf,
+  type PlacedName,
+  type StatementSource,
+  type Tree,
+} from './statement-names.ts';
 
 export type StatementDeed =
   | 'create table'
@@ -59,27 +45,15 @@ export interface DumpStatement {
   readonly stringBody: string | null;
 }
 
-/** The parser's output as it is: JSON objects, one key naming the node's type. */
-type Tree = { readonly [key: string]: unknown };
-
-interface Source {
-  readonly text: string;
-  readonly bytes: Buffer;
-  readonly byteStart: number;
-  readonly tree: unknown;
-}
-
 /** Throws when a name is not where pg_dump always writes it: then the text is not pg_dump's. */
-export function readStatement(source: Source): DumpStatement {
+export function readStatement(source: StatementSource): DumpStatement {
   return new StatementReader(source).read();
 }
 
 class StatementReader {
-  readonly #source: Source;
-  readonly #isAscii: boolean;
-  readonly #names: PlacedName[] = [];
+  readonly #source: StatementSource;
+  readonly #names: StatementNames;
   readonly #takes: RelationName[] = [];
-  readonly #qualifiers: [number, number][] = [];
   #deed: StatementDeed = 'other';
   #notValid = false;
   #subject: RelationName | null = null;
@@ -87,9 +61,9 @@ class StatementReader {
   #constraint: string | null = null;
   #stringBody: string | null = null;
 
-  constructor(source: Source) {
+  constructor(source: StatementSource) {
     this.#source = source;
-    this.#isAscii = source.text.length === Buffer.byteLength(source.text);
+    this.#names = new StatementNames(source);
   }
 
   read(): DumpStatement {
@@ -97,8 +71,11 @@ class StatementReader {
     const node = asTree(value);
     this.#readTop(type, node);
     // rules and triggers call the table's row OLD and NEW
-    this.#walk(node, type === 'RuleStmt' || type === 'CreateTrigStmt' ? null : this.#subject, false);
-    this.#names.sort((a, b) => a.from - b.from);
+    this.#names.findAll(
+      node,
+      this.#subject,
+      type === 'RuleStmt' || type === 'CreateTrigStmt' ? null : this.#subject,
+    );
     return {
       text: type === 'CreateSubscriptionStmt' ? withoutConnection(this.#source.text) : this.#source.text,
       deed: this.#deed,
@@ -107,8 +84,8 @@ class StatementReader {
       attached: this.#attached,
       constraint: this.#constraint,
       takes: this.#takes,
-      names: this.#names,
-      qualifiers: this.#qualifiers.sort(([a], [b]) => a - b),
+      names: this.#names.names,
+      qualifiers: this.#names.qualifiers,
       stringBody: this.#stringBody,
     };
   }
@@ -127,7 +104,7 @@ class StatementReader {
       case 'IndexStmt': {
         this.#subject = relationOf(node['relation']);
         const schema = this.#subject?.schema ?? '';
-        const index = this.#nameAfter(/^CREATE (?:UNIQUE )?INDEX /, schema);
+        const index = this.#names.nameAfter(/^CREATE (?:UNIQUE )?INDEX /, schema);
         this.#takes.push({ schema, name: index.name });
         return;
       }
@@ -137,7 +114,7 @@ class StatementReader {
       case 'CreateStatsStmt':
       case 'AlterStatsStmt':
         this.#subject = relationOf(asTree(list(node['relations'])[0])['RangeVar']);
-        this.#qualifiedAfter(/^(?:CREATE|ALTER) STATISTICS /, 'statistics');
+        this.#names.qualifiedAfter(/^(?:CREATE|ALTER) STATISTICS /, 'statistics');
         return;
       case 'CommentStmt':
         this.#readComment(node);
@@ -170,7 +147,7 @@ class StatementReader {
     this.#subject = subject;
     if (subject === null) return;
     const behindSubject = (): number =>
-      readQualifiedName(this.#source.text, this.#offset(asTree(node['relation'])['location']))?.to ?? 0;
+      readQualifiedName(this.#source.text, this.#names.offset(asTree(node['relation'])['location']))?.to ?? 0;
     for (const item of list(node['cmds'])) {
       const command = asTree(asTree(item)['AlterTableCmd']);
       const definition = asTree(command['def']);
@@ -184,10 +161,10 @@ class StatementReader {
         case 'AT_ReplicaIdentity':
           if (asTree(definition['ReplicaIdentityStmt'])['name'] === undefined) break;
           this.#deed = 'identify by index';
-          this.#nameAfter(/^ REPLICA IDENTITY USING INDEX /, subject.schema, behindSubject());
+          this.#names.nameAfter(/^ REPLICA IDENTITY USING INDEX /, subject.schema, behindSubject());
           break;
         case 'AT_ClusterOn':
-          this.#nameAfter(/^ CLUSTER ON /, subject.schema, behindSubject());
+          this.#names.nameAfter(/^ CLUSTER ON /, subject.schema, behindSubject());
           break;
         case 'AT_ChangeOwner':
           this.#deed = 'set owner';
@@ -227,8 +204,8 @@ class StatementReader {
     for (const item of list(constraint['options'])) {
       const option = asTree(asTree(item)['DefElem']);
       if (option['defname'] !== 'sequence_name') continue;
-      const at = this.#expect(/^SEQUENCE NAME /, this.#offset(option['location']));
-      const { schema, name } = this.#placeQualified(at, 'relation');
+      const at = this.#names.expect(/^SEQUENCE NAME /, this.#names.offset(option['location']));
+      const { schema, name } = this.#names.placeQualified(at, 'relation');
       this.#takes.push({ schema, name });
     }
   }
@@ -237,7 +214,10 @@ class StatementReader {
     for (const item of list(node['options'])) {
       const option = asTree(asTree(item)['DefElem']);
       if (option['defname'] === 'owned_by')
-        this.#placeQualified(this.#expect(/^OWNED BY /, this.#offset(option['location'])), 'relation');
+        this.#names.placeQualified(
+          this.#names.expect(/^OWNED BY /, this.#names.offset(option['location'])),
+          'relation',
+        );
     }
   }
 
@@ -250,13 +230,13 @@ class StatementReader {
       case 'OBJECT_MATVIEW':
       case 'OBJECT_FOREIGN_TABLE':
       case 'OBJECT_COLUMN':
-        this.#qualifiedAfter(
+        this.#names.qualifiedAfter(
           /^COMMENT ON (?:TABLE|INDEX|SEQUENCE|VIEW|MATERIALIZED VIEW|FOREIGN TABLE|COLUMN) /,
           'relation',
         );
         return;
       case 'OBJECT_STATISTIC_EXT':
-        this.#qualifiedAfter(/^COMMENT ON STATISTICS /, 'statistics');
+        this.#names.qualifiedAfter(/^COMMENT ON STATISTICS /, 'statistics');
         return;
       case 'OBJECT_TABCONSTRAINT':
       case 'OBJECT_TRIGGER':
@@ -264,144 +244,14 @@ class StatementReader {
       case 'OBJECT_RULE': {
         const member = readName(
           this.#source.text,
-          this.#expect(/^COMMENT ON (?:CONSTRAINT|TRIGGER|POLICY|RULE) /, 0),
+          this.#names.expect(/^COMMENT ON (?:CONSTRAINT|TRIGGER|POLICY|RULE) /, 0),
         );
-        const table = this.#placeQualified(this.#expect(/^ ON /, member.to), 'relation');
+        const table = this.#names.placeQualified(this.#names.expect(/^ ON /, member.to), 'relation');
         if (node['objtype'] === 'OBJECT_TABCONSTRAINT')
-          this.#place(member, 'constraint', table.schema, { schema: table.schema, name: table.name });
+          this.#names.place(member, 'constraint', table.schema, { schema: table.schema, name: table.name });
         return;
       }
     }
-  }
-
-  /** Everything that has a location. `own`: table whose columns may be qualified by its name. */
-  #walk(value: unknown, own: RelationName | null, inQuery: boolean): void {
-    if (Array.isArray(value)) {
-      for (const item of value) this.#walk(item, own, inQuery);
-      return;
-    }
-    if (typeof value !== 'object' || value === null) return;
-    const node = value as Tree;
-    if (typeof node['relname'] === 'string') return this.#readRangeVar(node, inQuery);
-    if (node['roletype'] === 'ROLESPEC_CSTRING')
-      this.#place(readName(this.#source.text, this.#offset(node['location'])), 'role', '', null);
-    if (Array.isArray(node['names']) && node['typemod'] !== undefined) this.#readTypeName(node);
-    for (const [key, child] of Object.entries(node)) {
-      if (key === 'ColumnRef') this.#readColumnRef(asTree(child), own);
-      else if (key === 'TypeCast') this.#readCast(asTree(child));
-      else if (key === 'Constraint') this.#readConstraintName(asTree(child));
-      else if (key === 'InsertStmt') this.#readConflictTarget(asTree(child));
-      const opensQuery = /^(?:Select|Insert|Update|Delete|Merge)Stmt$/.test(key);
-      this.#walk(child, own, opensQuery || (inQuery && key !== 'lockedRels'));
-    }
-  }
-
-  #readRangeVar(node: Tree, inQuery: boolean): void {
-    if (typeof node['schemaname'] !== 'string') return; // a common table expression or an alias
-    const at = this.#offset(node['location']);
-    const spelling = /\bINTO $/.test(this.#source.text.slice(Math.max(0, at - 6), at)) ? ' AS ' : ' ';
-    const placed = this.#placeQualified(
-      at,
-      'relation',
-      inQuery && node['alias'] === undefined ? spelling : null,
-    );
-    if (placed.name !== node['relname']) throw this.#misplaced();
-  }
-
-  #readTypeName(node: Tree): void {
-    const names = list(node['names']);
-    if (names.length !== 2 || stringOf(names[0]) === 'pg_catalog') return;
-    const at = this.#offset(node['location']);
-    const span = readQualifiedName(this.#source.text, at);
-    // CREATE TYPE and COMMENT ON TYPE have type names too; whether it is a table's row type, the renaming knows.
-    if (span?.name === stringOf(names[1])) this.#placeQualified(at, 'relation');
-  }
-
-  #readColumnRef(node: Tree, own: RelationName | null): void {
-    const fields = list(node['fields']);
-    if (fields.length !== 2) return;
-    const span = readName(this.#source.text, this.#offset(node['location']));
-    if (this.#source.text[span.to] === '.') this.#qualifiers.push([span.from, span.to + 1]);
-    if (own !== null && stringOf(fields[0]) === own.name) this.#place(span, 'qualifier', own.schema, own);
-  }
-
-  #readCast(node: Tree): void {
-    const type = asTree(node['typeName']);
-    const names = list(type['names']).map(stringOf);
-    // nextval(('s.q'::text)::regclass) is how a default names a sequence without depending on it
-    const inner = asTree(asTree(node['arg'])['TypeCast']);
-    const constant = asTree(asTree(inner['arg'] ?? node['arg'])['A_Const']);
-    const value = asTree(constant['sval'])['sval'];
-    if (names.at(-1) !== 'regclass' || typeof value !== 'string') return;
-    const name = unquoteName(value);
-    if (name === null) return;
-    const from = this.#offset(constant['location']);
-    const length = /^'(?:[^']|'')*'/.exec(this.#source.text.slice(from))?.[0].length;
-    if (length === undefined) throw this.#misplaced();
-    this.#names.push({ from, to: from + length, kind: 'literal', ...name, table: null, alias: null });
-  }
-
-  #readConstraintName(node: Tree): void {
-    if (typeof node['conname'] !== 'string' || this.#subject === null) return;
-    const at = this.#expect(/^CONSTRAINT /, this.#offset(node['location']));
-    const type = node['contype'];
-    const isIndex = type === 'CONSTR_PRIMARY' || type === 'CONSTR_UNIQUE' || type === 'CONSTR_EXCLUSION';
-    const span = readName(this.#source.text, at);
-    this.#place(span, isIndex ? 'relation' : 'constraint', this.#subject.schema, this.#subject);
-  }
-
-  #readConflictTarget(node: Tree): void {
-    const infer = asTree(asTree(node['onConflictClause'])['infer']);
-    const table = relationOf(node['relation']);
-    if (typeof infer['conname'] !== 'string' || table === null) return;
-    const at = this.#expect(/^ON CONSTRAINT /, this.#offset(infer['location']));
-    this.#place(readName(this.#source.text, at), 'constraint', table.schema, table);
-  }
-
-  #place(span: NameSpan, kind: PlacedName['kind'], schema: string, table: RelationName | null): void {
-    const { from, to, name } = span;
-    this.#names.push({ from, to, kind, schema, name, table, alias: null });
-  }
-
-  #placeQualified(
-    at: number,
-    kind: 'relation' | 'statistics',
-    alias: PlacedName['alias'] = null,
-  ): RelationName {
-    const span = readQualifiedName(this.#source.text, at);
-    if (span === null) throw this.#misplaced();
-    const { from, to, schema, name } = span;
-    this.#names.push({ from, to, kind, schema, name, table: null, alias });
-    return { schema, name };
-  }
-
-  /** An index's name, which stands without its schema. */
-  #nameAfter(lead: RegExp, schema: string, at = 0): NameSpan {
-    const span = readName(this.#source.text, this.#expect(lead, at));
-    this.#place(span, 'relation', schema, null);
-    return span;
-  }
-
-  #qualifiedAfter(lead: RegExp, kind: 'relation' | 'statistics'): void {
-    this.#placeQualified(this.#expect(lead, 0), kind);
-  }
-
-  /** Position behind `lead`, searched from `at`. */
-  #expect(lead: RegExp, at: number): number {
-    const match = lead.exec(this.#source.text.slice(at));
-    if (!match) throw this.#misplaced();
-    return at + match.index + match[0].length;
-  }
-
-  /** The parser counts bytes from the beginning of what it was given; a location of 0 is left out. */
-  #offset(location: unknown): number {
-    const bytes = (typeof location === 'number' ? location : 0) - this.#source.byteStart;
-    if (this.#isAscii) return bytes;
-    return this.#source.bytes.toString('utf8', this.#source.byteStart, this.#source.byteStart + bytes).length;
-  }
-
-  #misplaced(): Error {
-    return new Error(`a name is not where it should be in: ${this.#source.text.slice(0, 200)}`);
   }
 }
 
@@ -409,26 +259,6 @@ class StatementReader {
 function withoutConnection(text: string): string {
   const { to } = readName(text, 'CREATE SUBSCRIPTION '.length);
   return text.slice(0, to) + text.slice(to).replace(/^( CONNECTION ) ?E?'(?:[^']|'')*'/, "$1''");
-}
-
-function asTree(value: unknown): Tree {
-  return typeof value === 'object' && value !== null ? (value as Tree) : {};
-}
-
-function list(value: unknown): readonly unknown[] {
-  return Array.isArray(value) ? (value as unknown[]) : [];
-}
-
-function stringOf(value: unknown): string | undefined {
-  const text = asTree(asTree(value)['String'])['sval'];
-  return typeof text === 'string' ? text : undefined;
-}
-
-function relationOf(value: unknown): RelationName | null {
-  const { schemaname, relname } = asTree(value);
-  return typeof schemaname === 'string' && typeof relname === 'string'
-    ? { schema: schemaname, name: relname }
-    : null;
 }
 
 function bodyOf(node: Tree): string | null {
