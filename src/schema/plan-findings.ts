@@ -116,6 +116,26 @@ export function largeObjectsFinding(count: number): Finding {
   };
 }
 
+/** A plain role's dump has no subscriptions; that the source has some is told all the same. */
+export function hiddenSubscriptionsFindings(
+  names: readonly string[],
+  entries: readonly DumpEntry[],
+): Finding[] {
+  const shown = new Set(entries.filter(({ kind }) => kind === 'SUBSCRIPTION').map(({ tag }) => tag));
+  const hidden = names.filter((name) => !shown.has(name));
+  if (hidden.length === 0) return [];
+  return [
+    {
+      code: 'subscriptions_hidden',
+      severity: 'warning',
+      object: 'source',
+      message: `not migrated: the subscriptions ${namesOf(hidden)}; pg_dump shows subscriptions to superusers only`,
+      remedy:
+        'migrate as superuser with options.subscriptions, or create them on the target yourself: create subscription …',
+    },
+  ];
+}
+
 function namesOf(names: readonly string[]): string {
   return `${names.slice(0, SHOWN).join(', ')}${names.length > SHOWN ? ` and ${names.length - SHOWN} more` : ''}`;
 }

@@ -7,8 +7,10 @@ import { relationKey, type RelationName, type TableMapping } from '../model/rela
 import type { PlannedTable, SchemaPlan } from '../model/schema-plan.ts';
 import type { CatalogTable } from '../postgres/catalog.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
+import { collisionFindings } from './collisions.ts';
 import { draftStatements, numbered } from './drafts.ts';
 import {
+  hiddenSubscriptionsFindings,
   largeObjectsFinding,
   notMigratedFindings,
   restFindings,
@@ -63,10 +65,12 @@ function buildPlan(input: PlanInput, lackingRoles: readonly string[]): SchemaPla
     findings: [
       ...selectionFindings(selection, dependencies),
       ...textFindings(kept, renaming, [...tables, ...dependencies.sequences], present),
+      ...collisionFindings(kept, renaming),
       ...skippedFindings(entries.filter((entry) => isSkipped(entry, input.options))),
       ...roleFindings(lackingRoles, input.options.roles),
       ...notMigratedFindings(unsupported),
       ...(everything && input.largeObjects > 0 ? [largeObjectsFinding(input.largeObjects)] : []),
+      ...(everything ? hiddenSubscriptionsFindings(input.subscriptions, entries) : []),
       ...(everything
         ? restFindings(
             entries.filter(
@@ -82,6 +86,7 @@ function buildPlan(input: PlanInput, lackingRoles: readonly string[]): SchemaPla
     ],
   };
 }
+
 function plannedTable(table: CatalogTable, mapping: TableMapping): PlannedTable {
   return {
     ...mapping,

@@ -8,7 +8,7 @@ import { runStatement, statementsDone } from '../../src/postgres/statement-journ
 import { createTables } from '../../src/schema/create-tables.ts';
 import { planSchema } from '../../src/schema/plan.ts';
 import { relationKey } from '../../src/model/relation.ts';
-import { makePair } from '../support/databases.ts';
+import { makePair, makeRole } from '../support/databases.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
 
 const schema = `
@@ -129,4 +129,49 @@ test('subscriptions and publications come only when asked for, and no password w
           where datname = current_database())) as subscription`,
   );
   expect(rows).toEqual([{ published: ['public.a_2'], publications: 1, subscription: 'false' }]);
+});
+
+test('subscriptions, which pg_dump does not show to a plain owner, are told all the same', async () => {
+  const role = await makeRole(16);
+  const pair = await makePair();
+  await pair.source.query(`alter database ${pair.source.dbname} owner to ${role};
+    create subscription hidden_one connection 'host=localhost dbname=x password=''hidden word''' publication p
+      with (connect = false, slot_name = none)`);
+  onTestFinished(async () => void (await pair.source.query('drop subscription hidden_one')));
+  const sourceDb = { ...pair.source.connection, user: role, password: 'secret' };
+  for (const subscriptions of [false, true]) {
+    const { findings } = await planSchema(makeScope(pair, { sourceDb, options: { subscriptions } }));
+    expect(findings).toMatchObject([
+      { code: 'subscriptions_hidden', message: expect.stringContaining('hidden_one') as unknown },
+    ]);
+  }
+});
+
+test('names that fall together under the suffix block before anything is written', async () => {
+  const pair = await makePair();
+  await pair.source.query(`create schema "a.b"; create table "a.b".orders (id int primary key, n serial);
+    create table "a.b".free (id int constraint free_key primary key);
+    create view "a.b".orders_2 as select 1 as one; create materialized view "a.b".orders_n_seq_2 as select 1 as one;
+    create type "a.b".orders_pkey_2 as (x int); create domain "a.b".free_2 as int;
+    create domain "a.b".free_key_2 as int`);
+  const blockedBy = async (tableSuffix: string): Promise<string[]> => {
+    const { findings } = await planSchema(makeScope(pair, { tableSuffix }));
+    return findings
+      .filter(({ severity }) => severity === 'blocking')
+      .map(({ code, object }) => `${code} ${object}`)
+      .sort();
+  };
+  // an index has no type: the domain may have its name
+  expect(await blockedBy('_2')).toEqual([
+    'suffix_collision "a.b".free_2',
+    'suffix_collision "a.b".orders_2',
+    'suffix_collision "a.b".orders_n_seq_2',
+    'suffix_collision "a.b".orders_pkey_2',
+  ]);
+  expect(await blockedBy('_3')).toEqual([]);
+  expect(await blockedBy('')).toEqual([]);
+  const scope = makeScope(pair, { tableSuffix: '_2' });
+  await expect(createTables(scope)).rejects.toMatchObject({ code: 'preflight_blocked' });
+  const { rows } = await pair.target.query(`select 1 from pg_namespace where nspname in ('a.b', 'dts')`);
+  expect(rows).toEqual([]);
 });
