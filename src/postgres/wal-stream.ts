@@ -67,6 +67,7 @@ export class WalStream {
   #chunkAt = 0;
   #failure: MigrationError | null = null;
   #wake: (() => void) | null = null;
+  #onFailure: (() => void) | null = null;
   #ackedLsn: Lsn;
   #receivedLsn: Lsn = ZERO_LSN;
   #heardAt = Date.now();
@@ -223,7 +224,8 @@ export class WalStream {
       () => this.#fail(new MigrationError('connection_failed', 'source: the server ended the stream')),
       (error: unknown) => this.#fail(fromPostgres(error, { role: 'source' })),
     );
-    await Promise.race([started, ended]);
+    // A connection that is closed in the middle of its start may settle neither.
+    await Promise.race([started, ended, new Promise<void>((resolve) => (this.#onFailure = resolve))]);
     const failure = this.#failure;
     if (failure) {
       signal.removeEventListener('abort', onAbort);
@@ -296,6 +298,7 @@ export class WalStream {
   #fail(failure: MigrationError): void {
     this.#failure ??= failure;
     this.#wake?.();
+    this.#onFailure?.();
   }
 
   #onStatusTimer(): void {
