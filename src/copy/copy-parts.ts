@@ -5,6 +5,7 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import type { StreamPace } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
+import { silenceTriggers, writesExisting } from '../postgres/existing-tables.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
 import { chooseFormats } from './format.ts';
@@ -222,6 +223,7 @@ async function openSessions(
     target = await scope.target.session({ purpose: 'copy', signal });
     for (const { client } of [source, target])
       await client.query(`select set_config('client_encoding', $1, false)`, [encoding]);
+    if (writesExisting(scope)) await silenceTriggers(target.client);
     // Rows and marker are lost together or not at all; copyParts flushes before it believes that a marker lasts.
     await target.client.query('set synchronous_commit = off');
     return { source, target, partsRead: 0 };

@@ -2,7 +2,8 @@
 // together with the rows. Read at the start and after every failure: the target knows, our memory may not.
 import type { Lsn } from '../model/lsn.ts';
 import { formatRange } from '../model/part-range.ts';
-import { identRelation, literal } from '../postgres/sql.ts';
+import { literal } from '../postgres/sql.ts';
+import { emptyTable } from '../postgres/existing-tables.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { partKey, type CopyPart, type Marker } from './plan.ts';
 
@@ -84,7 +85,7 @@ export async function startOver(
   await scope.target.transaction(async (client) => {
     await client.query(`set local lock_timeout = '30s'`);
     // first the table: behind its lock a predecessor's part has ended, and its marker, if any, is seen
-    await client.query(`truncate only ${identRelation(table.target)}`);
+    await emptyTable(scope, client, table.target);
     await client.query(`delete from dts.part where ${ofTable(scope, slotIncarnation, relation)}`);
     // what an online validation has found out about the rows is not true of those that will come
     await client.query(

@@ -4,7 +4,7 @@ import { isTextEqual, rangeTypeOf, type PartRange } from '../model/part-range.ts
 import { relationKey } from '../model/relation.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
 import { sourceVersion } from '../postgres/marker.ts';
-import type { TaskScope } from '../postgres/task-scope.ts';
+import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { cutTable, partsWanted, type TableFacts } from './plan.ts';
 
 const COPY_CUTS = 'copyCuts';
@@ -47,13 +47,18 @@ async function readCuts(
     partsWanted(table.bytesEstimated, scope.spec.options.partBytes);
   const large = tables.filter((table) => wanted(table) > 1);
   const cuts = new Map<string, readonly PartRange[]>();
+  const uniqueBefore = new Set(schemaPlanOf(scope).uniqueBefore);
   if (large.length === 0) return cuts;
   const hasTidRangeScan = (await sourceVersion(scope)) >= 140_000;
-  const facts = await readFacts(scope, large);
+  const rows = await readFacts(scope, large);
   for (const table of large) {
     const relation = relationKey(table.source);
-    const row = facts.get(relation);
-    const cut = row && cutTable(wanted(table), { ...factsOf(table, row), hasTidRangeScan });
+    const row = rows.get(relation);
+    if (!row) continue;
+    const facts = factsOf(table, row);
+    // ranges of the key may be read under several snapshots, which may hold one value of another constraint twice
+    const key = uniqueBefore.has(relation) ? null : facts.key;
+    const cut = cutTable(wanted(table), { ...facts, key, hasTidRangeScan });
     if (cut) cuts.set(relation, cut);
   }
   return cuts;

@@ -56,7 +56,8 @@ export async function forgetCopies(
     if (!table)
       throw new MigrationError('internal', `${relation} is to be copied again and is not in the plan`);
     // Its unique constraints stand already: two snapshots may hold one value in two rows, so one must read it all.
-    if (hasUnique(plan.statements, relation)) leaveWhole(scope, relation);
+    if (hasUnique(plan.statements, relation) || plan.uniqueBefore?.includes(relation) === true)
+      leaveWhole(scope, relation);
     await startOver(scope, slotIncarnation, { relation, table });
     scope.failpoint('copy.forgotten');
   }

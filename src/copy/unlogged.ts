@@ -6,6 +6,7 @@ import { relationKey } from '../model/relation.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
 import { copyError, copyStream } from '../postgres/copy-stream.ts';
+import { emptyTable } from '../postgres/existing-tables.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { chooseFormats } from './format.ts';
@@ -72,7 +73,7 @@ async function copyTable(
       await target.client.query('begin');
       try {
         await target.client.query(`select set_config('lock_timeout', $1, true)`, [LOCK_TIMEOUT]);
-        await target.client.query(`truncate only ${identRelation(table.target)}`);
+        await emptyTable(scope, target.client, table.target);
       } catch (error) {
         throw copyError(error, 'target', context);
       }

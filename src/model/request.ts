@@ -153,6 +153,7 @@ const options = z.strictObject({
     .default(null),
   copyJobs: z.int().min(1).max(32).default(4),
   indexJobs: z.int().min(1).max(32).default(2),
+  schema: z.enum(['create', 'existing']).default('create'),
   owners: z.union([z.enum(['none', 'same']), nameMap]).default('none'),
   privileges: z.boolean().default(false),
   roles: z.enum(['existing', 'create']).default('existing'),

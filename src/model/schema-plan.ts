@@ -88,6 +88,11 @@ export interface SchemaPlan {
   readonly roots: readonly TableMapping[];
   readonly sequences: readonly PlannedSequence[];
   readonly statements: readonly PlannedStatement[];
+  /**
+   * `relationKey` of source tables that have, on the target before the copy, unique or exclusion constraints beside their
+   * key (`schema: existing`): one snapshot must read all of their rows. Absent: none.
+   */
+  readonly uniqueBefore?: readonly string[];
   readonly findings: readonly Finding[];
 }
 

@@ -113,6 +113,8 @@ export interface TaskOptions {
   readonly copyJobs: number;
   /** Indexes built at once. */
   readonly indexJobs: number;
+  /** `existing`: the tables stand on the target already and are empty; no statement of the schema is run. */
+  readonly schema: 'create' | 'existing';
   /**
    * `none`: everything belongs to the role of `targetDb`. `same`: owners as on the source. A map renames roles, in owners,
    * grants and policies; roles that it does not name keep theirs.

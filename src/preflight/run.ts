@@ -27,6 +27,7 @@ import { assessSlots, readSlots } from './slots.ts';
 import { assessTablePrivileges, readTablePrivileges } from './table-privileges.ts';
 import { assessSelection } from './tables.ts';
 import { assessTargetNames, readTargetNames, targetNames } from './target-names.ts';
+import { assessExisting, readExisting } from './existing-tables.ts';
 import { assessMajor, assessMajorOrder, readMajor } from './versions.ts';
 import { assessWalLevel, readWalLevel } from './wal-level.ts';
 import { assessWalsenders, readWalsenders } from './walsenders.ts';
@@ -55,7 +56,9 @@ export async function runPreflight(scope: TaskScope): Promise<Finding[]> {
       ...assessMajorOrder(source.major, target.major),
       ...assessEncodings(source.encoding, target.encoding),
     );
-    await onSide(scope, 'target', findings.both, (ask) => checkTables(scope, ask, source, findings.both));
+    await onSide(scope, 'target', findings.both, (ask) =>
+      checkTables(scope, ask, source, target.major, findings.both),
+    );
   }
   return [...findings.source, ...findings.target, ...findings.both];
 }
@@ -157,15 +160,24 @@ async function checkTables(
   scope: TaskScope,
   ask: Ask,
   source: SourceFacts,
+  targetMajor: number,
   findings: Finding[],
 ): Promise<void> {
-  const { tableSuffix, sourceDb, targetDb } = scope.spec;
-  const names = targetNames(source.selection.tables, tableSuffix);
-  const facts = await readTargetNames(ask, names, { id: scope.taskId, incarnation: scope.incarnation });
+  const { tableSuffix, sourceDb, targetDb, options } = scope.spec;
+  const wanted = targetNames(source.selection.tables, tableSuffix);
+  const facts = await readTargetNames(ask, wanted, { id: scope.taskId, incarnation: scope.incarnation });
   const same =
     sourceDb.host === targetDb.host && sourceDb.port === targetDb.port && sourceDb.dbname === targetDb.dbname;
+  const existing = options.schema === 'existing';
+  // names that are taken are what is asked for then, and nothing is created
+  const names = existing ? { ...facts, taken: [], denied: [] } : facts;
   findings.push(
-    ...assessTargetNames(facts, scope.taskId, tableSuffix, same),
+    ...assessTargetNames(names, scope.taskId, tableSuffix, same),
+    ...(existing
+      ? assessExisting(
+          await readExisting(scope, source.selection.tables, wanted, { user: facts.user, targetMajor }),
+        )
+      : []),
     ...assessExtensions(await readMissingExtensions(ask, source.extensions)),
   );
 }

@@ -140,7 +140,7 @@ async function conflicts(target: Side, plan: SchemaPlan, done: ReadonlySet<numbe
 function conflictError(taken: readonly RelationName[], cause?: unknown): MigrationError {
   const names = taken.map(relationKey);
   return new MigrationError('target_conflict', `target: ${names.slice(0, 20).join(', ')} exists already`, {
-    hint: 'drop or rename it, or choose another table_suffix; DTS never writes into tables that it did not make',
+    hint: 'drop or rename it, or choose another table_suffix; only with schema: existing are tables written that DTS did not make',
     details: { relations: names },
     cause,
   });

@@ -9,6 +9,7 @@ import type { CatalogTable } from '../postgres/catalog.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { collisionFindings } from './collisions.ts';
 import { draftStatements, numbered } from './drafts.ts';
+import { existingFindings, existingSequences, uniqueBefore } from './existing.ts';
 import {
   hiddenSubscriptionsFindings,
   largeObjectsFinding,
@@ -31,7 +32,31 @@ import { holdsSecret } from './whole-database.ts';
 export async function planSchema(scope: TaskScope): Promise<SchemaPlan> {
   const input = await readPlanInput(scope);
   const { kept, renaming } = keepEntries(input);
+  if (input.options.schema === 'existing') return planExisting(scope, input);
   return buildPlan(input, await missingRoles(scope.target, kept, renaming));
+}
+
+/** The tables stand already: nothing of the schema is run, but what it would have filled in the end is told. */
+async function planExisting(scope: TaskScope, input: PlanInput): Promise<SchemaPlan> {
+  const plan = buildPlan(input, []);
+  const { sequences, findings } = await existingSequences(scope, plan.sequences, [
+    ...plan.tables,
+    ...(plan.unlogged ?? []),
+    ...plan.roots,
+  ]);
+  const refreshed = plan.statements.filter(({ phase }) => phase === 'refresh');
+  return {
+    ...plan,
+    sequences,
+    statements: [],
+    uniqueBefore: await uniqueBefore(scope, [...plan.tables, ...(plan.unlogged ?? [])]),
+    findings: [
+      ...selectionFindings(input.selection, input.dependencies),
+      ...(input.everything && input.largeObjects > 0 ? [largeObjectsFinding(input.largeObjects)] : []),
+      ...existingFindings(refreshed),
+      ...findings,
+    ],
+  };
 }
 
 /** The pure half of planSchema. */

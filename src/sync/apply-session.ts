@@ -3,6 +3,7 @@
 import { isUniqueLater } from '../postgres/copy-state.ts';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
+import { silenceTriggers } from '../postgres/existing-tables.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 
 const LOCK_TIMEOUT_MS = 30_000;
@@ -20,11 +21,7 @@ export async function openApplySession(scope: TaskScope, signal: AbortSignal): P
   try {
     // An index build of our own is no lock to give up on; the sampler names who holds it.
     await session.client.query(applySettings(isUniqueLater(scope) ? 0 : LOCK_TIMEOUT_MS));
-    // Triggers and foreign keys of the target must not fire for replicated rows. Where the role may not set it, the
-    // tables that we made have neither before finalizing.
-    await session.client.query('set session_replication_role = replica').catch((error: unknown) => {
-      if (fromPostgres(error).code !== 'insufficient_privilege') throw error;
-    });
+    await silenceTriggers(session.client);
     return session;
   } catch (error) {
     await session.close();

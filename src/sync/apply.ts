@@ -12,6 +12,7 @@ import type { DeleteMessage, Tuple, UpdateMessage } from '../postgres/pgoutput.t
 import { Pipeline } from '../postgres/pipeline.ts';
 import type { Session } from '../postgres/connections.ts';
 import type { SlotRecord } from '../postgres/slot.ts';
+import { deleteAllSql, writesExisting } from '../postgres/existing-tables.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { classify, unexpectedRow, type ChangeContext } from './apply-errors.ts';
 import { textOf } from './binary-text.ts';
@@ -177,6 +178,16 @@ export class Applier {
     for (const each of tables) this.#barrier(each);
     this.#changed.noteTruncate(tables);
     this.#flushRun();
+    if (writesExisting(this.#scope)) {
+      // sequences are set at the cutover
+      for (const each of tables)
+        this.#send({ text: deleteAllSql(each.plan.target), values: [] }, null, {
+          operation: 'truncate',
+          table: each,
+          commitLsn: transaction.commitLsn,
+        });
+      return;
+    }
     this.#send(truncateTables(tables, restartIdentity), null, {
       operation: 'truncate',
       table,

@@ -13,6 +13,7 @@ import { MigrationError } from '../model/errors.ts';
 import { compareLsn, type Lsn } from '../model/lsn.ts';
 import type { Repair } from '../model/validation.ts';
 import { fromPostgres } from '../postgres/errors.ts';
+import { silenceTriggers } from '../postgres/existing-tables.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { describeWriters, writersSince } from '../postgres/writers.ts';
@@ -106,12 +107,7 @@ async function repairOnce(
   const { client } = pair.target;
   try {
     await client.query('begin');
-    // Triggers and foreign keys of the target must not fire, as for the stream.
-    await client.query('savepoint role');
-    await client.query('set local session_replication_role = replica').catch(async (error: unknown) => {
-      if (fromPostgres(error).code !== 'insufficient_privilege') throw error;
-      await client.query('rollback to role');
-    });
+    await silenceTriggers(client, { local: true });
     // The applier takes it at the beginning of each batch: from here on none is open.
     await client.query('select 1 from dts.progress where task_id = $1 for update', [scope.taskId]);
     const since = (await changedBeyond(scope, known)).get(table.name);

@@ -1,0 +1,342 @@
+// What preflight says about tables that the target has already, and which of its sequences are set.
+import { describe, expect, test } from 'vitest';
+import type { Finding } from '../../src/model/finding.ts';
+import type { ColumnFacts, ForeignKeyFacts, TableFacts } from '../../src/postgres/table-facts.ts';
+import {
+  assessExisting,
+  type ExistingFacts,
+  type ExistingPair,
+} from '../../src/preflight/existing-tables.ts';
+import { matchSequences, type SequenceFacts } from '../../src/schema/existing.ts';
+
+const column = (name: string, over: Partial<ColumnFacts> = {}): ColumnFacts => ({
+  name,
+  type: 'integer',
+  notNull: false,
+  fillsItself: false,
+  generated: null,
+  identityAlways: false,
+  labels: null,
+  ...over,
+});
+
+const key = { name: 'T_pkey', columns: ['id'], usable: true };
+const facts = (over: Partial<TableFacts> = {}): TableFacts => ({
+  schema: 'public',
+  name: 'T',
+  oid: 1,
+  kind: 'r',
+  unlogged: false,
+  parent: null,
+  bounds: null,
+  partitionKey: null,
+  rowSecurity: false,
+  mayUseSchema: true,
+  lacks: [],
+  columns: [column('id', { notNull: true })],
+  uniques: [key],
+  firing: [],
+  foreignKeys: [],
+  ...over,
+});
+
+const pair = (
+  source: Partial<TableFacts> = {},
+  target: Partial<TableFacts> | null = {},
+  over: Partial<ExistingPair> = {},
+): ExistingPair => ({
+  table: { kind: 'table', keyColumns: ['id'], replicaIdentity: 'default' },
+  source: facts(source),
+  name: { schema: 'public', name: target?.name ?? 'T' },
+  target: target && facts({ oid: 2, ...target }),
+  hasRows: false,
+  ...over,
+});
+
+const assess = (pairs: readonly ExistingPair[], over: Partial<ExistingFacts> = {}): Finding[] =>
+  assessExisting({ pairs, user: 'App', targetMajor: 18, silenced: true, sameDatabase: false, ...over });
+const brief = (findings: readonly Finding[]): string[] =>
+  findings.map(({ code, severity, object }) => `${severity} ${code} ${object}`);
+
+const columns = (...list: ColumnFacts[]): Partial<TableFacts> => ({
+  columns: [column('id', { notNull: true }), ...list],
+});
+const alter = 'alter table "public"."T"';
+
+test('an equal table has nothing to say, with or without the right to silence triggers', () => {
+  expect(assess([pair()])).toEqual([]);
+  expect(assess([pair()], { silenced: false })).toEqual([]);
+});
+
+describe('a column', () => {
+  test.each<[string, ColumnFacts | null, ColumnFacts | null, string, string | null]>([
+    [
+      'missing',
+      column('c', { notNull: true }),
+      null,
+      'blocking target_column_missing',
+      `${alter} add column "c" integer not null`,
+    ],
+    [
+      'narrower',
+      column('c', { type: 'bigint' }),
+      column('c'),
+      'blocking target_type_differs',
+      `${alter} alter column "c" type bigint using "c"::bigint`,
+    ],
+    [
+      'wider',
+      column('c'),
+      column('c', { type: 'bigint' }),
+      'blocking target_type_differs',
+      `${alter} alter column "c" type integer using "c"::integer`,
+    ],
+    [
+      'text for varchar',
+      column('c', { type: 'character varying(10)' }),
+      column('c', { type: 'text' }),
+      'blocking target_type_differs',
+      `${alter} alter column "c" type character varying(10) using "c"::character varying(10)`,
+    ],
+    [
+      'without an enum value',
+      column('c', { type: 'm', labels: ['a', `b'`] }),
+      column('c', { type: 'm', labels: ['a'] }),
+      'blocking target_enum_lacks_values',
+      `alter type m add value 'b'''`,
+    ],
+    [
+      'required and not on the source',
+      null,
+      column('c', { notNull: true }),
+      'blocking target_column_required',
+      `${alter} alter column "c" drop not null; or: ${alter} alter column "c" set default …`,
+    ],
+    [
+      'with a default and not on the source',
+      null,
+      column('c', { notNull: true, fillsItself: true }),
+      'info target_column_extra',
+      null,
+    ],
+    ['nullable and not on the source', null, column('c'), 'info target_column_extra', null],
+    [
+      'not null',
+      column('c'),
+      column('c', { notNull: true }),
+      'blocking target_column_not_null',
+      `${alter} alter column "c" drop not null`,
+    ],
+    [
+      'generated',
+      column('c'),
+      column('c', { generated: '1' }),
+      'blocking target_column_generated',
+      `${alter} alter column "c" drop expression`,
+    ],
+    [
+      'not generated',
+      column('c', { generated: '1' }),
+      column('c'),
+      'blocking target_column_not_generated',
+      `${alter} drop column "c", add column "c" integer generated always as (1) stored`,
+    ],
+    [
+      'generated otherwise',
+      column('c', { generated: '1' }),
+      column('c', { generated: '2' }),
+      'warning target_expression_differs',
+      null,
+    ],
+    [
+      'an identity that refuses values',
+      column('c'),
+      column('c', { identityAlways: true }),
+      'blocking target_identity_always',
+      `${alter} alter column "c" set generated by default`,
+    ],
+  ])('%s', (_name, source, target, says, remedy) => {
+    const found = assess([pair(columns(...(source ? [source] : [])), columns(...(target ? [target] : [])))]);
+    expect(brief(found)).toEqual([`${says} public.T.c`]);
+    expect(found[0]?.remedy).toBe(remedy);
+  });
+
+  test('an identity that the source generates always may be either', () => {
+    const always = columns(column('c', { identityAlways: true }));
+    expect(assess([pair(always, always), pair(always, columns(column('c')))])).toEqual([]);
+  });
+});
+
+describe('a table', () => {
+  test.each<[string, ExistingPair, string, string | null]>([
+    ['missing', pair({}, null), 'target_table_missing', 'create it, or set options.schema to create'],
+    [
+      'a view',
+      pair({}, { kind: 'v' }),
+      'target_not_a_table',
+      'rename it and create the table, or set another table_suffix',
+    ],
+    [
+      'partitioned for plain',
+      pair({}, { kind: 'p', partitionKey: 'LIST (id)' }),
+      'target_partitioning_differs',
+      'create it again as on the source',
+    ],
+    ['with rows', pair({}, {}, { hasRows: true }), 'target_not_empty', 'truncate "public"."T"'],
+    ['under policies', pair({}, { rowSecurity: true }), 'target_row_security', 'alter role "App" bypassrls'],
+    [
+      'without rights',
+      pair({}, { lacks: ['insert', 'delete'] }),
+      'target_table_denied',
+      'grant insert, delete on "public"."T" to "App"',
+    ],
+    [
+      'in a closed schema',
+      pair({}, { mayUseSchema: false }),
+      'target_table_denied',
+      'grant usage on schema "public" to "App"',
+    ],
+    ['unlogged', pair({}, { unlogged: true }), 'target_unlogged', `${alter} set logged`],
+    ['without a key', pair({}, { uniques: [] }), 'target_key_missing', `${alter} add primary key ("id")`],
+    [
+      'with a deferrable key',
+      pair({}, { uniques: [{ ...key, usable: false }] }),
+      'target_key_missing',
+      `${alter} add primary key ("id")`,
+    ],
+  ])('%s', (_name, one, code, remedy) => {
+    const found = assess([one]);
+    expect(brief(found)).toEqual([`blocking ${code} public.T`]);
+    expect(found[0]?.remedy).toBe(remedy);
+  });
+
+  test('the source itself is never its own target, however the server was named', () => {
+    expect(brief(assess([pair({}, { oid: 1 })], { sameDatabase: true }))).toEqual([
+      'blocking target_is_source public.T',
+    ]);
+  });
+
+  test('a unique index that the source lacks may refuse rows', () => {
+    const other = { name: 'other', columns: ['c'], usable: true };
+    const partial = { name: 'partial', columns: null, usable: true };
+    expect(brief(assess([pair({ uniques: [key, other] }, { uniques: [key, other, partial] })]))).toEqual([
+      'warning target_unique_extra public.T.partial',
+    ]);
+  });
+});
+
+describe('triggers and foreign keys', () => {
+  const firing = (enabled: 'O' | 'R' | 'A') => ({
+    firing: [{ what: 'trigger' as const, name: 'x', enabled }],
+  });
+  test.each<[enabled: 'O' | 'R' | 'A', silenced: boolean, remedy: string | null]>([
+    ['O', true, null],
+    ['R', true, `${alter} enable trigger "x"`],
+    ['A', true, `${alter} enable trigger "x"`],
+    [
+      'O',
+      false,
+      `grant set on parameter session_replication_role to "App"; or: ${alter} disable trigger "x"`,
+    ],
+    ['R', false, null],
+    ['A', false, `${alter} disable trigger "x"`],
+  ])('a trigger enabled as %s, silenced: %s', (enabled, silenced, remedy) => {
+    const found = assess([pair({}, firing(enabled))], { silenced });
+    expect(found.map((finding) => finding.remedy)).toEqual(remedy === null ? [] : [remedy]);
+  });
+
+  const foreign = (from: string, to: string): ForeignKeyFacts => ({
+    name: 'k',
+    from: { schema: 'public', name: from },
+    to: { schema: 'public', name: to },
+    columns: ['id'],
+    references: ['id'],
+    validated: true,
+    definition: 'FOREIGN KEY …',
+  });
+
+  test('foreign keys block where they would fire', () => {
+    const found = assess([pair({ foreignKeys: [foreign('T', 'T')] }, { foreignKeys: [foreign('T', 'T')] })], {
+      silenced: false,
+      targetMajor: 14,
+    });
+    expect(brief(found)).toEqual(['blocking target_foreign_keys_fire public.T']);
+    expect(found[0]?.remedy).toBe(`alter role "App" superuser; or: ${alter} drop constraint "k"`);
+  });
+
+  test('a foreign key follows from one of the source between migrated tables, under the suffix', () => {
+    const both = { foreignKeys: [foreign('T', 'U')] };
+    const renamed = { foreignKeys: [foreign('T_new', 'U_new')] };
+    const pairs = [
+      pair(both, { name: 'T_new', ...renamed }),
+      pair({ name: 'U', ...both }, { name: 'U_new', ...renamed }),
+    ];
+    expect(assess(pairs)).toEqual([]);
+    // without U on the list, nobody brings the rows that it needs
+    expect(brief(assess(pairs.slice(0, 1)))).toEqual(['warning target_foreign_key_unchecked public.T_new.k']);
+    const unvalidated = { foreignKeys: [{ ...foreign('T', 'U'), validated: false }] };
+    const invalid = [
+      pair(unvalidated, { name: 'T_new', ...renamed }),
+      pair({ name: 'U', ...unvalidated }, { name: 'U_new', ...renamed }),
+    ];
+    expect(brief(assess(invalid))).toEqual(['warning target_foreign_key_unchecked public.T_new.k']);
+  });
+});
+
+describe('sequences', () => {
+  const sequence = (name: string, over: Partial<SequenceFacts> = {}): SequenceFacts => ({
+    schema: 'public',
+    name,
+    ownedBy: null,
+    min: '1',
+    max: '9223372036854775807',
+    increment: '1',
+    maySet: true,
+    ...over,
+  });
+  const named = (name: string) => ({ schema: 'public', name });
+  const owned = (table: string) => ({ ownedBy: { table: named(table), column: 'id' } });
+  const match = (source: SequenceFacts, target: readonly SequenceFacts[]) =>
+    matchSequences({
+      planned: [{ source: named(source.name), target: named(`${source.name}_new`) }],
+      tables: [{ source: named('t'), target: named('t_new') }],
+      source: [source],
+      target,
+      user: 'App',
+    });
+
+  test('the one of the same column, whatever its name; else the one of the same name', () => {
+    const target = [sequence('s_new'), sequence('other', owned('t_new'))];
+    expect(match(sequence('s', owned('t')), target)).toEqual({
+      sequences: [{ source: named('s'), target: named('other') }],
+      findings: [],
+    });
+    expect(match(sequence('s'), target).sequences).toEqual([{ source: named('s'), target: named('s_new') }]);
+  });
+
+  test.each<[string, readonly SequenceFacts[], string, string]>([
+    ['missing', [], 'warning target_sequence_missing public.s_new', 'create sequence "public"."s_new"'],
+    [
+      'not ours',
+      [sequence('s_new', { maySet: false })],
+      'blocking target_sequence_denied public.s_new',
+      'grant select, update on sequence "public"."s_new" to "App"',
+    ],
+    [
+      'shorter',
+      [sequence('s_new', { max: '2147483647' })],
+      'blocking target_sequence_narrower public.s_new',
+      'alter sequence "public"."s_new" minvalue 1 maxvalue 9223372036854775807',
+    ],
+    [
+      'of other steps',
+      [sequence('s_new', { increment: '2' })],
+      'warning target_sequence_differs public.s_new',
+      'alter sequence "public"."s_new" increment 1',
+    ],
+  ])('one that is %s', (_name, target, says, remedy) => {
+    const { findings } = match(sequence('s'), target);
+    expect(brief(findings)).toEqual([says]);
+    expect(findings[0]?.remedy).toBe(remedy);
+  });
+});
