@@ -1,6 +1,6 @@
 // The hard schema of test/cases/schema, with everything that a database can have, across majors, as superuser and as
 // plain owner, without and then with a suffix beside it: both sides print the same, by the product's own comparison and,
-// line by line, by that of this file.
+// line by line, by that of dump-lines.ts.
 import { readFile } from 'node:fs/promises';
 import { expect, onTestFinished, test } from 'vitest';
 import type { EmbeddedMajor } from '../../src/cli/embedded-postgres.ts';
@@ -9,8 +9,8 @@ import { runStatement, statementsDone } from '../../src/postgres/statement-journ
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { compareSchema } from '../../src/schema/compare.ts';
 import { createTables } from '../../src/schema/create-tables.ts';
-import { dumpSchema } from '../../src/schema/dump.ts';
 import { makePair, type DatabasePair, type TestDatabase } from '../support/databases.ts';
+import { lineDifference, linesOf } from '../support/dump-lines.ts';
 import { startServers } from '../support/extra-servers.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
 
@@ -82,28 +82,6 @@ async function migrate(scope: TestScope): Promise<void> {
   for (const statement of schemaPlanOf(scope).statements)
     if (!done.has(statement.n)) await runStatement(scope, session, statement);
   await session.close();
-}
-
-/** Lines of the dump without user mappings, which hold passwords, and what DTS keeps there. */
-async function linesOf(database: TestDatabase): Promise<string[]> {
-  const scope = makeScope({ source: database, target: database });
-  const entries = await dumpSchema(scope, 'bundled', { role: 'source', schemas: null, extensions: [] });
-  await scope.connections.closeAll();
-  return entries
-    .filter(({ schema, tag, kind }) => schema !== 'dts' && tag !== 'dts' && kind !== 'USER MAPPING')
-    .flatMap(({ statements }) => statements.flatMap(({ text }) => text.split('\n')));
-}
-
-/** `-` only the source prints it, `+` only the target does. */
-function lineDifference(source: readonly string[], target: readonly string[]): string[] {
-  const counts = new Map<string, number>();
-  for (const line of source) counts.set(line, (counts.get(line) ?? 0) + 1);
-  for (const line of target) counts.set(line, (counts.get(line) ?? 0) - 1);
-  return [...counts]
-    .flatMap(([line, count]) =>
-      Array.from({ length: Math.abs(count) }, () => `${count > 0 ? '-' : '+'} ${line}`),
-    )
-    .sort();
 }
 
 test.each([
