@@ -37,6 +37,7 @@ export async function copyUnlogged(scope: TaskScope): Promise<void> {
         scope.progress.setWaitingFor(`the copy of the unlogged ${relationKey(table.source)}`);
         const format = formats.get(relationKey(table.source));
         if (format) await copyTable(scope, table, format, signal);
+        scope.failpoint('copy.mid-unlogged');
       }
     } catch (error) {
       first ??= error;

@@ -29,6 +29,7 @@ export function certificateSoFar(scope: TaskScope): Partial<Certificate> {
       tables: verdicts.tables,
       validatedAt: verdicts.validatedAt,
       equal: verdicts.tables.every((table) => table.equal),
+      ...(verdicts.largeObjects && { largeObjects: verdicts.largeObjects }),
     }),
     sequences: scope.checkpoints.get<readonly SequenceVerdict[]>(cutoverNotes.sequences) ?? [],
   };
@@ -61,7 +62,8 @@ function shortened({
 
 /** Throws `internal` when a step has left no note. */
 export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certificate {
-  const { fenceLsn, armedAt, sourceVersion, markerLsn, validatedAt, sequences } = certificateSoFar(scope);
+  const { fenceLsn, armedAt, sourceVersion, markerLsn, validatedAt, sequences, largeObjects } =
+    certificateSoFar(scope);
   const openedAt = scope.checkpoints.get<WriteStop>(cutoverNotes.writeStop)?.openedAt ?? null;
   if (
     fenceLsn === undefined ||
@@ -86,6 +88,7 @@ export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certif
     openedAt,
     completedAt: new Date().toISOString(),
     equal: facts.tables.every((table) => table.equal),
+    ...(largeObjects && { largeObjects }),
     ...(facts.schema === null ? {} : { schema: shortened(facts.schema) }),
     ...(facts.afterOpen === undefined ? {} : { afterOpen: facts.afterOpen }),
     ...(facts.unvalidated.length === 0 ? {} : { unvalidatedConstraints: facts.unvalidated }),

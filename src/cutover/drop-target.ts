@@ -1,7 +1,8 @@
-// Drops the target tables that a cancelled task made, for cleanUp with drop_target: exactly those of its statement
-// journal, with their indexes and owned sequences, and nothing that somebody else has built on them since.
+// Drops the target tables and large objects that a cancelled task made, for cleanUp with drop_target: exactly those of its
+// journals, with their indexes and owned sequences, and nothing that somebody else has built on them since.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
+import { unlinkLargeObjects } from '../postgres/large-objects.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 
@@ -14,6 +15,7 @@ const BATCH = 100;
  * and those not yet reached stay, and the journal still has them.
  */
 export async function dropTargetTables(scope: TaskScope): Promise<void> {
+  await unlinkLargeObjects(scope);
   const tables = await tablesMade(scope);
   if (tables.length === 0) return;
   await refuseForeignPartitions(scope, tables);

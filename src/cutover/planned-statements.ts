@@ -138,6 +138,7 @@ export async function runPhases(scope: TaskScope, options: PhaseOptions): Promis
       scope.progress.setWaitingFor(`${statement.object} on the target`);
       try {
         await runStatement(scope, session, statement, { lock_timeout: options.lockTimeout });
+        if (statement.phase === 'refresh') scope.failpoint('finalize.mid-refresh');
       } catch (error) {
         if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
         const known = await explained(scope, statement, error, afterOpening);

@@ -1,7 +1,7 @@
 // What the steps of a cutover note as checkpoints for each other: fence, drain, comparison, settling, and the API, which
 // shows the write stop. A note of the fence holds for that write stop only; un-fencing deletes it.
 import type { Lsn } from './lsn.ts';
-import type { TableVerdict } from './task.ts';
+import type { LargeObjectsVerdict, TableVerdict } from './task.ts';
 
 /** Checkpoint keys. */
 export const cutoverNotes = {
@@ -44,6 +44,7 @@ export interface VerdictsNote {
   /** ISO 8601. */
   readonly validatedAt: string;
   readonly tables: readonly TableVerdict[];
+  readonly largeObjects?: LargeObjectsVerdict;
 }
 
 /** The last write stop; times are ISO 8601. The source refuses writes from `armedAt` until `liftedAt` is set. */

@@ -167,6 +167,7 @@ const options = z.strictObject({
   eventTriggers: z.boolean().default(false),
   publications: z.boolean().default(false),
   subscriptions: z.boolean().default(false),
+  largeObjects: z.boolean().default(true),
   partBytes: z
     .int()
     .min(64 * 1024)

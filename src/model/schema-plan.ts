@@ -84,6 +84,8 @@ export interface SchemaPlan {
    * under the fence and compared. Absent: none.
    */
   readonly unlogged?: readonly PlannedTable[];
+  /** All large objects of the source are copied under the fence and compared. Absent: none. */
+  readonly largeObjects?: boolean;
   /** Partitioned parents: no rows of their own, but TRUNCATE and the fence name them. */
   readonly roots: readonly TableMapping[];
   readonly sequences: readonly PlannedSequence[];

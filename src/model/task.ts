@@ -136,6 +136,8 @@ export interface TaskOptions {
   readonly publications: boolean;
   /** Disabled, and without passwords. */
   readonly subscriptions: boolean;
+  /** Of a whole database: large objects come along, copied under the fence. */
+  readonly largeObjects: boolean;
   /** Size of a part; null: 256 MB, and large tables in at least 16. Read when the copy begins. */
   readonly partBytes: number | null;
   /** Limit of the whole copy; null: none. Changeable while the task runs, like the two below. */
@@ -301,6 +303,15 @@ export interface TableVerdict {
   readonly verifiedLsn: Lsn | null;
 }
 
+/** Of all together; each was compared by itself. */
+export interface LargeObjectsVerdict {
+  readonly count: number;
+  /** Decimal text. */
+  readonly bytes: string;
+  /** SHA-256 of OID, length and digest of each, in the order of OIDs. */
+  readonly digest: string;
+}
+
 export interface SequenceVerdict {
   readonly source: string;
   readonly target: string;
@@ -349,6 +360,8 @@ export interface Certificate {
   readonly hash: string;
   /** Both schemas when the target was complete. A difference stops nothing: the target is open by then. */
   readonly schema?: SchemaSummary;
+  /** Read from both servers under the fence, and equal; absent when the migration is not one of large objects. */
+  readonly largeObjects?: LargeObjectsVerdict;
   /** Constraints that existing rows violate, on the source as well; they stay NOT VALID. Absent when there are none. */
   readonly unvalidatedConstraints?: readonly string[];
 }

@@ -26,7 +26,9 @@ const tables = `
     tracking boolean not null default false, updated_at timestamptz not null default now());
   create table if not exists dts.changed (
     task_id text not null references dts.task on delete cascade, n bigint generated always as identity,
-    relation text not null, keys text, primary key (task_id, n));`;
+    relation text not null, keys text, primary key (task_id, n));
+  create table if not exists dts.large_object (
+    task_id text not null references dts.task on delete cascade, oid oid not null, primary key (task_id, oid));`;
 
 /**
  * For whoever reads our tables, and for another task's DDL. Without it one reader who stays would hold up this task for
@@ -75,7 +77,9 @@ export async function removeBookkeeping(scope: TaskScope): Promise<void> {
     ]);
     const left = await client.query('select 1 from dts.task limit 1');
     if (left.rowCount !== 0) return;
-    await client.query('drop table dts.statement, dts.part, dts.progress, dts.changed, dts.task');
+    await client.query(
+      'drop table dts.statement, dts.part, dts.progress, dts.changed, dts.large_object, dts.task',
+    );
     await dropSchemaIfEmpty(client);
   });
 }

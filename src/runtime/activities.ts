@@ -2,6 +2,7 @@
 import { fromCallback, fromPromise, type EventObject } from 'xstate';
 import type { Activities, ActivityName, TaskRef } from '../../machines/activities.ts';
 import { copyTables } from '../copy/copy-tables.ts';
+import { copyLargeObjects } from '../copy/large-objects.ts';
 import { acceptRecopy, type RecopyRequest } from '../copy/recopy.ts';
 import { copyUnlogged } from '../copy/unlogged.ts';
 import { analyzeTarget } from '../cutover/analyze.ts';
@@ -70,6 +71,7 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
   validateOnline: (scope, host) => validateOnline(scope, host.validationPassOf(scope.taskId)),
   compareTables: async (scope) => {
     await copyUnlogged(scope);
+    await copyLargeObjects(scope);
     return compareTables(scope);
   },
   prepareTarget: async (scope) => {

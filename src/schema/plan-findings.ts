@@ -105,17 +105,6 @@ export function skippedFindings(entries: readonly DumpEntry[]): Finding[] {
     }));
 }
 
-export function largeObjectsFinding(count: number): Finding {
-  return {
-    code: 'large_objects',
-    severity: 'warning',
-    object: 'source',
-    message: `the source has ${count} large objects (pg_largeobject); they are not in the WAL and are not migrated`,
-    remedy:
-      'move them after the cutover: pg_dump --large-objects --data-only, with lo_unlink of those already there',
-  };
-}
-
 /** A plain role's dump has no subscriptions; that the source has some is told all the same. */
 export function hiddenSubscriptionsFindings(
   names: readonly string[],

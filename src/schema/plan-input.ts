@@ -23,7 +23,6 @@ export interface PlanInput {
   readonly targetVersion: number;
   /** OIDs of materialized views that have rows on the source. */
   readonly populated: ReadonlySet<number>;
-  readonly largeObjects: number;
   /** Names of the source's subscriptions: these columns anybody may read, while pg_dump tells only superusers. */
   readonly subscriptions: readonly string[];
 }
@@ -43,9 +42,6 @@ export async function readPlanInput(scope: TaskScope): Promise<PlanInput> {
   const populated = await scope.source.query<{ oid: number }>(
     `select oid from pg_class where relkind = 'm' and relispopulated`,
   );
-  const largeObjects = await scope.source.query<{ count: number }>(
-    `select count(*)::int as count from pg_largeobject_metadata`,
-  );
   const subscriptions = await scope.source.query<{ name: string }>(
     `select subname::text as name from pg_subscription
      where subdbid = (select oid from pg_database where datname = current_database()) order by 1`,
@@ -58,7 +54,6 @@ export async function readPlanInput(scope: TaskScope): Promise<PlanInput> {
     options,
     everything,
     targetVersion: rows[0]?.version ?? 0,
-    largeObjects: largeObjects.rows[0]?.count ?? 0,
     subscriptions: subscriptions.rows.map(({ name }) => name),
     populated: new Set(populated.rows.map(({ oid }) => oid)),
   };

@@ -10,9 +10,9 @@ import type { TaskScope } from '../postgres/task-scope.ts';
 import { collisionFindings } from './collisions.ts';
 import { draftStatements, numbered } from './drafts.ts';
 import { existingFindings, existingSequences, uniqueBefore } from './existing.ts';
+import { planLargeObjects, type LargeObjectsPlan } from './large-objects.ts';
 import {
   hiddenSubscriptionsFindings,
-  largeObjectsFinding,
   notMigratedFindings,
   restFindings,
   selectionFindings,
@@ -32,13 +32,21 @@ import { holdsSecret } from './whole-database.ts';
 export async function planSchema(scope: TaskScope): Promise<SchemaPlan> {
   const input = await readPlanInput(scope);
   const { kept, renaming } = keepEntries(input);
-  if (input.options.schema === 'existing') return planExisting(scope, input);
-  return buildPlan(input, await missingRoles(scope.target, kept, renaming));
+  const largeObjects = await planLargeObjects(scope, input);
+  if (input.options.schema === 'existing') return planExisting(scope, input, largeObjects);
+  const roles = await missingRoles(scope.target, kept, renaming, largeObjects.roles);
+  return buildPlan(input, roles, largeObjects);
 }
 
 /** The tables stand already: nothing of the schema is run, but what it would have filled in the end is told. */
-async function planExisting(scope: TaskScope, input: PlanInput): Promise<SchemaPlan> {
-  const plan = buildPlan(input, []);
+async function planExisting(
+  scope: TaskScope,
+  input: PlanInput,
+  largeObjects: LargeObjectsPlan,
+): Promise<SchemaPlan> {
+  const plan = buildPlan(input, [], largeObjects);
+  // no statement is run that would make them
+  const roles = await missingRoles(scope.target, [], keepEntries(input).renaming, largeObjects.roles);
   const { sequences, findings } = await existingSequences(scope, plan.sequences, [
     ...plan.tables,
     ...(plan.unlogged ?? []),
@@ -52,7 +60,8 @@ async function planExisting(scope: TaskScope, input: PlanInput): Promise<SchemaP
     uniqueBefore: await uniqueBefore(scope, [...plan.tables, ...(plan.unlogged ?? [])]),
     findings: [
       ...selectionFindings(input.selection, input.dependencies),
-      ...(input.everything && input.largeObjects > 0 ? [largeObjectsFinding(input.largeObjects)] : []),
+      ...largeObjects.findings,
+      ...roleFindings(roles, 'existing'),
       ...existingFindings(refreshed),
       ...findings,
     ],
@@ -60,7 +69,11 @@ async function planExisting(scope: TaskScope, input: PlanInput): Promise<SchemaP
 }
 
 /** The pure half of planSchema. */
-function buildPlan(input: PlanInput, lackingRoles: readonly string[]): SchemaPlan {
+function buildPlan(
+  input: PlanInput,
+  lackingRoles: readonly string[],
+  largeObjects: LargeObjectsPlan,
+): SchemaPlan {
   const { selection, dependencies, entries, everything } = input;
   const tables = selection.tables.map((table) => table.relation);
   const { kept, renaming, present } = keepEntries(input);
@@ -77,6 +90,7 @@ function buildPlan(input: PlanInput, lackingRoles: readonly string[]): SchemaPla
     unlogged: withRows
       .filter(({ persistence }) => persistence === 'unlogged')
       .map((table) => plannedTable(table, mapping(table.relation))),
+    largeObjects: largeObjects.copied,
     roots: selection.tables
       .filter(({ kind }) => kind === 'partitioned')
       .map(({ relation }) => mapping(relation)),
@@ -94,7 +108,7 @@ function buildPlan(input: PlanInput, lackingRoles: readonly string[]): SchemaPla
       ...skippedFindings(entries.filter((entry) => isSkipped(entry, input.options))),
       ...roleFindings(lackingRoles, input.options.roles),
       ...notMigratedFindings(unsupported),
-      ...(everything && input.largeObjects > 0 ? [largeObjectsFinding(input.largeObjects)] : []),
+      ...largeObjects.findings,
       ...(everything ? hiddenSubscriptionsFindings(input.subscriptions, entries) : []),
       ...(everything
         ? restFindings(

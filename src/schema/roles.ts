@@ -10,12 +10,14 @@ export async function missingRoles(
   target: Side,
   kept: readonly DumpEntry[],
   renaming: Renaming,
+  besides: readonly string[],
 ): Promise<string[]> {
-  const names = kept.flatMap(({ statements }) =>
+  const named = kept.flatMap(({ statements }) =>
     statements.flatMap((statement) =>
-      statement.names.filter(({ kind }) => kind === 'role').map(({ name }) => renaming.role(name)),
+      statement.names.filter(({ kind }) => kind === 'role').map(({ name }) => name),
     ),
   );
+  const names = [...named, ...besides].map((name) => renaming.role(name));
   const { rows } = await target.query<{ name: string }>(
     `select name from unnest($1::text[]) as r(name) where not exists (select from pg_roles where rolname = name)
      order by name collate "C"`,

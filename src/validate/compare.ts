@@ -11,13 +11,15 @@ import { fromPostgres } from '../postgres/errors.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { compareChanges } from './delta.ts';
 import { combineDigest, digestSql, type DigestRow } from './digest.ts';
+import { compareLargeObjects } from './large-objects.ts';
 import { tableNote } from './notes.ts';
 import { closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
 import { verifySourceColumns } from './source-columns.ts';
 
 /**
  * Counts and digests of all tables of the plan, in plan order; `copyJobs` tables at a time, the largest first, both
- * sides of a table at once. Errors: `source_ddl`, `lock_timeout`, `deadline_exceeded` after `validationTimeoutMs`.
+ * sides of a table at once; then large objects. Errors: `validation_failed` (those differ), `source_ddl`, `lock_timeout`,
+ * `deadline_exceeded` after `validationTimeoutMs`.
  */
 export async function compareTables(scope: TaskScope): Promise<{ tables: TableVerdict[] }> {
   const plan = schemaPlanOf(scope);
@@ -84,7 +86,12 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
   const inOrder = tables
     .map((table) => verdicts.get(relationKey(table.source)))
     .filter((v) => v !== undefined);
-  const note: VerdictsNote = { validatedAt: new Date().toISOString(), tables: inOrder };
+  const largeObjects = await compareLargeObjects(scope);
+  const note: VerdictsNote = {
+    validatedAt: new Date().toISOString(),
+    tables: inOrder,
+    ...(largeObjects && { largeObjects }),
+  };
   scope.checkpoints.set(cutoverNotes.verdicts, note);
   return { tables: inOrder };
 }

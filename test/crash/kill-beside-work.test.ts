@@ -1,6 +1,7 @@
 // SIGKILL in the states beside the straight way: waiting, giving up, un-fencing. What a person asked for still happens
 // after the restart, and nothing is left on the servers.
 import { expect, test } from 'vitest';
+import type { Failpoint } from '../../src/model/failpoints.ts';
 import { expectEqualTables } from '../support/compare.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import {
@@ -108,4 +109,58 @@ test('killed with the fence armed, the source takes writes again after the resta
   expect(await service.status(id)).toMatchObject({ fenced: false, error: { code: 'cutover_interrupted' } });
   await pair.source.query('delete from t where id = 1');
   await expectMigrated(service, id, pair);
+});
+
+/** The place, and whether the kill ends the cutover, which is then requested again. */
+const wholeDatabase: readonly (readonly [Failpoint, boolean])[] = [
+  ['copy.mid-unlogged', true],
+  ['copy.mid-large-objects', true],
+  ['finalize.mid-refresh', false],
+];
+
+test.each(wholeDatabase)('a whole database killed at %s arrives identical', async (failpoint, interrupts) => {
+  const pair = await makePair();
+  await pair.source.query(`
+    create table users (id int primary key, name text);
+    create unlogged table sessions (token text, user_id int);
+    create unlogged table caches (k int primary key);
+    create materialized view counts as select count(*) as n from users;
+    create materialized view twice as select n * 2 as n from counts;
+    insert into users select n, 'u' || n from generate_series(1, ${ROWS}) n;
+    insert into sessions select 't' || n, n from generate_series(1, ${ROWS}) n;
+    insert into caches select generate_series(1, ${ROWS});
+    refresh materialized view counts; refresh materialized view twice;
+    select lo_create(70001), lo_from_bytea(70002, '\\x00');
+    select lo_from_bytea(70003, string_agg(sha256(i::text::bytea), '')) from generate_series(1, 98304) i;
+    select lo_from_bytea((80000 + i)::oid, sha256(i::text::bytea)) from generate_series(1, 100) i`);
+  const dataDir = makeDataDir();
+  const doomed = await startService({ dataDir, failpoint: `${failpoint}:1` });
+  const id = await startMigration(
+    doomed,
+    migrationBody(pair, { tables: ['*'], options: { keep_fence: false } }),
+  );
+  await doomed.reaches(id, 'syncingWal');
+  // the views are to be filled with what came later
+  await pair.source.query(`insert into users values (${ROWS + 1}, 'late'); refresh materialized view counts;
+    refresh materialized view twice`);
+  await doomed.call('POST', `/migrations/${id}/cutover`);
+  expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
+  const service = await startService({ dataDir });
+  if (interrupts) {
+    await service.reaches(id, 'syncingWal');
+    // writes are allowed again: what was copied is old
+    await pair.source.query(`delete from sessions where user_id > 10; insert into caches values (0);
+      select lo_unlink(70002), lo_put(80001, 0, '\\x07'), lo_create(90000)`);
+    await cutOver(service, id);
+  } else await service.reaches(id, 'completed');
+  await expectEqualTables(
+    pair.source,
+    pair.target,
+    ['users', 'sessions', 'caches', 'counts', 'twice'].map((name) => [name, name] as const),
+  );
+  const objects = 'select oid, md5(lo_get(oid)) as md5 from pg_largeobject_metadata order by oid';
+  const expected = (await pair.source.query(objects)).rows;
+  expect((await pair.target.query(objects)).rows).toEqual(expected);
+  const certificate = await service.call('GET', `/migrations/${id}/certificate`);
+  expect(certificate.body).toMatchObject({ equal: true, large_objects: { count: expected.length } });
 });
