@@ -48,6 +48,11 @@ export interface ObjectAddress {
   readonly type: string;
   readonly names: readonly string[];
   readonly args: readonly string[];
+  /**
+   * Of types: one without its definition (a shell) counts as there. A base type is made in three steps: its shell, the
+   * functions that read and print it, then the type itself.
+   */
+  readonly shellCounts?: true;
 }
 
 export interface PlannedColumn {

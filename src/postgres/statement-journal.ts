@@ -95,10 +95,16 @@ const duplicateStates: ReadonlySet<string> = new Set(['42710', '42P06', '42723',
 /** undefined_object, _function, _table, _column; invalid_schema_name. */
 const undefinedStates: ReadonlySet<string> = new Set(['42704', '42883', '42P01', '42703', '3F000']);
 
-async function exists(client: ClientBase, { type, names, args }: ObjectAddress): Promise<boolean> {
+async function exists(client: ClientBase, address: ObjectAddress): Promise<boolean> {
+  const { type, names, args, shellCounts = false } = address;
   try {
-    await client.query('select pg_get_object_address($1, $2::text[], $3::text[])', [type, names, args]);
-    return true;
+    const { rowCount } = await client.query(
+      `select 1 from pg_get_object_address($1, $2::text[], $3::text[]) a
+       where $4 or a.classid <> 'pg_catalog.pg_type'::regclass
+         or (select typisdefined from pg_catalog.pg_type where oid = a.objid)`,
+      [type, names, args, shellCounts],
+    );
+    return rowCount === 1;
   } catch (error) {
     if (error instanceof DatabaseError && undefinedStates.has(error.code ?? '')) return false;
     throw fromPostgres(error, { role: 'target', object: `${type} ${names.join('.')}` });

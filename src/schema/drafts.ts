@@ -10,6 +10,7 @@ import type { Dependencies } from './dependencies.ts';
 import { catalogs, objectKey } from './dependency-graph.ts';
 import { keyIndexesOf, phaseOf, phaseOrder, phaseOfShared, rankOf } from './phases.ts';
 import { describeEntry } from './plan-findings.ts';
+import { typeOfShell } from './plan-input.ts';
 import type { Renaming } from './rename.ts';
 import type { DumpEntry } from './split.ts';
 import type { DumpStatement } from './statement.ts';
@@ -47,18 +48,24 @@ export function draftStatements(
     if (table === undefined) {
       const texts = entry.statements.map((statement) => renaming.text(statement));
       const sql = placed(entry, options, versioned(entry, options, texts.join(';\n')));
-      const host = entry.classId === 0 ? shared.get(entry.dependencies[0] ?? -1) : undefined;
+      const row = entry.kind === 'SHELL TYPE' ? (typeOfShell(entry, kept) ?? entry) : entry;
+      const host = row.classId === 0 ? shared.get(entry.dependencies[0] ?? -1) : undefined;
       if (host) {
         host.sql += `;\n${sql}`;
         continue;
       }
-      const isCore = dependencies.core.has(objectKey(entry.classId, entry.objectId));
-      const address = addressOf(entry, dependencies, renaming, selection);
+      const isCore = dependencies.core.has(objectKey(row.classId, row.objectId));
+      const address = addressOf(row, dependencies, renaming, selection);
       const phase = phaseOfShared(entry, isCore);
       const draft =
         entry.statements[0]?.deed === 'replace view'
           ? viewQueryDraft(entry, phase, sql)
-          : sharedDraft(entry, phase, sql, address);
+          : sharedDraft(
+              entry,
+              phase,
+              sql,
+              address && isShell(entry) ? { ...address, shellCounts: true } : address,
+            );
       shared.set(entry.dumpId, draft);
       drafts.push(draft);
       if (populated.has(entry.objectId)) drafts.push(refreshDraft(entry));
@@ -86,6 +93,11 @@ export function draftStatements(
     }
   }
   return { drafts, unsupported };
+}
+
+/** Of a base type, or of a type that never got its definition. */
+function isShell({ kind, statements }: DumpEntry): boolean {
+  return kind === 'SHELL TYPE' || (kind === 'TYPE' && !/ (?:AS|\()/.test(statements[0]?.text ?? ''));
 }
 
 /** With its tablespace; the setting ends with the transaction, and is made anew for each that has one. */

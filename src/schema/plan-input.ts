@@ -122,6 +122,13 @@ export function isSkipped({ kind, tag }: DumpEntry, { extensions }: TaskOptions)
   return (typeof extensions === 'string' ? extensions : extensions[name.replaceAll('"', '')]) === 'skip';
 }
 
+/** The shell of a base type belongs to the type, which comes later and which pg_dump does not name. */
+export function typeOfShell(shell: DumpEntry, entries: readonly DumpEntry[]): DumpEntry | undefined {
+  return entries.find(
+    ({ kind, schema, tag }) => kind === 'TYPE' && schema === shell.schema && tag === shell.tag,
+  );
+}
+
 /**
  * Entries to migrate: (1) made from a catalog row: when the closure has it; (2) properties of other entries: when none
  * of those is dropped; (3) ATTACH, for which pg_dump prints neither: when both its relations are migrated.
@@ -135,10 +142,11 @@ function keptEntries(
   return entries.filter((entry) => {
     const known = entry.dependencies.map((id) => verdicts.get(id)).filter((verdict) => verdict !== undefined);
     const names = entry.statements.flatMap((statement) => statement.names);
+    const row = entry.kind === 'SHELL TYPE' ? (typeOfShell(entry, entries) ?? entry) : entry;
     const verdict = holdsSecret(entry)
       ? false
-      : entry.classId !== 0
-        ? keep.has(objectKey(entry.classId, entry.objectId))
+      : row.classId !== 0
+        ? keep.has(objectKey(row.classId, row.objectId))
         : known.length > 0
           ? known.every(Boolean)
           : names.length > 0 && names.every((name) => present.has(relationKey(name)));

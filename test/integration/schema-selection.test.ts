@@ -175,3 +175,27 @@ test('names that fall together under the suffix block before anything is written
   const { rows } = await pair.target.query(`select 1 from pg_namespace where nspname in ('a.b', 'dts')`);
   expect(rows).toEqual([]);
 });
+
+test('a base type comes with its table, also into a schema that is there, and not without it', async () => {
+  const pair = await makePair();
+  await pair.source.query(`create schema app; create type app.base; create type app.only_shell;
+    create function app.base_in(cstring) returns app.base language internal immutable strict as 'textin';
+    create function app.base_out(app.base) returns cstring language internal immutable strict as 'textout';
+    create type app.base (input = app.base_in, output = app.base_out);
+    create table app.plain (id int primary key); create table app.of_base (id int primary key, v app.base)`);
+  await pair.target.query('create schema app');
+  const types = async (): Promise<unknown> =>
+    (
+      await pair.target.query(`select string_agg(typname || ' ' || typisdefined, ', ' order by typname) as types
+        from pg_type where typname in ('base', 'only_shell')`)
+    ).rows;
+  await finish(makeScope(pair, { tables: ['app.plain'] }));
+  expect(await types()).toEqual([{ types: null }]);
+  await finish(makeScope(pair, { tables: ['app.of_base'] }));
+  expect(await types()).toEqual([{ types: 'base true' }]);
+  await finish(makeScope(pair, { tableSuffix: '_2' }));
+  expect(await types()).toEqual([{ types: 'base true, only_shell false' }]);
+  await finish(makeScope(pair, { tableSuffix: '_3' }));
+  const { rows } = await pair.target.query(`select to_regclass('app.of_base_3') is not null as made`);
+  expect(rows).toEqual([{ made: true }]);
+});

@@ -21,3 +21,12 @@ create server hard_server foreign data wrapper hard_wrapper options (host 'elsew
 create user mapping for public server hard_server options (password 'hidden_word');
 create foreign table hard.foreign_rows (id integer, v text) server hard_server options (name 'rows');
 create view hard.of_foreign as select id from hard.foreign_rows;
+create type hard.base;
+create function hard.base_in(cstring) returns hard.base language internal immutable strict as 'textin';
+create function hard.base_out(hard.base) returns cstring language internal immutable strict as 'textout';
+create type hard.base (input = hard.base_in, output = hard.base_out, internallength = variable, alignment = int4,
+  storage = extended, category = 'S', default = 'made');
+comment on type hard.base is 'a base type';
+create type hard.only_shell;
+create table hard.of_base (id integer primary key, value hard.base default 'new', list hard.base[]);
+create cast (hard.base as text) without function as implicit;
