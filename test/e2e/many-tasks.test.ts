@@ -4,7 +4,9 @@ import { expectEqualTables } from '../support/compare.ts';
 import { makePair, waitFor } from '../support/databases.ts';
 import { makeDataDir, migrationBody, startMigration, startService } from '../support/service-process.ts';
 
-test('20 tasks run concurrently and end with zero connections, slots and publications', async () => {
+test('20 tasks run concurrently and end with zero connections, slots and publications', {
+  timeout: 300_000,
+}, async () => {
   const pair = await makePair();
   const names = Array.from({ length: 20 }, (_, n) => `table_${n}`);
   for (const name of names) {
@@ -27,7 +29,7 @@ test('20 tasks run concurrently and end with zero connections, slots and publica
   );
   const { body: all } = await service.call<{ tasks: { state: string }[] }>('GET', '/migrations?limit=100');
   expect(all.tasks.filter(({ state }) => state !== 'queued')).toHaveLength(20);
-  await Promise.all(ids.map((id) => service.reaches(id, 'completed', 110_000)));
+  await Promise.all(ids.map((id) => service.reaches(id, 'completed', 240_000)));
   await expectEqualTables(
     pair.source,
     pair.target,
