@@ -50,7 +50,7 @@ export const settings = [
     flag: '--data-dir',
     placeholder: '<folder>',
     fallback: './data',
-    help: 'SQLite file, key file and spill',
+    help: 'SQLite file and key file',
   },
   {
     variable: 'DTS_LOG_LEVEL',
