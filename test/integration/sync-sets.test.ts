@@ -3,10 +3,14 @@
 import { describe, expect, it } from 'vitest';
 import { catchUpSlotName, type CatchUpSizes } from '../../src/postgres/slot-feed.ts';
 import { makePair, makeRole, waitFor, type DatabasePair } from '../support/databases.ts';
+import { startServers } from '../support/extra-servers.ts';
 import { contents, copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
 import { slotOf } from '../../src/postgres/slot.ts';
 import { randomTables, startWriters } from '../support/random-writers.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+
+// of its own: which feed is chosen depends on the WAL that is written, other tests' too
+startServers(13, 16, 18);
 
 interface Said {
   /** Whether the last connection sent binary values. */

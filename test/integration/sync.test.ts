@@ -8,6 +8,7 @@ import { isCopyComplete, markCopyComplete } from '../../src/postgres/copy-state.
 import { findSlot, slotOf } from '../../src/postgres/slot.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { startServers } from '../support/extra-servers.ts';
 import { randomTables, startWriters, type Writers } from '../support/random-writers.ts';
 import {
   contents,
@@ -20,6 +21,9 @@ import {
   type RunningStream,
 } from '../support/replication.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+
+// of its own: the lag of a stream grows with the WAL that is written, other tests' too
+startServers(16);
 
 /** Slot, copy, stream: what most tests start from. */
 async function streaming(
