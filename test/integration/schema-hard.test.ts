@@ -86,8 +86,12 @@ async function migrate(scope: TestScope): Promise<void> {
 
 test.each([
   [13, 18, 'owner'],
+  [13, 18, 'superuser'],
   [15, 15, 'owner'],
+  [15, 15, 'superuser'],
+  [15, 18, 'owner'],
   [15, 18, 'superuser'],
+  [16, 17, 'owner'],
   [16, 17, 'superuser'],
 ] as const)('the hard schema, %i to %i as %s, is the same but for listed spelling', async (from, to, who) => {
   const { pair, connections } = await hardPair(from, to, who);
@@ -103,7 +107,9 @@ test.each([
   );
   // nothing from 15 to 15; else the lines that majors spell differently, kept beside the schema
   const spelled = lineDifference(await linesOf(pair.source), await linesOf(pair.target));
-  await expect(`${spelled.join('\n')}\n`).toMatchFileSnapshot(`../cases/schema/spelling-${from}-${to}.txt`);
+  await expect(`${spelled.join('\n')}\n`).toMatchFileSnapshot(
+    `../cases/schema/spelling-${from}-${to}-${who}.txt`,
+  );
   const { rows } = await pair.target.query(
     `select relname::text as name, relispopulated as filled from pg_class where relkind = 'm' order by 1`,
   );
