@@ -12,6 +12,8 @@ export type ResumePoint = Extract<
 
 export interface TaskContext {
   readonly taskId: string;
+  /** Streams back what another task has moved: begins at syncingWal and can be finished. Absent in older rows: no. */
+  readonly isReverse?: boolean;
   readonly auto: boolean;
   readonly cutoverTimeoutMs: number;
   readonly validationTimeoutMs: number;
@@ -64,6 +66,8 @@ export type TaskCommand =
   | { readonly type: 'VALIDATE' }
   /** Copy these tables again; `relationKey`s of the source. */
   | { readonly type: 'RECOPY'; readonly tables: readonly string[] }
+  /** End a reverse task: nothing of its stays, the old source keeps its fence. */
+  | { readonly type: 'FINISH' }
   | { readonly type: 'CANCEL'; readonly dropTarget?: boolean }
   | { readonly type: 'ABANDON'; readonly dropTarget?: boolean };
 
@@ -90,12 +94,13 @@ export type TaskMachineEvent =
 export function initialContext({ taskId, spec }: TaskInput): TaskContext {
   return {
     taskId,
+    isReverse: spec.origin !== undefined,
     auto: spec.options.cutover === 'auto',
     cutoverTimeoutMs: spec.options.cutoverTimeoutMs,
     validationTimeoutMs: spec.options.validationTimeoutMs,
     findings: [],
     error: null,
-    resumesAt: 'init',
+    resumesAt: spec.origin ? 'syncingWal' : 'init',
     attempt: 0,
     retryAt: null,
     startedAt: null,

@@ -81,6 +81,8 @@ export const taskSetup = setup({
     isClean: ({ context }) => context.validationClean,
     isNotClean: ({ context }) => !context.validationClean,
     validatesOnline: ({ context }) => context.validatesOnline || context.validationPass > 0,
+    isReverse: ({ context }) => context.isReverse === true,
+    isForward: ({ context }) => context.isReverse !== true,
     hasFailedBefore: ({ context }) => context.attempt > 0,
     nothingMade: ({ context }) => context.resumesAt === 'init',
     isBehind: ({ context }) => !context.caughtUp,

@@ -9,6 +9,7 @@
 //                                                             │           └──────── validating
 //   cancelling → cancelled                                    ├ copy:   idle ⇄ copying
 //   failing    → failed                                       └ verify: idle ⇄ online, verifying
+//   finishing  → completed (a reverse task that is not cut over any more)
 //
 // 1. `replicating` invokes the stream for its whole life: it owns slot and walsender, and lives through the fence.
 // 2. Nothing pauses, retries or is restored under the fence: `unfencing` comes first. After the point of no return
@@ -16,7 +17,8 @@
 // 3. `finalizing` lies outside `replicating`: the marker was the stream's last duty, and a restored task must not start
 //    a walsender on a slot that is being dropped. Un-fencing from there enters `replicating` again.
 // 4. States tagged `dormant` need no actor and no connection; the manager stops the child there.
-// 5. Effects that must happen are invokes (run again after a restart); plain actions may be lost by a crash.
+// 5. A reverse task (context.isReverse) is made in `queued` and begins at syncingWal: its slot stands, both sides are equal.
+// 6. Effects that must happen are invokes (run again after a restart); plain actions may be lost by a crash.
 import { assign, raise, stateIn } from 'xstate';
 import type { ErrorReport } from '../src/model/errors.ts';
 import { isBlocked } from '../src/model/finding.ts';
@@ -45,6 +47,8 @@ const giveUp = {
   CANCEL: { target: '#task.cancelling', actions: 'setDropTarget' },
   ABANDON: { target: '#task.failing', actions: 'setDropTarget' },
 } as const;
+
+const finish = { guard: 'isReverse', target: '#task.finishing' } as const;
 
 const goOn = [
   { guard: { type: 'resumesAt', params: 'creatingTables' }, target: '#task.creatingTables' },
@@ -99,6 +103,7 @@ export const taskMachine = taskSetup.createMachine({
       on: {
         ADMIT: [...goOn],
         PAUSE: 'paused.held',
+        FINISH: finish,
         CANCEL: [{ guard: 'nothingMade', target: 'cancelled' }, giveUp.CANCEL],
         ABANDON: giveUp.ABANDON,
       },
@@ -229,8 +234,10 @@ export const taskMachine = taskSetup.createMachine({
               },
               on: {
                 CUTOVER: { actions: assign({ cutoverRequested: true, cutoverFailures: 0 }) },
+                FINISH: finish,
                 // back to the copy: the stream is started anew and waits for it
                 RECOPY: {
+                  guard: 'isForward',
                   target: '#task.replicating',
                   reenter: true,
                   actions: assign({
@@ -477,7 +484,7 @@ export const taskMachine = taskSetup.createMachine({
         releasing: { invoke: { src: 'release', input: ref, onDone: 'held', onError: 'held' } },
         held: { tags: 'dormant' },
       },
-      on: { RESUME: { target: 'queued', actions: 'renewBudget' }, ...giveUp },
+      on: { RESUME: { target: 'queued', actions: 'renewBudget' }, FINISH: finish, ...giveUp },
     },
 
     retrying: {
@@ -486,7 +493,7 @@ export const taskMachine = taskSetup.createMachine({
         input: ({ context }) => ({ at: context.retryAt }),
         onDone: [...goOn],
       },
-      on: { PAUSE: 'paused', ...giveUp },
+      on: { PAUSE: 'paused', FINISH: finish, ...giveUp },
     },
 
     cancelling: {
@@ -510,6 +517,18 @@ export const taskMachine = taskSetup.createMachine({
           actions: assign({ cleanupPending: ({ event }) => event.output.cleanupPending }),
         },
         onError: { target: 'failed', actions: assign({ cleanupPending: true }) },
+      },
+    },
+
+    finishing: {
+      invoke: {
+        src: 'cleanUp',
+        input: ref,
+        onDone: {
+          target: 'completed',
+          actions: ['succeed', assign({ cleanupPending: ({ event }) => event.output.cleanupPending })],
+        },
+        onError: { target: 'completed', actions: ['recordError', assign({ cleanupPending: true })] },
       },
     },
 

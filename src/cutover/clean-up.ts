@@ -10,13 +10,14 @@ import type { TaskScope } from '../postgres/task-scope.ts';
 import { Attempts } from './attempts.ts';
 import { dropTargetTables } from './drop-target.ts';
 import { allowWrites, disarmFence, keepsFence, removeFence } from './fence.ts';
+import { removeReverse } from './reverse.ts';
 import { noteLifted } from './write-stop.ts';
 
 /**
  * Removes fence, slot and publication from the source and our bookkeeping from the target; with `dropTarget` also the
  * tables that this task made there. Never throws but `aborted`: what could not be removed is `cleanupPending`, `error`
  * is the first reason, and another call goes on. A task with a certificate keeps its tables and, with `keepFence`, its
- * fence, whatever is asked.
+ * fence, whatever is asked; a reverse task made no tables. What was armed for a way back goes, too.
  */
 export async function cleanUp(
   scope: TaskScope,
@@ -31,9 +32,11 @@ export async function cleanUp(
   await attempts.run('source', 'publication', () => dropPublication(scope));
   // Last on the source: DROP TRIGGER may wait for readers, and the slot holds back WAL.
   if (!keepFence) await attempts.run('source', 'fence', () => removeFence(scope));
+  if (!completed) await removeReverse(scope, attempts);
   const dropped =
     !options.dropTarget ||
     completed ||
+    scope.spec.origin !== undefined ||
     (await attempts.run('target', 'tables', () => dropTargetTables(scope)));
   // The journal knows which tables are ours: it stays until they are gone.
   if (dropped) await attempts.run('target', 'bookkeeping', () => removeBookkeeping(scope));

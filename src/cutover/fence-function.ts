@@ -1,9 +1,11 @@
 // The function behind the fence's triggers, on the source: replacing it is what arms and disarms all tables at once.
 // fence.ts and clean-up.ts use it. It carries the task's incarnation as its comment, so that a fence that a deleted task
 // of the same id left behind is never taken for ours.
+import { createHash } from 'node:crypto';
 import type { ClientBase } from 'pg';
 import type { RelationName } from '../model/relation.ts';
 import { MigrationError } from '../model/errors.ts';
+import { reverseNotes, type ReverseNote } from '../model/reverse.ts';
 import { dropSchemaIfEmpty, lockBookkeeping } from '../postgres/bookkeeping.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { DTS_SCHEMA, ident, identRelation, literal } from '../postgres/sql.ts';
@@ -31,25 +33,42 @@ export function fenceFunction(taskId: string): RelationName {
   return { schema: DTS_SCHEMA, name: `fence_${taskId}` };
 }
 
+/** What the sessions of the reverse task are known by; custom parameters are not shown to other sessions. */
+export const FENCE_PASS_SETTING = 'dts.fence_pass';
+
 /**
- * PL/pgSQL body. It names no object and needs no right, so neither a search_path nor the caller's privileges can change
- * what it does; a SET clause would only add its cost to every statement of the application.
+ * PL/pgSQL body. Every name in it is qualified and nothing needs a right, so neither a search_path nor the caller's
+ * privileges can change what it does; a SET clause would only add its cost to every statement of the application.
+ * `pass`: of the reverse task's sessions; anybody may read the body, so that it has the word's hash alone.
  */
-function fenceBody(taskId: string, armed: boolean): string {
+function fenceBody(taskId: string, armed: boolean, pass?: string): string {
   if (!armed) return 'begin return null; end';
   const message = literal(`DTS: table %.% is fenced for the cutover of migration ${taskId}`);
   const hint = literal(
     'Write to the new database, or try again: if the cutover is given up, writes are allowed again.',
   );
-  return `begin
+  const passing = pass === undefined ? '' : passCheck(pass);
+  return `begin${passing}
   raise exception ${message}, tg_table_schema, tg_table_name
     using errcode = ${literal(FENCED_SQLSTATE)}, hint = ${hint};
 end`;
 }
 
-function replaceSql(taskId: string, armed: boolean): string {
+function passCheck(pass: string): string {
+  const hash = createHash('sha256').update(pass).digest('hex');
+  return `
+  if pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(
+       coalesce(pg_catalog.current_setting(${literal(FENCE_PASS_SETTING)}, true), ''), 'UTF8')), 'hex')
+     operator(pg_catalog.=) ${literal(hash)} then
+    return null;
+  end if;`;
+}
+
+function replaceSql(scope: TaskScope, armed: boolean): string {
+  const { taskId } = scope;
+  const pass = scope.checkpoints.get<ReverseNote>(reverseNotes.reverse)?.pass;
   return `create or replace function ${identRelation(fenceFunction(taskId))}() returns trigger
-    language plpgsql security invoker as ${literal(fenceBody(taskId, armed))}`;
+    language plpgsql security invoker as ${literal(fenceBody(taskId, armed, pass))}`;
 }
 
 function signature(scope: TaskScope): string {
@@ -110,7 +129,7 @@ export async function ensureFenceFunction(scope: TaskScope): Promise<FenceState>
       [DTS_SCHEMA],
     );
     if (!rows[0]?.present) await client.query(`create schema ${ident(DTS_SCHEMA)}`);
-    await client.query(replaceSql(taskId, false));
+    await client.query(replaceSql(scope, false));
     await client.query(
       `comment on function ${identRelation(fenceFunction(taskId))}() is ${literal(signature(scope))}`,
     );
@@ -137,7 +156,7 @@ export async function setFence(scope: TaskScope, armed: boolean): Promise<void> 
           return;
         }
         // Un-fencing always replaces it: somebody without the lock may be changing it, too.
-        if (!armed || found.state !== 'armed') await client.query(replaceSql(scope.taskId, armed));
+        if (!armed || found.state !== 'armed') await client.query(replaceSql(scope, armed));
       };
       if (armed) await scope.source.transaction(replace);
       else await onNewConnection(scope, (client) => inTransaction(client, replace));

@@ -1,5 +1,5 @@
 // Before the point of no return, under the fence: sets the sequences and rehearses what will make the target complete
-// (foreign keys, triggers, policies) in a transaction that is rolled back. Only `settle` really makes it: a cutover that
+// (foreign keys, triggers, policies) in a transaction that is rolled back; arms the way back. Only `settle` really makes it: a cutover that
 // turns back here must leave a target on which the stream can go on, without triggers that fire or keys that cascade.
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -7,6 +7,7 @@ import { certificateSoFar } from './certificate.ts';
 import { confirmFence } from './fence.ts';
 import { callHook } from './hooks.ts';
 import { rehearsePhases } from './planned-statements.ts';
+import { armReverse } from './reverse.ts';
 import { copySequences } from './sequences.ts';
 
 /** Short: the source's writers wait too. */
@@ -14,13 +15,14 @@ const LOCK_TIMEOUT = '5s';
 
 /**
  * Idempotent. Errors: those of the sequences, `schema_failed` for a statement that would fail after the opening, those of
- * `confirmFence`, `hook_failed`.
+ * `armReverse` and `confirmFence`, `hook_failed`.
  */
 export async function prepareTarget(scope: TaskScope): Promise<void> {
   const sequences = await copySequences(scope);
   scope.checkpoints.set(cutoverNotes.sequences, sequences);
   scope.failpoint('finalize.sequences-set');
   await rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT });
+  await armReverse(scope);
   await confirmFence(scope);
   await callHook(scope, 'beforeOpen', certificateSoFar(scope));
   scope.failpoint('finalize.hook-called');

@@ -14,6 +14,7 @@ import { certificateSoFar, makeCertificate } from './certificate.ts';
 import { disarmFence, keepsFence, removeFence } from './fence.ts';
 import { callHook } from './hooks.ts';
 import { runPhases } from './planned-statements.ts';
+import { removeTargetFence, unfenceTarget } from './reverse.ts';
 import { restoreSequences } from './sequences.ts';
 import { isOpened, noteOpened } from './write-stop.ts';
 
@@ -47,6 +48,7 @@ export async function settle(
       await removeFence(scope);
     });
   }
+  await attempts.run('target', 'fence of the other direction', () => removeTargetFence(scope));
   await attempts.run('target', 'bookkeeping', () => removeBookkeeping(scope));
   return { certificate, cleanupPending: attempts.conclude() !== null };
 }
@@ -83,7 +85,9 @@ async function certify(
   const snapshots = await holding;
   try {
     await runPhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: OPENING_LOCK_TIMEOUT });
+    // before it is true: after a kill between the two, the sequences would be set and the snapshots taken too late
     noteOpened(scope);
+    await unfenceTarget(scope);
     scope.failpoint('finalize.opened');
     const afterOpen = await tellOpened(scope);
     await runPhases(scope, { phases: ['refresh'], lockTimeout: LOCK_TIMEOUT });

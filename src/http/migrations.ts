@@ -54,6 +54,8 @@ const commands: Readonly<Record<string, Command>> = {
   resume: plain((service, id) => service.resumeTask(id)),
   validate: plain((service, id) => service.validateTask(id)),
   unfence: plain((service, id) => service.unfenceTask(id)),
+  rollback: plain((service, id) => service.rollback(id)),
+  finish: plain((service, id) => service.finish(id)),
   cancel: async (service, id, c) => service.cancelTask(id, await readEnd(c)),
   abandon: async (service, id, c) => service.abandonTask(id, await readEnd(c)),
 };
@@ -81,6 +83,7 @@ function statusOf(task: TaskView): object {
     resumesAt: task.resumesAt,
     retryAt: task.retryAt,
     fenced: task.fenced,
+    reverseTask: task.reverseTask,
     cleanupPending: task.cleanupPending,
     waitingFor: detail.waitingFor,
     allowedCommands: task.allowedCommands,

@@ -23,13 +23,18 @@ export const failpoints = [
   'repair.before-commit',
   'validate.mid-tables',
   'finalize.sequences-set',
+  'reverse.slot-created',
+  'reverse.armed',
   'finalize.hook-called',
   'finalize.before-point-of-no-return',
   'finalize.after-point-of-no-return',
   'finalize.opened',
+  'reverse.source-unfenced',
   'finalize.mid-refresh',
   'finalize.before-source-cleanup',
   'finalize.after-slot-drop',
+  'reverse.before-handover',
+  'reverse.handed-over',
   'cancel.mid-cleanup',
 ] as const;
 export type Failpoint = (typeof failpoints)[number];

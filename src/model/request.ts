@@ -3,6 +3,7 @@ import { parse as parseUrl } from 'pg-connection-string';
 import { z } from 'zod';
 import { MigrationError } from './errors.ts';
 import { parseRelationName } from './relation.ts';
+import { MAX_REVERSIBLE_ID } from './reverse.ts';
 import type { RepairRequest } from './validation.ts';
 import { sslModes, type Endpoint, type EndpointSecrets, type TaskOptions, type TaskSpec } from './task.ts';
 
@@ -176,11 +177,12 @@ const options = z.strictObject({
   maxBytesPerSecond: bytesPerSecond.nullable().default(null),
   maxSourceLagBytes: lagBytes.nullable().default(null),
   maxSnapshotAgeMs: milliseconds.default(15 * 60_000),
+  reverse: z.boolean().default(false),
 });
 
 export const taskIdPattern = /^[a-z0-9_]{1,40}$/;
 
-const request = z.strictObject({
+const requestFields = z.strictObject({
   id: z.string().regex(taskIdPattern, 'must match ^[a-z0-9_]{1,40}$').optional(),
   sourceDb: connection,
   targetDb: connection,
@@ -196,6 +198,26 @@ const request = z.strictObject({
     .refine((value) => !/[\0"]/.test(value), 'must not contain a double quote or NUL')
     .default(''),
   options: options.prefault({}),
+});
+
+const request = requestFields.superRefine(({ id, options: { reverse, keepFence, schema } }, context) => {
+  if (!reverse) return;
+  const fail = (path: string[], message: string): void => context.addIssue({ code: 'custom', path, message });
+  if (id !== undefined && id.length > MAX_REVERSIBLE_ID)
+    fail(
+      ['id'],
+      `must have at most ${MAX_REVERSIBLE_ID} characters with options.reverse: the reverse task’s id is longer`,
+    );
+  if (!keepFence)
+    fail(
+      ['options', 'reverse'],
+      'needs keep_fence: while the source follows the target, nobody else may write to it',
+    );
+  if (schema === 'existing')
+    fail(
+      ['options', 'reverse'],
+      'needs schema create: tables that stood before may have columns that the source lacks',
+    );
 });
 
 /** What a client sends (library spelling). */

@@ -75,6 +75,13 @@ export interface Service {
   /** Gives a task up as `failed`, leaving nothing on the source. */
   abandonTask(id: string, options?: { readonly dropTarget?: boolean }): Promise<CommandResult>;
   cutover(id: string): Promise<CommandResult>;
+  /**
+   * Undoes the cutover of a completed task with `options.reverse`: cuts its reverse task over, and answers with that. A
+   * repeated call does nothing.
+   */
+  rollback(id: string): Promise<CommandResult>;
+  /** Ends the reverse stream that this task's cutovers and rollbacks have led to, and answers with its task. */
+  finish(id: string): Promise<CommandResult>;
   /** What a cutover would meet now; of a task that syncs. Changes nothing. */
   forecastCutover(id: string): Promise<CutoverForecast>;
   /** Throws `event_not_accepted` before there is one. */
@@ -92,7 +99,7 @@ export interface Service {
   repairTask(id: string, request: RepairRequest): Promise<RepairView>;
   /** What the online validation knows of each table. */
   getValidation(id: string): Promise<ValidationView>;
-  /** Lifts the fence that an ended task left on the source. */
+  /** Lifts the fence that an ended task left on the source; not while its reverse task writes there. */
   unfenceTask(id: string): Promise<CommandResult>;
   /** Refuses a task that is live, still fences its source or has a cleanup pending; `force` overrides the last two. */
   deleteTask(id: string, options?: { readonly force?: boolean }): Promise<void>;

@@ -18,6 +18,7 @@ export const taskStates = [
   'retrying',
   'cancelling',
   'failing',
+  'finishing',
   'completed',
   'cancelled',
   'failed',
@@ -146,6 +147,18 @@ export interface TaskOptions {
   readonly maxSourceLagBytes: number | null;
   /** No part is begun under a snapshot that is older: bounds how long the copy holds back VACUUM on the source. */
   readonly maxSnapshotAgeMs: number;
+  /** After the cutover a task of its own streams target → source, until a rollback or `finish`. */
+  readonly reverse: boolean;
+}
+
+/** Of a reverse task: whose cutover it can undo. */
+export interface ReverseOrigin {
+  readonly taskId: string;
+  readonly incarnation: string;
+  /** The task that all of this began with. */
+  readonly firstTaskId: string;
+  /** 2: the reverse of the first task, 3: forward again … */
+  readonly leg: number;
 }
 
 /** What the user asked for: the create request, validated, defaults filled in, secrets removed. */
@@ -154,8 +167,11 @@ export interface TaskSpec {
   readonly targetDb: Endpoint;
   /** As given; `['*']` is every user table. Resolved to relations by `schema/select`. */
   readonly tables: readonly string[];
+  /** Of a reverse task: the suffix that is undone, or, forward again, done. */
   readonly tableSuffix: string;
   readonly options: TaskOptions;
+  /** Made by another task's cutover; absent when a request made it. */
+  readonly origin?: ReverseOrigin;
 }
 
 export type TableState = 'pending' | 'copying' | 'copied' | 'indexing' | 'ready';
@@ -275,13 +291,24 @@ export interface TaskView {
   readonly writeStopMs: number | null;
   /** Objects of ours could not be removed yet; retried by the periodic cleanup. */
   readonly cleanupPending: boolean;
+  /** The task that streams back since this one's cutover; null: none was made. */
+  readonly reverseTask: string | null;
   readonly certificate: Certificate | null;
   readonly createdAt: string;
   readonly startedAt: string | null;
   readonly endedAt: string | null;
 }
 
-export const taskCommands = ['START', 'PAUSE', 'RESUME', 'CANCEL', 'ABANDON', 'CUTOVER', 'VALIDATE'] as const;
+export const taskCommands = [
+  'START',
+  'PAUSE',
+  'RESUME',
+  'CANCEL',
+  'ABANDON',
+  'CUTOVER',
+  'VALIDATE',
+  'FINISH',
+] as const;
 export type TaskCommandType = (typeof taskCommands)[number];
 
 /** Counts and digests of one table, read from both servers under the fence. */

@@ -14,6 +14,7 @@ import type { Endpoint, EndpointSecrets, Role } from '../model/task.ts';
 import { closeClient, destroySocket, negotiate } from './connect.ts';
 import { fromPostgres } from './errors.ts';
 import { sessionSettings } from './session-settings.ts';
+import { literal } from './sql.ts';
 
 const POOL_SIZE = 4;
 /** Longest wait for the connection that ends what our other connections still run. */
@@ -37,12 +38,16 @@ export interface Session {
   close(): Promise<void>;
 }
 
+/** Of every session, beyond session-settings.ts. */
+type SideSettings = Readonly<Record<string, string>>;
+
 /** One database of a task. */
 export class Side {
   readonly role: Role;
   readonly endpoint: Endpoint;
   readonly #taskId: string;
   readonly #secrets: () => Promise<EndpointSecrets>;
+  readonly #settings: SideSettings;
   readonly #sessions = new Set<Client>();
   readonly #pooled = new Set<Client>();
   readonly #borrowed = new Set<Client>();
@@ -52,11 +57,18 @@ export class Side {
   #external = 0;
   #closing: Promise<Error[]> | null = null;
 
-  constructor(taskId: string, role: Role, endpoint: Endpoint, secrets: () => Promise<EndpointSecrets>) {
+  constructor(
+    taskId: string,
+    role: Role,
+    endpoint: Endpoint,
+    secrets: () => Promise<EndpointSecrets>,
+    settings: SideSettings = {},
+  ) {
     this.#taskId = taskId;
     this.role = role;
     this.endpoint = endpoint;
     this.#secrets = secrets;
+    this.#settings = settings;
   }
 
   /** `role:host:port:dbname`. */
@@ -156,7 +168,7 @@ export class Side {
     options.signal.addEventListener('abort', onAbort, { once: true });
     try {
       await client.connect();
-      await client.query(sessionSettings);
+      await this.#prepare(client);
     } catch (error) {
       await close();
       throw fromPostgres(error, { role: this.role, purpose: options.purpose });
@@ -237,6 +249,13 @@ export class Side {
     }
   }
 
+  async #prepare(client: Client): Promise<void> {
+    const own = Object.entries(this.#settings).map(
+      ([name, value]) => `union all select set_config(${literal(name)}, ${literal(value)}, false)`,
+    );
+    await client.query([sessionSettings, ...own].join(' ')); // one statement, which pipelined sessions demand
+  }
+
   #throwIfClosed(): void {
     if (this.#closing) throw new MigrationError('aborted', `${this.role}: the task's connections are closed`);
   }
@@ -265,7 +284,7 @@ export class Side {
       });
       pool.on('error', () => undefined); // an idle connection died; the pool has already removed it
       pool.on('connect', (client) => {
-        client.query(sessionSettings).catch((error: unknown) => destroySocket(client, asError(error)));
+        this.#prepare(client).catch((error: unknown) => destroySocket(client, asError(error)));
       });
       pool.on('acquire', (client) => void this.#borrowed.add(client));
       pool.on('release', (_error, client) => void this.#borrowed.delete(client));
@@ -298,9 +317,10 @@ export class TaskConnections {
     taskId: string,
     endpoints: Record<Role, Endpoint>,
     secrets: (role: Role) => Promise<EndpointSecrets>,
+    targetSettings: SideSettings = {},
   ) {
     this.source = new Side(taskId, 'source', endpoints.source, () => secrets('source'));
-    this.target = new Side(taskId, 'target', endpoints.target, () => secrets('target'));
+    this.target = new Side(taskId, 'target', endpoints.target, () => secrets('target'), targetSettings);
   }
 
   get connectionCount(): number {

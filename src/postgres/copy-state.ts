@@ -9,6 +9,9 @@ export function isCopyComplete(scope: TaskScope): boolean {
   return scope.checkpoints.get<boolean>(COPY_COMPLETE) === true;
 }
 
+/** Checkpoints of a task that has nothing to copy. */
+export const copyCompleteNotes = { [COPY_COMPLETE]: true } as const;
+
 /** Only after the last marker, key and index have been committed on the target; `uniqueLater`: but for those. */
 export function markCopyComplete(scope: TaskScope, { uniqueLater = false } = {}): void {
   scope.checkpoints.set(UNIQUE_LATER, uniqueLater);

@@ -9,7 +9,8 @@ import { hasLogicalMessages, markerTable, sourceVersion } from './marker.ts';
 import { DTS_SCHEMA, ident, identRelation, literal, taskObjectName } from './sql.ts';
 import { schemaPlanOf, type TaskScope } from './task-scope.ts';
 
-const PUBLICATION = 'publication';
+/** Checkpoint that says whether the task has its publication. */
+export const publicationNote = 'publication';
 /** CREATE PUBLICATION waits for VACUUM, ANALYZE and DDL on the tables; queued lock requests would stall nobody else's DML. */
 const LOCK_TIMEOUT_MS = 10_000;
 
@@ -80,7 +81,7 @@ function difference(found: FoundPublication, wanted: readonly string[]): string 
  */
 export async function ensurePublication(scope: TaskScope): Promise<void> {
   const name = taskObjectName(scope.taskId);
-  const record = scope.checkpoints.get<PublicationRecord>(PUBLICATION);
+  const record = scope.checkpoints.get<PublicationRecord>(publicationNote);
   const needsMarkerTable = !hasLogicalMessages(await sourceVersion(scope));
   const relations: RelationName[] = schemaPlanOf(scope).tables.map((table) => table.source);
   if (needsMarkerTable) relations.push(markerTable(scope.taskId));
@@ -99,9 +100,15 @@ export async function ensurePublication(scope: TaskScope): Promise<void> {
     );
   }
   if (found !== null && !found.isOurs) throw stranger(name);
-  scope.checkpoints.set(PUBLICATION, { state: 'creating' } satisfies PublicationRecord);
+  scope.checkpoints.set(publicationNote, { state: 'creating' } satisfies PublicationRecord);
   if (changed !== null) await createPublication(scope, name, relations, needsMarkerTable, found !== null);
-  scope.checkpoints.set(PUBLICATION, { state: 'created' } satisfies PublicationRecord);
+  scope.checkpoints.set(publicationNote, { state: 'created' } satisfies PublicationRecord);
+}
+
+/** While no slot relies on it: a publication that is gone or was changed is made anew by `ensurePublication`. */
+export function publishAgain(scope: TaskScope): void {
+  if (scope.checkpoints.get<PublicationRecord>(publicationNote)?.state === 'created')
+    scope.checkpoints.set(publicationNote, { state: 'creating' } satisfies PublicationRecord);
 }
 
 function stranger(name: string): MigrationError {
@@ -164,7 +171,7 @@ async function createPublication(
 
 /** Drops the publication and the marker table, and the source's schema `dts` when that leaves it empty. Idempotent. */
 export async function dropPublication(scope: TaskScope): Promise<void> {
-  const record = scope.checkpoints.get<PublicationRecord>(PUBLICATION);
+  const record = scope.checkpoints.get<PublicationRecord>(publicationNote);
   if (record === undefined || record.state === 'dropped') return; // a publication of our name is somebody else's
   const name = taskObjectName(scope.taskId);
   const drops = record.state === 'created' || (await findPublication(scope, name))?.isOurs === true;
@@ -180,5 +187,5 @@ export async function dropPublication(scope: TaskScope): Promise<void> {
     await client.query(`drop table if exists ${identRelation(markerTable(scope.taskId))}`);
     await dropSchemaIfEmpty(client);
   });
-  scope.checkpoints.set(PUBLICATION, { state: 'dropped' } satisfies PublicationRecord);
+  scope.checkpoints.set(publicationNote, { state: 'dropped' } satisfies PublicationRecord);
 }

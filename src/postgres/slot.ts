@@ -30,7 +30,8 @@ export interface SlotRecord {
   readonly dropped?: boolean;
 }
 
-const SLOT = 'slot';
+/** Checkpoint of the SlotRecord. */
+export const slotNote = 'slot';
 /** Set before the slot is created: one found without a record is then known as ours, but unused. */
 const SLOT_INTENT = 'slotIntent';
 const POLL_MS = 250;
@@ -38,7 +39,7 @@ const DROP_TIMEOUT_MS = 30_000;
 
 /** The slot's record, or undefined while publication, slot and barrier do not stand yet. */
 export function findSlot(scope: TaskScope): SlotRecord | undefined {
-  return scope.checkpoints.get<SlotRecord>(SLOT);
+  return scope.checkpoints.get<SlotRecord>(slotNote);
 }
 
 /** The slot's record. Throws `internal` when there is none: parts may be read only after SLOT_READY. */
@@ -265,7 +266,7 @@ async function createSlot(scope: TaskScope, name: string): Promise<SlotRecord> {
       consistentLsn,
       system,
     };
-    scope.checkpoints.set(SLOT, record);
+    scope.checkpoints.set(slotNote, record);
     return record;
   } catch (error) {
     // Only this session's errors arrive unclassified: the server has answered, and keeps no slot that it did not finish.
@@ -354,8 +355,13 @@ export async function dropSlot(scope: TaskScope): Promise<void> {
   const ours = record ? !record.dropped : scope.checkpoints.get<boolean>(SLOT_INTENT) === true;
   if (!ours) return;
   await removeSlot(scope, taskObjectName(scope.taskId));
-  if (record) scope.checkpoints.set(SLOT, { ...record, dropped: true } satisfies SlotRecord);
+  if (record) scope.checkpoints.set(slotNote, { ...record, dropped: true } satisfies SlotRecord);
   scope.checkpoints.delete(SLOT_INTENT);
+}
+
+/** After dropSlot: another one may be made. */
+export function forgetSlot(scope: TaskScope): void {
+  scope.checkpoints.delete(slotNote);
 }
 
 /** Ends the walsender that still reads from our slot: one that outlived its connection. Bounded. */

@@ -50,16 +50,17 @@ export interface TaskScope {
   failpoint(name: Failpoint): void;
 }
 
-const SCHEMA_PLAN = 'schemaPlan';
+/** Checkpoint of the SchemaPlan. */
+export const schemaPlanNote = 'schemaPlan';
 
 export function saveSchemaPlan(scope: TaskScope, plan: SchemaPlan): void {
-  scope.checkpoints.set(SCHEMA_PLAN, plan);
+  scope.checkpoints.set(schemaPlanNote, plan);
 }
 
 export function findSchemaPlan(scope: {
   readonly checkpoints: Pick<Checkpoints, 'get'>;
 }): SchemaPlan | undefined {
-  return scope.checkpoints.get<SchemaPlan>(SCHEMA_PLAN);
+  return scope.checkpoints.get<SchemaPlan>(schemaPlanNote);
 }
 
 /** For the API: what is committed on the target, as `[first, last]` numbers; the journal there is the truth. */
@@ -100,7 +101,7 @@ function noteWaiting({ checkpoints, log }: TaskScope): void {
 
 /** The schema work of a task as its checkpoints tell it; `get` reads one. */
 export function schemaViewOf(get: (key: string) => unknown): SchemaView {
-  const plan = get(SCHEMA_PLAN) as SchemaPlan | undefined;
+  const plan = get(schemaPlanNote) as SchemaPlan | undefined;
   const done = (get(STATEMENTS_DONE) as NumberRange[] | undefined) ?? [];
   return {
     planned: plan !== undefined,

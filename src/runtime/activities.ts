@@ -10,6 +10,7 @@ import { cleanUp } from '../cutover/clean-up.ts';
 import { drain } from '../cutover/drain.ts';
 import { armFence, disarmFence, installFence } from '../cutover/fence.ts';
 import { prepareTarget } from '../cutover/prepare-target.ts';
+import { disarmReverse, prepareReverse } from '../cutover/reverse.ts';
 import { settle } from '../cutover/settle.ts';
 import { asMigrationError } from '../model/errors.ts';
 import type { StreamEvent } from '../model/stream.ts';
@@ -33,6 +34,8 @@ export interface ActivityHost {
   validationPassOf(taskId: string): number;
   /** The last request to copy tables again. */
   recopyOf(taskId: string): RecopyRequest;
+  /** The cutover is over: notes that another task's fence is lifted, and makes the reverse task. May be called again. */
+  settled(taskId: string): void;
   releaseConnections(taskId: string): Promise<void>;
 }
 
@@ -54,6 +57,7 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
   },
   installFence: async (scope) => {
     await installFence(scope);
+    await prepareReverse(scope);
     await analyzeTarget(scope);
     return null;
   },
@@ -66,6 +70,7 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
   },
   disarmFence: async (scope) => {
     await disarmFence(scope);
+    await disarmReverse(scope);
     return null;
   },
   validateOnline: (scope, host) => validateOnline(scope, host.validationPassOf(scope.taskId)),
@@ -78,9 +83,12 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     await prepareTarget(scope);
     return null;
   },
-  settle: async (scope) => {
+  settle: async (scope, host) => {
     scope.failpoint('finalize.after-point-of-no-return');
-    return settle(scope, holdSnapshots, compareSchema);
+    // both schemas of a reverse task were compared when its slot was armed, and DTS has changed neither since
+    const settled = await settle(scope, holdSnapshots, scope.spec.origin ? undefined : compareSchema);
+    host.settled(scope.taskId);
+    return settled;
   },
   cleanUp: async ({ taskId, signal }, host) => {
     // What the task was given up for may be a network that swallows everything: on a connection from before, a

@@ -58,6 +58,11 @@ export class SecretVault {
     this.#notes.saveSecret(taskId, role, Buffer.concat([nonce, cipher.getAuthTag(), sealed]));
   }
 
+  /** Seals what another task has of a role for this one. Errors: `secret_unavailable`. */
+  copy(from: { readonly taskId: string; readonly role: Role }, taskId: string, role: Role): void {
+    this.store(taskId, role, this.#unseal(from.taskId, from.role));
+  }
+
   /** Errors: `secret_unavailable`. */
   async open(taskId: string, role: Role, endpoint: Endpoint): Promise<EndpointSecrets> {
     return { ...this.#unseal(taskId, role), ...(await referencedPassword(endpoint, role)) };

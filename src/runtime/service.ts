@@ -10,6 +10,7 @@ import { liftFence } from '../cutover/clean-up.ts';
 import { forecastCutover } from '../cutover/forecast.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { isBlocked, type Finding } from '../model/finding.ts';
+import { firstIdOf, nextLegId } from '../model/reverse.ts';
 import { parseRelationName, relationKey } from '../model/relation.ts';
 import {
   invalidRequest,
@@ -37,6 +38,7 @@ import {
   taskStates,
   type Certificate,
   type TableProgress,
+  type TaskSpec,
   type TaskState,
   type TaskView,
 } from '../model/task.ts';
@@ -54,7 +56,7 @@ import type { EventHub } from './event-hub.ts';
 import { referencedPassword, type SecretVault } from './secrets.ts';
 import type { Supervisor } from './supervisor.ts';
 import { toJson } from './durable.ts';
-import { restingSnapshot, taskView, writeStopOf } from './view.ts';
+import { restingSnapshot, reverseTaskOf, taskView, writeStopOf } from './view.ts';
 
 /** How often a reader of events looks for new figures. */
 const PROGRESS_INTERVAL_MS = 500;
@@ -88,6 +90,7 @@ const alreadyHolds: Readonly<Record<TaskCommand['type'], readonly TaskState[]>> 
   CUTOVER: ['stoppingWrites', 'validating', 'finalizing', 'completed'],
   VALIDATE: [],
   RECOPY: [],
+  FINISH: ['finishing', 'completed'],
   CANCEL: ['cancelling', 'cancelled'],
   ABANDON: ['failing', 'failed'],
 };
@@ -136,6 +139,7 @@ export class MigrationService implements Service {
         details: { id },
       });
     }
+    this.#refuseReservedId(id, spec);
     const [initial] = initialTransition(taskMachine, { taskId: id, spec });
     store.transaction(() => {
       this.#supervisor.tasks.insert(
@@ -154,6 +158,20 @@ export class MigrationService implements Service {
     });
     hub.journalGrew();
     return { task: await this.getTask(id), created: true };
+  }
+
+  /** Ids of reverse tasks to come. */
+  #refuseReservedId(id: string, spec: TaskSpec): void {
+    const { tasks } = this.#supervisor;
+    const refuse = (message: string): never => {
+      throw new MigrationError('task_exists', message, { hint: 'choose another id', details: { id } });
+    };
+    const first = firstIdOf(id);
+    if (first !== null && tasks.find(first)?.spec.options.reverse === true)
+      refuse(`the id ${id} is kept for reverse tasks of ${first}`);
+    const leg = nextLegId(id, spec);
+    if (spec.options.reverse && tasks.find(leg))
+      refuse(`a task ${leg} exists, which the reverse task would be called`);
   }
 
   async startTask(id: string, signal?: AbortSignal): Promise<CommandResult> {
@@ -188,6 +206,51 @@ export class MigrationService implements Service {
 
   async cutover(id: string): Promise<CommandResult> {
     return this.#command(id, { type: 'CUTOVER' });
+  }
+
+  async rollback(id: string): Promise<CommandResult> {
+    const { state } = this.#supervisor.row(id);
+    const reverse = reverseTaskOf(this.#supervisor.notes, id);
+    if (reverse !== null && this.#supervisor.tasks.find(reverse)) return this.cutover(reverse);
+    throw new MigrationError(
+      'event_not_accepted',
+      `task ${id} (${state}) has no cutover that can be rolled back`,
+      {
+        hint: 'only that of a completed task with options.reverse, while its reverse_task is there',
+        details: { state, allowed: this.#view(this.#supervisor.row(id)).allowedCommands },
+      },
+    );
+  }
+
+  async finish(id: string): Promise<CommandResult> {
+    const last = this.#lastLeg(id);
+    if (!last.spec.origin)
+      throw new MigrationError('event_not_accepted', `task ${id} (${last.state}) has no reverse stream`, {
+        hint: 'there is one after the cutover of a task with options.reverse',
+        details: { state: last.state, allowed: this.#view(last).allowedCommands },
+      });
+    return this.#command(last.id, { type: 'FINISH' });
+  }
+
+  /** The task itself, or the last of those that its cutover led to. */
+  #lastLeg(id: string): TaskRow {
+    const row = this.#supervisor.row(id);
+    const next = reverseTaskOf(this.#supervisor.notes, id);
+    return next !== null && this.#supervisor.tasks.find(next) ? this.#lastLeg(next) : row;
+  }
+
+  /** Throws `task_live` while the way back is open: it needs the row, and the fence. */
+  #refuseWhileReversed(id: string): void {
+    const last = this.#lastLeg(id);
+    if (last.id === id || isEnded(last.state)) return;
+    throw new MigrationError(
+      'task_live',
+      `the reverse task ${last.id} of ${id} has not ended (${last.state})`,
+      {
+        hint: `finish it first: POST …/${id}/finish`,
+        details: { state: last.state, reverseTask: last.id },
+      },
+    );
   }
 
   async forecastCutover(id: string): Promise<CutoverForecast> {
@@ -286,6 +349,7 @@ export class MigrationService implements Service {
         },
       );
     }
+    this.#refuseWhileReversed(id);
     if (!writeStopOf(this.#supervisor.notes, id).fenced) return { task: this.#view(row), changed: false };
     await this.#supervisor.withScope(id, 'liftFence', (scope) => liftFence(scope));
     this.#supervisor.tasks.recordCleanup(id, 'UNFENCED', row.cleanupPending);
@@ -301,6 +365,7 @@ export class MigrationService implements Service {
         details: { state: row.state },
       });
     }
+    this.#refuseWhileReversed(id);
     const { fenced } = writeStopOf(this.#supervisor.notes, id);
     if ((row.cleanupPending || fenced) && options.force !== true) {
       throw new MigrationError(

@@ -22,6 +22,7 @@ import { taskActors, type ActivityHost } from './activities.ts';
 import { ActivityRunner } from './activity-runner.ts';
 import { deadline } from './deadline.ts';
 import { durable, toJson } from './durable.ts';
+import { settleLegs } from './legs.ts';
 import type { EventHub } from './event-hub.ts';
 import { persistedSnapshotOf } from './restore.ts';
 import type { SecretVault } from './secrets.ts';
@@ -289,6 +290,14 @@ export class Supervisor implements TaskManager, ActivityHost {
     this.#resources.setSpec(taskId, next);
   }
 
+  settled(taskId: string): void {
+    const { notes, tasks } = this;
+    const made = settleLegs({ ...this.#options, notes, tasks }, this.row(taskId));
+    if (!made) return;
+    this.#options.hub.journalGrew();
+    this.#admit();
+  }
+
   telemetryOf(taskId: string): TaskTelemetry {
     return this.#resources.telemetryOf(taskId);
   }
@@ -350,8 +359,11 @@ export class Supervisor implements TaskManager, ActivityHost {
     try {
       const row = this.row(id);
       const pending = await this.withScope(id, 'periodicCleanup', async (scope) => {
-        const work = goesForward(row) ? settle(scope) : cleanUp(scope, { dropTarget: this.dropTargetOf(id) });
-        return (await work).cleanupPending;
+        if (!goesForward(row))
+          return (await cleanUp(scope, { dropTarget: this.dropTargetOf(id) })).cleanupPending;
+        const settled = await settle(scope);
+        this.settled(id);
+        return settled.cleanupPending;
       });
       if (pending) return;
       this.tasks.recordCleanup(id, 'CLEANED_UP', false);
@@ -417,7 +429,7 @@ export class Supervisor implements TaskManager, ActivityHost {
 /** The target is open, or may be: whatever happened to the actor, the source must not take writes again. */
 function goesForward(row: TaskRow): boolean {
   const snapshot = row.actorSnapshot as { context?: { pastPointOfNoReturn?: unknown } } | null;
-  return row.state === 'completed' || snapshot?.context?.pastPointOfNoReturn === true;
+  return snapshot?.context?.pastPointOfNoReturn === true;
 }
 
 function asReport(error: unknown): ErrorReport {

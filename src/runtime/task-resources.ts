@@ -2,7 +2,9 @@
 // domain folders reach both. The supervisor owns the only instance, and closes a task's when it rests or ends.
 import type { TaskNotes } from '../../db/notes.ts';
 import type { TaskRow } from '../../db/tasks.ts';
+import { FENCE_PASS_SETTING } from '../cutover/fence-function.ts';
 import type { Failpoint } from '../model/failpoints.ts';
+import { legNotes } from '../model/reverse.ts';
 import type { TaskSpec } from '../model/task.ts';
 import { TaskConnections } from '../postgres/connections.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
@@ -98,8 +100,12 @@ export class TaskResources {
     const known = this.#connections.get(row.id);
     if (known) return known;
     const endpoints = { source: row.spec.sourceDb, target: row.spec.targetDb };
-    const fresh = new TaskConnections(row.id, endpoints, (role) =>
-      this.#options.vault.open(row.id, role, endpoints[role]),
+    const pass = this.#options.notes.checkpoint(row.id, legNotes.fencePass);
+    const fresh = new TaskConnections(
+      row.id,
+      endpoints,
+      (role) => this.#options.vault.open(row.id, role, endpoints[role]),
+      typeof pass === 'string' ? { [FENCE_PASS_SETTING]: pass } : {},
     );
     this.#connections.set(row.id, fresh);
     return fresh;

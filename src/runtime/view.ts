@@ -6,6 +6,7 @@ import { initialContext, type TaskContext } from '../../machines/task-context.ts
 import { taskMachine } from '../../machines/task.ts';
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import type { ErrorReport } from '../model/errors.ts';
+import { reverseNotes, type ReverseNote } from '../model/reverse.ts';
 import { isEnded, taskCommands, type TaskProgress, type TaskSpec, type TaskView } from '../model/task.ts';
 import { persistedSnapshotOf } from './restore.ts';
 import { progressPercent } from './telemetry.ts';
@@ -49,6 +50,12 @@ export function writeStopOf(
     fenced: (noted.liftedAt ?? null) === null,
     writeStopMs: end === null ? null : Math.max(0, Date.parse(end) - Date.parse(noted.armedAt)),
   };
+}
+
+/** The id of the task that this one's cutover has made. */
+export function reverseTaskOf(notes: TaskNotes, taskId: string): string | null {
+  const note = notes.checkpoint(taskId, reverseNotes.reverse) as ReverseNote | undefined;
+  return note?.handedOver === true ? note.taskId : null;
 }
 
 /** Of a task that was given up on purpose or is completed, what matters is why it has left something on a server. */
@@ -97,6 +104,7 @@ export function taskView(
     cutoverWaitsFor: row.state === 'syncingWal' ? closedGates(context, row.spec, detail) : [],
     ...writeStopOf(notes, row.id),
     cleanupPending: row.cleanupPending,
+    reverseTask: reverseTaskOf(notes, row.id),
     certificate: context.certificate,
     createdAt: row.createdAt,
     startedAt: context.startedAt,

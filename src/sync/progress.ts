@@ -54,6 +54,7 @@ async function readProgress(
 
 /** The markers of this slot's parts. Throws `internal` when a table of the plan has none. */
 export async function loadParts(scope: TaskScope, slot: SlotRecord): Promise<readonly CopiedPart[]> {
+  if (scope.spec.origin) return []; // nothing was copied: both sides were equal where its slot begins
   const { rows } = await scope.target.query<{
     relation: string;
     part: number;

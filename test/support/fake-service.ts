@@ -57,6 +57,7 @@ function taskView(id: string, spec: TaskSpec, state: TaskState = 'created'): Tas
     cutoverWaitsFor: [],
     writeStopMs: null,
     cleanupPending: false,
+    reverseTask: null,
     certificate: null,
     createdAt: NOW,
     startedAt: null,
@@ -199,6 +200,14 @@ export class FakeService implements Service {
         details: { state, allowed },
       });
     });
+  }
+
+  rollback(id: string): Promise<CommandResult> {
+    return this.#answer('rollback', [id], () => this.#move(id, 'stoppingWrites'));
+  }
+
+  finish(id: string): Promise<CommandResult> {
+    return this.#answer('finish', [id], () => this.#move(id, 'finishing'));
   }
 
   unfenceTask(id: string): Promise<CommandResult> {

@@ -71,12 +71,20 @@ export interface Writers {
 const FENCED = '25006';
 
 /** `count` connections that insert, update, delete, move keys and roll back until they are stopped or fenced for good. */
-export async function startWriters(database: TestDatabase, count: number): Promise<Writers> {
+export async function startWriters(database: TestDatabase, count: number, suffix = ''): Promise<Writers> {
   let running = true;
   let writes = 0;
   let refused = 0;
   const errors: unknown[] = [];
-  const write = async (client: pg.Client, n: number): Promise<void> => {
+  const suffixed = (sql: string): string =>
+    sql
+      .replaceAll(/public\.(users|orders|audit)/g, `public.$1${suffix}`)
+      .replaceAll('"Order Lines"', `"Order Lines${suffix}"`);
+  const write = async (connection: pg.Client, n: number): Promise<void> => {
+    const client = {
+      query: <R extends pg.QueryResultRow>(sql: string, params: unknown[] = []) =>
+        connection.query<R>(suffixed(sql), params),
+    };
     const kind = n % 7;
     if (kind === 0)
       await client.query(

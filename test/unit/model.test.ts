@@ -12,6 +12,7 @@ import {
   relationKey,
   suffixedName,
 } from '../../src/model/relation.ts';
+import { firstIdOf, nextLegId, reverseSpec } from '../../src/model/reverse.ts';
 import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
 import { retryDelayMs } from '../../src/model/retry.ts';
 
@@ -233,6 +234,16 @@ describe('create request', () => {
       { sourceDb: db, targetDb: db, options: { copyJobs: 0, cutover: 'later', what: 1 } },
       ['options.cutover', 'options.copyJobs', 'options.what'],
     ],
+    [
+      'a way back without a fence to stay, into tables that stood before, under an id that is too long for its legs',
+      {
+        id: 'a'.repeat(29),
+        sourceDb: db,
+        targetDb: db,
+        options: { reverse: true, keepFence: false, schema: 'existing' },
+      },
+      ['id', 'options.reverse', 'options.reverse'],
+    ],
   ])('%s is refused with its field named', (_, request, fields) => {
     expect(fieldsOf(request)).toEqual(fields);
   });
@@ -264,4 +275,18 @@ test('ranges hold exactly the numbers given, in whatever order', () => {
     [0, 4],
     [6, 6],
   ]);
+});
+
+test('the legs of a way back and forth have ids that tell the first task', () => {
+  const db = { host: 'h', user: 'u', dbname: 'd' };
+  const { spec } = parseRequest({ sourceDb: db, targetDb: db, options: { reverse: true } });
+  const ids: string[] = [];
+  for (let id = 'shop', leg = spec; ids.length < 4; ) {
+    const next = nextLegId(id, leg);
+    leg = reverseSpec(id, 'incarnation', leg);
+    ids.push((id = next));
+  }
+  expect(ids).toEqual(['shop_reverse', 'shop_forward_2', 'shop_reverse_2', 'shop_forward_3']);
+  expect(ids.map(firstIdOf)).toEqual(['shop', 'shop', 'shop', 'shop']);
+  expect(['shop', 'shop_reverse_0', 'reverse'].map(firstIdOf)).toEqual([null, null, null]);
 });

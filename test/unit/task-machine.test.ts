@@ -8,7 +8,8 @@ import { taskStateOf } from '../../machines/task-state.ts';
 import type { TaskMachineEvent } from '../../machines/task-context.ts';
 import { MigrationError, type ErrorCode } from '../../src/model/errors.ts';
 import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
-import { taskCommands, type TaskState } from '../../src/model/task.ts';
+import { reverseSpec } from '../../src/model/reverse.ts';
+import { taskCommands, type TaskSpec, type TaskState } from '../../src/model/task.ts';
 
 const activities: readonly ActivityName[] = [
   'preflight',
@@ -40,8 +41,12 @@ const db = { host: 'h', user: 'u', dbname: 'd', password: 'secret' };
 
 type Options = NonNullable<TaskRequest['options']>;
 
-function makeTask(options: Options = {}, snapshot?: Snapshot<unknown>) {
-  const { spec } = parseRequest({ sourceDb: db, targetDb: db, tables: ['users'], options });
+function makeTask(
+  options: Options = {},
+  snapshot?: Snapshot<unknown>,
+  toSpec: (spec: TaskSpec) => TaskSpec = (spec) => spec,
+) {
+  const spec = toSpec(parseRequest({ sourceDb: db, targetDb: db, tables: ['users'], options }).spec);
   const calls: Call[] = [];
   let streamEvents: (event: TaskMachineEvent) => void = () => undefined;
   let streams = 0;
@@ -458,7 +463,7 @@ describe('commands', () => {
   const accepted: Record<
     Exclude<
       TaskState,
-      'retrying' | 'cancelling' | 'failing' | 'completed' | 'cancelled' | 'failed' | 'paused'
+      'retrying' | 'cancelling' | 'failing' | 'finishing' | 'completed' | 'cancelled' | 'failed' | 'paused'
     >,
     string[]
   > = {
@@ -562,5 +567,55 @@ describe('the online validation', () => {
     await restored.fail('validateOnline', 'internal');
     expect(restored.state).toBe('syncingWal');
     expect(restored.context.error).toMatchObject({ code: 'internal' });
+  });
+});
+
+describe('a reverse task', () => {
+  const reverseTask = (): Task => {
+    const task = makeTask({}, undefined, (spec) => reverseSpec('shop', 'incarnation', spec));
+    task.send({ type: 'START' });
+    expect(task.state).toBe('queued');
+    task.send({ type: 'ADMIT' });
+    return task;
+  };
+
+  test('begins at syncingWal with its stream, and copies nothing', () => {
+    const task = reverseTask();
+    expect(task.state).toBe('syncingWal');
+    expect(task.streamRunning).toBe(true);
+    task.stream({ type: 'SLOT_READY' });
+    expect(task.isRunning('copyTables')).toBe(false);
+    expect(task.actor.getSnapshot().can({ type: 'RECOPY', tables: ['public.users'] })).toBe(false);
+  });
+
+  test('is finished from syncingWal, paused and retrying: cleaned up, then completed', async () => {
+    for (const before of ['syncingWal', 'paused', 'retrying'] as const) {
+      const task = reverseTask();
+      if (before === 'paused') task.send({ type: 'PAUSE' });
+      if (before === 'retrying')
+        task.stream({
+          type: 'STREAM_FAILED',
+          error: new MigrationError('connection_failed', 'gone').toReport(),
+        });
+      expect(task.state).toBe(before);
+      task.send({ type: 'FINISH' });
+      expect(task.state).toBe('finishing');
+      expect(task.streamRunning).toBe(false);
+      const restored = makeTask({}, task.persisted());
+      restored.send({ type: 'RESTORED' });
+      await restored.done('cleanUp', { cleanupPending: true, error: null });
+      expect(restored.state).toBe('completed');
+      expect(restored.context).toMatchObject({ cleanupPending: true, certificate: null, error: null });
+    }
+  });
+
+  test('is not finished under the fence, and a task that a request made never', async () => {
+    const task = reverseTask();
+    await task.done('installFence');
+    task.stream({ type: 'CAUGHT_UP' });
+    task.send({ type: 'CUTOVER' });
+    expect(task.state).toBe('stoppingWrites');
+    expect(task.actor.getSnapshot().can({ type: 'FINISH' })).toBe(false);
+    expect((await driveTo('syncingWal')).actor.getSnapshot().can({ type: 'FINISH' })).toBe(false);
   });
 });

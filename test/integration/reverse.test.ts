@@ -1,0 +1,230 @@
+// The way back: after a cutover with options.reverse the old source follows the target, and a rollback loses nothing.
+import { describe, expect, test } from 'vitest';
+import type { Service } from '../../src/index.ts';
+import type { TaskView } from '../../src/model/task.ts';
+import { expectEqualTables, rowsOf } from '../support/compare.ts';
+import { leaksOf, makePair, waitFor, type DatabasePair, type TestDatabase } from '../support/databases.ts';
+import { reaches, startLibrary } from '../support/library.ts';
+import { loadShop, shopTables, startWriters } from '../support/shop.ts';
+
+const FENCED = '25006';
+
+async function migrate(
+  service: Service,
+  pair: DatabasePair,
+  id: string,
+  suffix: string,
+  options: Record<string, unknown> = {},
+): Promise<TaskView> {
+  await service.createTask({
+    id,
+    sourceDb: pair.source.connection,
+    targetDb: pair.target.connection,
+    tableSuffix: suffix,
+    options: { reverse: true, ...options },
+  });
+  await service.startTask(id);
+  await reaches(service, id, 'syncingWal');
+  await service.cutover(id);
+  return reaches(service, id, 'completed');
+}
+
+/** What the task's source has committed by now is on its target. */
+async function caughtUp(service: Service, id: string, source: TestDatabase): Promise<void> {
+  const { rows } = await source.query<{ lsn: string }>('select pg_current_wal_lsn()::text as lsn');
+  const wanted = rows[0]?.lsn;
+  await waitFor(
+    async () => {
+      const applied = (await service.getTask(id)).detail.sync?.appliedLsn;
+      if (applied === undefined) return false;
+      return (
+        await source.query<{ past: boolean }>('select $1::pg_lsn >= $2::pg_lsn as past', [applied, wanted])
+      ).rows[0]?.past;
+    },
+    30_000,
+    `${id} to apply ${wanted}`,
+  );
+}
+
+async function sqlstateOf(work: Promise<unknown>): Promise<string | undefined> {
+  return work.then(
+    () => 'accepted',
+    (error: unknown) => (error as { code?: string }).code,
+  );
+}
+
+const back = (suffix: string): [string, string][] =>
+  shopTables(suffix).map(([source, target]) => [target, source]);
+
+describe.each([
+  [16, 18],
+  [13, 16],
+] as const)('from %i to %i', (sourceMajor, targetMajor) => {
+  test('writes to the open target arrive on the old source, which refuses everybody else, until it is finished', async () => {
+    const pair = await makePair({ source: sourceMajor, target: targetMajor });
+    await loadShop(pair.source, 300);
+    const service = startLibrary();
+    const writers = await startWriters(pair.source, 2);
+    const forward = await migrate(service, pair, 'shop', '_migrated');
+    await writers.stop();
+    expect(forward).toMatchObject({
+      state: 'completed',
+      reverseTask: 'shop_reverse',
+      fenced: true,
+      error: null,
+    });
+    await reaches(service, 'shop_reverse', 'syncingWal');
+    const late = await startWriters(pair.target, 3, '_migrated');
+    await waitFor(() => late.writes() > 300);
+    await pair.target.query('truncate public.audit_migrated');
+    await late.stop();
+    await caughtUp(service, 'shop_reverse', pair.target);
+    await expectEqualTables(pair.target, pair.source, back('_migrated'));
+    expect(
+      await sqlstateOf(pair.source.query(`insert into public.audit (at, what) values (now(), 'stray')`)),
+    ).toBe(FENCED);
+    const { tasks } = await service.listTasks();
+    expect(tasks.map(({ id }) => id).toSorted()).toEqual(['shop', 'shop_reverse']);
+    await expect(service.unfenceTask('shop')).rejects.toMatchObject({ code: 'task_live' });
+    await expect(service.deleteTask('shop', { force: true })).rejects.toMatchObject({ code: 'task_live' });
+
+    await service.finish('shop');
+    const ended = await reaches(service, 'shop_reverse', 'completed');
+    expect(ended).toMatchObject({ error: null, cleanupPending: false, certificate: null });
+    expect((await service.finish('shop')).changed).toBe(false);
+    expect(await leaksOf(pair.target)).toEqual([]);
+    expect(
+      (await rowsOf(pair.source, 'pg_replication_slots')).filter((row) => row.includes(pair.source.dbname)),
+    ).toEqual([]);
+    await service.unfenceTask('shop');
+    expect(
+      await sqlstateOf(pair.source.query(`insert into public.audit (at, what) values (now(), 'mine')`)),
+    ).toBe('accepted');
+  });
+
+  test('a rollback cuts back without losing a write, and forward again, as often as asked', async () => {
+    const pair = await makePair({ source: sourceMajor, target: targetMajor });
+    await loadShop(pair.source, 300);
+    const service = startLibrary();
+    await migrate(service, pair, 'shop', '_migrated');
+    await reaches(service, 'shop_reverse', 'syncingWal');
+    const onTarget = await startWriters(pair.target, 3, '_migrated');
+    await waitFor(() => onTarget.writes() > 200);
+
+    expect((await service.rollback('shop')).task.id).toBe('shop_reverse');
+    const reversed = await reaches(service, 'shop_reverse', 'completed');
+    await onTarget.stop();
+    expect(onTarget.refused()).toBeGreaterThan(0);
+    expect(reversed).toMatchObject({ error: null, fenced: true, reverseTask: 'shop_forward_2' });
+    expect(reversed.certificate).toMatchObject({ taskId: 'shop_reverse', equal: true });
+    expect(reversed.certificate?.sequences.map(({ source }) => source)).toContain(
+      'public.orders_id_seq_migrated',
+    );
+    await expectEqualTables(pair.target, pair.source, back('_migrated'));
+    expect((await service.getTask('shop')).fenced).toBe(false);
+    expect(await sqlstateOf(pair.target.query('delete from public.audit_migrated'))).toBe(FENCED);
+    expect((await service.rollback('shop')).changed).toBe(false); // repeated: not forward again
+
+    await reaches(service, 'shop_forward_2', 'syncingWal');
+    const onSource = await startWriters(pair.source, 3);
+    await waitFor(() => onSource.writes() > 200);
+    await service.rollback('shop_reverse');
+    await reaches(service, 'shop_forward_2', 'completed');
+    await onSource.stop();
+    await expectEqualTables(pair.source, pair.target, shopTables('_migrated'));
+    expect(await sqlstateOf(pair.source.query('delete from public.audit'))).toBe(FENCED);
+
+    await reaches(service, 'shop_reverse_2', 'syncingWal');
+    await pair.target.query(`update public.users_migrated set bio = 'third leg'`);
+    await caughtUp(service, 'shop_reverse_2', pair.target);
+    await expectEqualTables(pair.target, pair.source, back('_migrated'));
+    await service.finish('shop');
+    await reaches(service, 'shop_reverse_2', 'completed');
+    await service.unfenceTask('shop_forward_2');
+    expect([...(await leaksOf(pair.source)), ...(await leaksOf(pair.target))]).toEqual([]);
+    for (const id of ['shop_reverse_2', 'shop_forward_2', 'shop_reverse', 'shop'])
+      await service.deleteTask(id);
+  });
+});
+
+describe('a migration that does not get so far', () => {
+  test('leaves nothing when it is cancelled before its cutover', async () => {
+    const pair = await makePair();
+    await loadShop(pair.source, 20);
+    const service = startLibrary();
+    await service.createTask({
+      id: 'shop',
+      sourceDb: pair.source.connection,
+      targetDb: pair.target.connection,
+      options: { reverse: true },
+    });
+    await service.startTask('shop');
+    await reaches(service, 'shop', 'syncingWal');
+    await waitFor(async () => (await service.getTask('shop')).cutoverWaitsFor.length === 0);
+    expect(await leaksOf(pair.target)).toContain(`${pair.target.dbname}: publication dts_shop_reverse`);
+    await service.cancelTask('shop');
+    await reaches(service, 'shop', 'cancelled');
+    await waitFor(async () => (await leaksOf(pair.source)).length === 0);
+    expect([...(await leaksOf(pair.source)), ...(await leaksOf(pair.target))]).toEqual([]);
+    await expect(service.rollback('shop')).rejects.toMatchObject({ code: 'event_not_accepted' });
+    await expect(service.finish('shop')).rejects.toMatchObject({ code: 'event_not_accepted' });
+  });
+
+  test('gives the slot on the target up with the write stop, and arms another at the next cutover', async () => {
+    const pair = await makePair();
+    await loadShop(pair.source, 20);
+    const service = startLibrary();
+    // a write transaction on the target: creating the slot waits for it
+    const blocker = await pair.target.connect();
+    await blocker.query('create table public.elsewhere (id int)');
+    await blocker.query('begin');
+    await blocker.query('insert into public.elsewhere values (1)');
+    await service.createTask({
+      id: 'shop',
+      sourceDb: pair.source.connection,
+      targetDb: pair.target.connection,
+      options: { reverse: true, cutoverTimeoutMs: 3_000 },
+    });
+    await service.startTask('shop');
+    await reaches(service, 'shop', 'syncingWal');
+    await service.cutover('shop');
+    const waiting = await waitFor(async () => {
+      const { detail } = await service.getTask('shop');
+      return detail.waitingFor?.includes('the replication slot waits for') ? detail.waitingFor : null;
+    });
+    expect(waiting).toContain('insert into public.elsewhere');
+    await waitFor(async () => (await service.getTask('shop')).error?.code === 'cutover_timeout');
+    await reaches(service, 'shop', 'syncingWal');
+    await waitFor(async () => (await leaksOf(pair.target)).every((leak) => !leak.includes(': slot')));
+    await pair.source.query(`update public.users set bio = 'between the cutovers'`);
+
+    await blocker.query('rollback');
+    await service.cutover('shop');
+    await reaches(service, 'shop', 'completed');
+    await reaches(service, 'shop_reverse', 'syncingWal');
+    await pair.target.query(`update public.users set bio = 'on the target' where id < 5`);
+    await caughtUp(service, 'shop_reverse', pair.target);
+    await expectEqualTables(pair.target, pair.source, back(''));
+    await service.cancelTask('shop_reverse', { dropTarget: true });
+    await reaches(service, 'shop_reverse', 'cancelled');
+    expect((await rowsOf(pair.source, 'public.users')).length).toBe(20);
+    await service.unfenceTask('shop');
+    expect([...(await leaksOf(pair.source)), ...(await leaksOf(pair.target))]).toEqual([]);
+  });
+});
+
+test('ids of reverse tasks are kept free', async () => {
+  const pair = await makePair();
+  const service = startLibrary();
+  const request = { sourceDb: pair.source.connection, targetDb: pair.target.connection };
+  await service.createTask({ id: 'shop', ...request, options: { reverse: true } });
+  await expect(service.createTask({ id: 'shop_reverse', ...request })).rejects.toMatchObject({
+    code: 'task_exists',
+  });
+  await service.createTask({ id: 'other_reverse', ...request });
+  await expect(
+    service.createTask({ id: 'other', ...request, options: { reverse: true } }),
+  ).rejects.toMatchObject({
+    code: 'task_exists',
+  });
+});
