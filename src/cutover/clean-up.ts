@@ -5,6 +5,7 @@ import type { ErrorReport } from '../model/errors.ts';
 import type { Certificate } from '../model/task.ts';
 import { removeBookkeeping } from '../postgres/bookkeeping.ts';
 import { dropPublication } from '../postgres/publication.ts';
+import { restoreIdentities } from '../postgres/replica-identity.ts';
 import { dropSlot } from '../postgres/slot.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { Attempts } from './attempts.ts';
@@ -14,7 +15,7 @@ import { removeReverse } from './reverse.ts';
 import { noteLifted } from './write-stop.ts';
 
 /**
- * Removes fence, slot and publication from the source and our bookkeeping from the target; with `dropTarget` also the
+ * Removes fence, slot and publication from the source, gives tables their replica identity back, and our bookkeeping from the target; with `dropTarget` also the
  * tables that this task made there. Never throws but `aborted`: what could not be removed is `cleanupPending`, `error`
  * is the first reason, and another call goes on. A task with a certificate keeps its tables and, with `keepFence`, its
  * fence, whatever is asked; a reverse task made no tables. What was armed for a way back goes, too.
@@ -30,6 +31,7 @@ export async function cleanUp(
   await attempts.run('source', 'slot', () => dropSlot(scope));
   scope.failpoint('cancel.mid-cleanup');
   await attempts.run('source', 'publication', () => dropPublication(scope));
+  await attempts.run('source', 'replica identities', () => restoreIdentities(scope));
   // Last on the source: DROP TRIGGER may wait for readers, and the slot holds back WAL.
   if (!keepFence) await attempts.run('source', 'fence', () => removeFence(scope));
   if (!completed) await removeReverse(scope, attempts);

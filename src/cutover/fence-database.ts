@@ -6,7 +6,7 @@ import { MigrationError } from '../model/errors.ts';
 import { ident, literal } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { onNewConnection } from './fence-function.ts';
-import type { LockHolder } from './lock-holders.ts';
+import type { LockHolder } from '../postgres/lock-holders.ts';
 
 const SETTING = 'default_transaction_read_only';
 

@@ -1,36 +1,17 @@
 // Puts the fence's triggers on the source's tables and takes them away again, one table a transaction, while the
-// application writes. A lock request that waits makes everybody behind it wait too, so no request waits long, and
-// since no transaction of ours holds one table's lock while it asks for another's, it can be part of no deadlock.
-import { DatabaseError } from 'pg';
+// application writes.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
-import type { Session } from '../postgres/connections.ts';
-import { fromPostgres } from '../postgres/errors.ts';
+import { ALL_MODES, CREATE_TRIGGER_CONFLICTS } from '../postgres/lock-holders.ts';
+import { onePerTransaction, type TableWork } from '../postgres/one-per-transaction.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
-import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { fenceFunction, fenceTriggerName } from './fence-function.ts';
-import {
-  CREATE_TRIGGER_CONFLICTS,
-  describeHolders,
-  DROP_TRIGGER_CONFLICTS,
-  type LockHolder,
-  lockHolders,
-  relationOids,
-  remedyFor,
-} from './lock-holders.ts';
-
-const FIRST_LOCK_TIMEOUT_MS = 200;
-const LAST_LOCK_TIMEOUT_MS = 1_500;
 
 /** Every relation that the fence guards: tables, leaves and partitioned parents. */
 export function fencedRelations(scope: TaskScope): RelationName[] {
   const { tables, unlogged = [], roots } = schemaPlanOf(scope);
   return [...roots, ...tables, ...unlogged].map((mapping) => mapping.source);
-}
-
-interface Pending {
-  readonly relation: RelationName;
-  readonly sql: string;
 }
 
 /**
@@ -49,7 +30,7 @@ export async function installTriggers(scope: TaskScope, giveUpAfterMs: number): 
      order by w.n`,
     [relations.map(({ schema }) => schema), relations.map(({ name }) => name), trigger],
   );
-  const pending: Pending[] = [];
+  const pending: TableWork[] = [];
   for (const [index, relation] of relations.entries()) {
     const row = rows[index];
     if (!row || row.oid === null) {
@@ -82,92 +63,5 @@ export async function dropTriggers(scope: TaskScope, giveUpAfterMs: number): Pro
     relation,
     sql: `drop trigger if exists ${ident(trigger)} on ${identRelation(relation)};`,
   }));
-  await onePerTransaction(scope, pending, 'removing the fence', DROP_TRIGGER_CONFLICTS, giveUpAfterMs);
-}
-
-async function onePerTransaction(
-  scope: TaskScope,
-  work: readonly Pending[],
-  what: string,
-  conflicts: readonly string[],
-  giveUpAfterMs: number,
-): Promise<void> {
-  if (work.length === 0) return;
-  const session = await scope.source.session({ purpose: 'fence', signal: scope.signal });
-  try {
-    let pending = work;
-    let lastProgress = Date.now();
-    let lockTimeoutMs = FIRST_LOCK_TIMEOUT_MS;
-    const expired = (): boolean => Date.now() - lastProgress > giveUpAfterMs;
-    for (;;) {
-      const refused: Pending[] = [];
-      for (const item of pending) {
-        if (!expired() && (await tryWithin(session, item, lockTimeoutMs))) lastProgress = Date.now();
-        else refused.push(item);
-      }
-      if (refused.length === 0) return;
-      pending = refused;
-      const holders = await holdersInTheWay(scope, pending, conflicts);
-      const reason = `${what} waits for ${describeHolders(holders)}`;
-      scope.progress.setWaitingFor(reason);
-      if (expired()) {
-        throw new MigrationError('lock_timeout', `source: ${reason}`, {
-          hint: remedyFor(holders),
-          details: {
-            role: 'source',
-            relations: pending.map(({ relation }) => relationKey(relation)),
-            blockers: holders,
-          },
-        });
-      }
-      // Twice as long as writers may have stood still behind us.
-      await sleep(Math.min(2 * lockTimeoutMs, giveUpAfterMs), scope.signal);
-      lockTimeoutMs = Math.min(2 * lockTimeoutMs, LAST_LOCK_TIMEOUT_MS);
-      if (holders.some((holder) => holder.backendType === 'autovacuum worker'))
-        lockTimeoutMs = await beyondDeadlockTimeoutMs(scope);
-    }
-  } catch (error) {
-    if (scope.signal.aborted)
-      throw new MigrationError('aborted', `${what}: stopped on request`, { cause: error });
-    throw fromPostgres(error, { role: 'source' });
-  } finally {
-    scope.progress.setWaitingFor(null);
-    await session.close();
-  }
-}
-
-/** False when the lock was not to be had: 55P03, or 40P01 where somebody else's cycle took us as its victim. */
-async function tryWithin(session: Session, { sql }: Pending, lockTimeoutMs: number): Promise<boolean> {
-  try {
-    await session.client.query(`begin; set local lock_timeout = ${lockTimeoutMs}; ${sql} commit`);
-    return true;
-  } catch (error) {
-    if (!(error instanceof DatabaseError) || (error.code !== '55P03' && error.code !== '40P01')) throw error;
-    await session.client.query('rollback');
-    return false;
-  }
-}
-
-async function holdersInTheWay(
-  scope: TaskScope,
-  pending: readonly Pending[],
-  conflicts: readonly string[],
-): Promise<readonly LockHolder[]> {
-  const oids = await relationOids(
-    scope.source,
-    pending.map(({ relation }) => relation),
-  );
-  return lockHolders(
-    scope.source,
-    oids.filter((oid) => oid !== undefined),
-    conflicts,
-  );
-}
-
-/** An autovacuum gives way to a lock request that has waited for deadlock_timeout, and not before. */
-async function beyondDeadlockTimeoutMs(scope: TaskScope): Promise<number> {
-  const { rows } = await scope.source.query<{ ms: number }>(
-    `select setting::int as ms from pg_settings where name = 'deadlock_timeout'`,
-  );
-  return (rows[0]?.ms ?? 1_000) + 500;
+  await onePerTransaction(scope, pending, 'removing the fence', ALL_MODES, giveUpAfterMs);
 }

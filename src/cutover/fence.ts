@@ -26,7 +26,7 @@ import {
   relationOids,
   remedyFor,
   WRITING_MODES,
-} from './lock-holders.ts';
+} from '../postgres/lock-holders.ts';
 import { noteArming, noteLifted } from './write-stop.ts';
 
 const INSTALL_PATIENCE_MS = 120_000;

@@ -12,11 +12,11 @@ import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import {
   CREATE_TRIGGER_CONFLICTS,
   describeHolders,
-  DROP_TRIGGER_CONFLICTS,
+  ALL_MODES,
   lockHolders,
   relationOids,
   remedyFor,
-} from './lock-holders.ts';
+} from '../postgres/lock-holders.ts';
 
 export interface PhaseOptions {
   readonly phases: readonly StatementPhase[];
@@ -93,7 +93,7 @@ async function holdersOf(scope: TaskScope, statement: PlannedStatement) {
   return lockHolders(
     scope.target,
     oids.filter((oid) => oid !== undefined),
-    statement.phase === 'foreign-key' ? CREATE_TRIGGER_CONFLICTS : DROP_TRIGGER_CONFLICTS,
+    statement.phase === 'foreign-key' ? CREATE_TRIGGER_CONFLICTS : ALL_MODES,
   );
 }
 

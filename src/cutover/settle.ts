@@ -6,6 +6,7 @@ import type { SchemaVerdict } from '../model/schema-plan.ts';
 import type { Certificate, SequenceVerdict, TableVerdict } from '../model/task.ts';
 import { removeBookkeeping } from '../postgres/bookkeeping.ts';
 import { dropPublication } from '../postgres/publication.ts';
+import { restoreIdentities } from '../postgres/replica-identity.ts';
 import { dropSlot } from '../postgres/slot.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { analyzeTarget } from './analyze.ts';
@@ -42,6 +43,7 @@ export async function settle(
   await attempts.run('source', 'slot', () => dropSlot(scope));
   scope.failpoint('finalize.after-slot-drop');
   await attempts.run('source', 'publication', () => dropPublication(scope));
+  await attempts.run('source', 'replica identities', () => restoreIdentities(scope));
   if (!keepsFence(scope)) {
     await attempts.run('source', 'fence', async () => {
       await disarmFence(scope);

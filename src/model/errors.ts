@@ -63,6 +63,10 @@ export const errorCodes = {
   ],
   hook_failed: ['transient', 'a hook of the cutover cannot be reached or did not answer with 2xx'],
   fence_failed: ['operator', 'the write fence could not be installed or armed'],
+  replica_identity_in_use: [
+    'operator',
+    'a table cannot get its replica identity back yet: another publication needs it',
+  ],
   deadline_exceeded: ['transient', 'a wait reached its deadline'],
   aborted: ['aborted', 'stopped on request'],
   internal: ['bug', 'an invariant of DTS is broken; please report it'],

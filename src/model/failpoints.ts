@@ -3,6 +3,7 @@
 export const failpoints = [
   'init.before-done',
   'creatingTables.mid-statements',
+  'identity.full',
   'slot.created',
   'copy.mid-table',
   'copy.before-marker-commit',

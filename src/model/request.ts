@@ -152,6 +152,9 @@ const options = z.strictObject({
     .min(64 * 1024 * 1024)
     .nullable()
     .default(null),
+  replicaIdentity: z
+    .enum(['keep', 'full'], 'must be keep, or full: REPLICA IDENTITY FULL for tables without a key')
+    .default('keep'),
   copyJobs: z.int().min(1).max(32).default(4),
   indexJobs: z.int().min(1).max(32).default(2),
   schema: z.enum(['create', 'existing']).default('create'),

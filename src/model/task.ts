@@ -110,6 +110,11 @@ export interface TaskOptions {
   readonly slotTimeoutMs: number;
   /** More WAL than this the source never keeps for a running task: its slot is dropped then. Null: no cap. */
   readonly maxRetainedWalBytes: number | null;
+  /**
+   * `full`: tables of the source without a usable key get REPLICA IDENTITY FULL for the task's time, and back what they had.
+   * `keep`: such tables are a blocking finding.
+   */
+  readonly replicaIdentity: 'keep' | 'full';
   /** Parts copied at once. */
   readonly copyJobs: number;
   /** Indexes built at once. */

@@ -130,7 +130,7 @@ async function checkSource(scope: TaskScope, ask: Ask, findings: Finding[]): Pro
     readNeededExtensions(ask, oids),
   ]);
   findings.push(
-    ...assessSelection(selection),
+    ...assessSelection(selection, scope.spec.options),
     ...assessTablePrivileges(tables, role.name),
     ...assessRowSecurity(restricted, role.name),
     ...assessActivity(activity),

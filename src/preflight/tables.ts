@@ -1,7 +1,9 @@
 // Check of run.ts: the selection itself. Every table exists, can be identified in the stream, and has its rows in the WAL.
 import type { Finding } from '../model/finding.ts';
 import { relationKey } from '../model/relation.ts';
+import type { TaskOptions } from '../model/task.ts';
 import type { CatalogTable, TableSelection } from '../postgres/catalog.ts';
+import { becomesFull, isKeyless } from '../postgres/replica-identity.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { nameSome } from './name-list.ts';
 
@@ -9,7 +11,10 @@ import { nameSome } from './name-list.ts';
 const oidAliases =
   /^(oid|reg(class|proc|procedure|oper|operator|type|role|namespace|config|dictionary|collation))(\[\])?$/;
 
-export function assessSelection(selection: TableSelection): Finding[] {
+export function assessSelection(
+  selection: TableSelection,
+  options: Pick<TaskOptions, 'replicaIdentity'>,
+): Finding[] {
   const findings: Finding[] = selection.unusable.map(({ requested, reason }) => ({
     code: 'table_unusable',
     severity: 'blocking',
@@ -25,10 +30,10 @@ export function assessSelection(selection: TableSelection): Finding[] {
       message: 'source: the database has no user table',
       remedy: 'check dbname of source_db',
     });
-  return [...findings, ...selection.tables.flatMap((table) => assessTable(table))];
+  return [...findings, ...selection.tables.flatMap((table) => assessTable(table, options))];
 }
 
-function assessTable(table: CatalogTable): Finding[] {
+function assessTable(table: CatalogTable, options: Pick<TaskOptions, 'replicaIdentity'>): Finding[] {
   const object = relationKey(table.relation);
   const name = identRelation(table.relation);
   const findings: Finding[] = [];
@@ -42,13 +47,22 @@ function assessTable(table: CatalogTable): Finding[] {
       remedy: `leave it out, or: alter table ${name} set logged`,
     });
   else if (table.kind !== 'partitioned') {
-    if (table.replicaIdentity !== 'full' && table.keyColumns.length === 0)
+    const becomes = becomesFull(table, options);
+    if (isKeyless(table) && !becomes)
       findings.push({
         code: 'table_without_key',
         severity: 'blocking',
         object,
         message: `source: ${object} has no replica identity (a primary key, for one); publishing it would make UPDATE and DELETE fail on the source`,
         remedy: keyRemedy(table),
+      });
+    if (becomes)
+      findings.push({
+        code: 'replica_identity_set',
+        severity: 'warning',
+        object,
+        message: `source: ${object} gets replica identity full until the task ends, which writes more WAL; every changed row is looked up by all its columns, which is slow on a large table`,
+        remedy: `${alterOf(table)} add primary key (…)`,
       });
     if (table.replicaIdentity === 'full' && !table.hasPrimaryKey)
       findings.push({
@@ -71,6 +85,9 @@ function assessTable(table: CatalogTable): Finding[] {
   return findings;
 }
 
+const alterOf = ({ relation }: Pick<CatalogTable, 'relation'>): string =>
+  `alter table ${identRelation(relation)}`;
+
 /**
  * What gives a table its replica identity:
  *
@@ -80,8 +97,8 @@ function assessTable(table: CatalogTable): Finding[] {
  *   3 present     default          `full`: the primary key is deferrable or invalid and identifies nothing
  */
 function keyRemedy({ relation, hasPrimaryKey, replicaIdentity }: CatalogTable): string {
-  const alter = `alter table ${identRelation(relation)}`;
-  const full = `${alter} replica identity full`;
+  const alter = alterOf({ relation });
+  const full = `${alter} replica identity full; or, until the task ends, options.replica_identity: full`;
   if (!hasPrimaryKey) return `${alter} add primary key (…); or: ${full}`;
   return replicaIdentity === 'default' ? full : `${alter} replica identity default; or: ${full}`;
 }

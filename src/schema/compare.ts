@@ -4,6 +4,7 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import type { SchemaDifference, SchemaVerdict } from '../model/schema-plan.ts';
 import { SCHEMA_VERDICT, type TaskScope } from '../postgres/task-scope.ts';
+import { identityNotes, type IdentityNote } from '../postgres/replica-identity.ts';
 import { chooseDumper, dumpSchema, majorOf } from './dump.ts';
 import { loosened, normalised } from './normalise.ts';
 import { describeEntry } from './plan-findings.ts';
@@ -35,7 +36,12 @@ async function compare(scope: TaskScope): Promise<SchemaVerdict> {
       besides: besidesOf(input.options),
     });
     const sameMajor = (await majorOf(scope, 'source')) === (await majorOf(scope, 'target'));
-    return { comparedAt, error: null, ...compareEntries(keepEntries(input), target, sameMajor) };
+    const entries = withOldIdentities(input.entries, identityNotes(scope));
+    return {
+      comparedAt,
+      error: null,
+      ...compareEntries(keepEntries({ ...input, entries }), target, sameMajor),
+    };
   } catch (error) {
     const { code, message } = asMigrationError(error);
     if (scope.signal.aborted || code === 'aborted')
@@ -43,6 +49,23 @@ async function compare(scope: TaskScope): Promise<SchemaVerdict> {
     const nothing = { differences: [], differencesTotal: 0, spelling: [], targetOnly: [] };
     return { comparedAt, equal: false, statements: 0, ...nothing, error: message };
   }
+}
+
+/** As the source will be again when the task has ended: `options.replica_identity` holds for its time only. */
+function withOldIdentities(
+  entries: readonly DumpEntry[],
+  notes: readonly IdentityNote[],
+): readonly DumpEntry[] {
+  const previous = new Map(notes.map((note) => [note.oid, note.previous]));
+  return entries.map((entry) => {
+    const had = entry.kind === 'TABLE' ? previous.get(entry.objectId) : undefined;
+    if (had === undefined) return entry;
+    const statements = entry.statements.flatMap((statement) => {
+      if (!statement.text.endsWith(' REPLICA IDENTITY FULL')) return [statement];
+      return had === 'n' ? [{ ...statement, text: statement.text.replace(/FULL$/, 'NOTHING') }] : [];
+    });
+    return { ...entry, statements };
+  });
 }
 
 interface Printed {

@@ -5,7 +5,9 @@
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName, type TableMapping } from '../model/relation.ts';
 import type { PlannedTable, SchemaPlan } from '../model/schema-plan.ts';
+import type { TaskOptions } from '../model/task.ts';
 import type { CatalogTable } from '../postgres/catalog.ts';
+import { becomesFull } from '../postgres/replica-identity.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { collisionFindings } from './collisions.ts';
 import { draftStatements, numbered } from './drafts.ts';
@@ -86,10 +88,10 @@ function buildPlan(
   return {
     tables: withRows
       .filter(({ persistence }) => persistence === 'permanent')
-      .map((table) => plannedTable(table, mapping(table.relation))),
+      .map((table) => plannedTable(table, mapping(table.relation), input.options)),
     unlogged: withRows
       .filter(({ persistence }) => persistence === 'unlogged')
-      .map((table) => plannedTable(table, mapping(table.relation))),
+      .map((table) => plannedTable(table, mapping(table.relation), input.options)),
     largeObjects: largeObjects.copied,
     roots: selection.tables
       .filter(({ kind }) => kind === 'partitioned')
@@ -126,13 +128,17 @@ function buildPlan(
   };
 }
 
-function plannedTable(table: CatalogTable, mapping: TableMapping): PlannedTable {
+function plannedTable(table: CatalogTable, mapping: TableMapping, options: TaskOptions): PlannedTable {
   return {
     ...mapping,
     columns: table.columns,
     keyColumns: table.keyColumns,
     // `nothing` identifies as little as `default` without a primary key: no key columns
-    replicaIdentity: table.replicaIdentity === 'nothing' ? 'default' : table.replicaIdentity,
+    replicaIdentity: becomesFull(table, options)
+      ? 'full'
+      : table.replicaIdentity === 'nothing'
+        ? 'default'
+        : table.replicaIdentity,
     rowsEstimated: table.rowsEstimated,
     bytesEstimated: table.bytesEstimated,
   };

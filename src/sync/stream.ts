@@ -1,7 +1,7 @@
 // The one long-lived activity of a task: owns publication, slot and walsender from before the first part is read until
 // the task is past its cutover. Called by the runtime; the statechart hears of it by StreamEvents.
 //
-//   publication, slot, barrier → SLOT_READY → wait for the copy → connect → replay ⟲ (reconnect on a lost connection)
+//   replica identities, publication, slot, barrier → SLOT_READY → wait for the copy → connect → replay ⟲ (reconnect on a lost connection)
 //
 // Before every connection both servers are asked what is true: the source still the same cluster, the slot still ours, the
 // publication as we made it, dts.progress where to go on.
@@ -14,6 +14,7 @@ import { fromPostgres } from '../postgres/errors.ts';
 import { sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { hasLogicalMessages, markerTable, sourceVersion } from '../postgres/marker.ts';
 import { ensurePublication } from '../postgres/publication.ts';
+import { makeIdentitiesFull } from '../postgres/replica-identity.ts';
 import { ensureSlot, findSlot, releaseSlot, verifySlot, type SlotRecord } from '../postgres/slot.ts';
 import { catchUpIsCheap, catchUpSizes, SlotFeed, type CatchUpSizes } from '../postgres/slot-feed.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
@@ -47,6 +48,7 @@ export async function runStream(
   try {
     // A cluster that is not the slot's has no publication either, and that is not the reason to report.
     if (findSlot(scope)) await ensureSlot(scope);
+    await makeIdentitiesFull(scope);
     await ensurePublication(scope);
     const slot = findSlot(scope) ?? (await ensureSlot(scope));
     emit({ type: 'SLOT_READY' });

@@ -728,11 +728,15 @@ const table = (over: Partial<CatalogTable> = {}): CatalogTable => ({
   bytesEstimated: 0,
   ...over,
 });
-const selection = (tables: CatalogTable[], unusable: TableSelection['unusable'] = []): Finding[] =>
-  assessSelection({ tables, unusable, excluded: [], excludedNothing: [] });
+const selection = (
+  tables: CatalogTable[],
+  unusable: TableSelection['unusable'] = [],
+  replicaIdentity: 'keep' | 'full' = 'keep',
+): Finding[] => assessSelection({ tables, unusable, excluded: [], excludedNothing: [] }, { replicaIdentity });
 const addKey = 'alter table "public"."T" add primary key (…)';
 const beDefault = 'alter table "public"."T" replica identity default';
-const beFull = 'alter table "public"."T" replica identity full';
+const beFull =
+  'alter table "public"."T" replica identity full; or, until the task ends, options.replica_identity: full';
 const keyless = (remedy: string): Expected => [
   'table_without_key',
   'blocking',
@@ -781,6 +785,11 @@ describeCheck(
       'a key that the replica identity is not',
       selection([table({ keyColumns: [], replicaIdentity: 'nothing' })]),
       keyless(`${beDefault}; or: ${beFull}`),
+    ],
+    [
+      'no key, and the option that helps',
+      selection([table({ keyColumns: [], hasPrimaryKey: false })], [], 'full'),
+      ['replica_identity_set', 'warning', 'public.T', addKey, 'until the task ends'],
     ],
     ['a deferrable key', selection([table({ keyColumns: [] })]), keyless(beFull)],
     [

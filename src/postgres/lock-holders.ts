@@ -1,6 +1,6 @@
 // Who holds locks on the tables of a migration: the proof that no writer is left, and the names that an operator needs
-// when installing, arming or removing the fence has to wait for somebody. Prepared transactions are nobody's session.
-import type { Side } from '../postgres/connections.ts';
+// when what locks the tables one after the other, or arming the fence, has to wait for somebody. Prepared transactions are nobody's session.
+import type { Side } from './connections.ts';
 import type { RelationName } from '../model/relation.ts';
 import type { Role } from '../model/task.ts';
 import { relationKey } from '../model/relation.ts';
@@ -40,12 +40,8 @@ export const CREATE_TRIGGER_CONFLICTS: readonly string[] = [
   'AccessExclusiveLock',
 ];
 
-/** Modes that DROP TRIGGER (ACCESS EXCLUSIVE) waits for: all. */
-export const DROP_TRIGGER_CONFLICTS: readonly string[] = [
-  'AccessShareLock',
-  'RowShareLock',
-  ...CREATE_TRIGGER_CONFLICTS,
-];
+/** Modes that DROP TRIGGER and most of ALTER TABLE (ACCESS EXCLUSIVE) wait for: all. */
+export const ALL_MODES: readonly string[] = ['AccessShareLock', 'RowShareLock', ...CREATE_TRIGGER_CONFLICTS];
 
 /** Object ids of the relations that exist, in their order; `undefined` where one does not. */
 export async function relationOids(
