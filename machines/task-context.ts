@@ -39,6 +39,8 @@ export interface TaskContext {
   /** Tables that are copied again: the last request, and how many there were. */
   readonly recopyPass: number;
   readonly recopyTables: readonly string[];
+  /** Of the last request: the slot is lost, another one is made. */
+  readonly recopyRenewsSlot: boolean;
   /** Failed cutovers since the last request; spaces the tries of `cutover: auto`. */
   readonly cutoverFailures: number;
   /** End of the wait that is running: write stop, validation or the pause between automatic cutovers. ISO 8601. */
@@ -64,7 +66,7 @@ export type TaskCommand =
   | { readonly type: 'CUTOVER' }
   /** Begin the online validation anew. */
   | { readonly type: 'VALIDATE' }
-  /** Copy these tables again; `relationKey`s of the source. */
+  /** Copy these tables again; `relationKey`s of the source. Of a task paused as lost: all of them, behind a new slot. */
   | { readonly type: 'RECOPY'; readonly tables: readonly string[] }
   /** End a reverse task: nothing of its stays, the old source keeps its fence. */
   | { readonly type: 'FINISH' }
@@ -114,6 +116,7 @@ export function initialContext({ taskId, spec }: TaskInput): TaskContext {
     validationClean: false,
     recopyPass: 0,
     recopyTables: [],
+    recopyRenewsSlot: false,
     cutoverFailures: 0,
     deadlineAt: null,
     afterUnfencing: 'syncingWal',

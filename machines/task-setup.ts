@@ -84,6 +84,11 @@ export const taskSetup = setup({
     isReverse: ({ context }) => context.isReverse === true,
     isForward: ({ context }) => context.isReverse !== true,
     hasFailedBefore: ({ context }) => context.attempt > 0,
+    /** The stream cannot go on with its slot: it is gone, another's, or of another cluster or timeline. */
+    isLost: ({ context: { error, resumesAt, isReverse } }) =>
+      isReverse !== true &&
+      (error?.kind === 'lost' || error?.code === 'source_replaced') &&
+      (resumesAt === 'migratingData' || resumesAt === 'syncingWal'),
     nothingMade: ({ context }) => context.resumesAt === 'init',
     isBehind: ({ context }) => !context.caughtUp,
     isCaughtUp: ({ context }) => context.caughtUp,

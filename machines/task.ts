@@ -243,6 +243,7 @@ export const taskMachine = taskSetup.createMachine({
                   actions: assign({
                     recopyPass: ({ context }) => context.recopyPass + 1,
                     recopyTables: ({ event }) => event.tables,
+                    recopyRenewsSlot: false,
                     error: null,
                   }),
                 },
@@ -484,7 +485,26 @@ export const taskMachine = taskSetup.createMachine({
         releasing: { invoke: { src: 'release', input: ref, onDone: 'held', onError: 'held' } },
         held: { tags: 'dormant' },
       },
-      on: { RESUME: { target: 'queued', actions: 'renewBudget' }, FINISH: finish, ...giveUp },
+      on: {
+        RESUME: { target: 'queued', actions: 'renewBudget' },
+        // what was lost cannot be had back; with all rows copied again nobody needs it
+        RECOPY: {
+          guard: 'isLost',
+          target: 'queued',
+          actions: [
+            'renewBudget',
+            { type: 'resumeAt', params: 'migratingData' },
+            assign({
+              recopyPass: ({ context }) => context.recopyPass + 1,
+              recopyTables: ({ event }) => event.tables,
+              recopyRenewsSlot: true,
+              error: null,
+            }),
+          ],
+        },
+        FINISH: finish,
+        ...giveUp,
+      },
     },
 
     retrying: {

@@ -13,7 +13,7 @@ import { makeIndexBuilder, type IndexBuilder } from './indexes.ts';
 import { Pace, watchSourceLag } from './pace.ts';
 import { planParts } from './plan.ts';
 import { ensureCuts } from './plan-read.ts';
-import { forgetCopies } from './recopy.ts';
+import { constrainedBefore, forgetCopies } from './recopy.ts';
 import { Tally } from './tally.ts';
 import { Waits } from './waits.ts';
 
@@ -42,7 +42,9 @@ export async function copyTables(scope: TaskScope): Promise<void> {
     const plan = schemaPlanOf(scope);
     const slotIncarnation = slotOf(scope).incarnation;
     await forgetCopies(scope, plan, slotIncarnation);
-    const parts = planParts(plan.tables, await ensureCuts(scope, plan.tables, slotIncarnation));
+    const constrained = constrainedBefore(scope, plan);
+    const cuts = await ensureCuts(scope, plan.tables, slotIncarnation, constrained);
+    const parts = planParts(plan.tables, cuts);
     const tally = new Tally(scope, parts);
     const encoding = await commonEncoding(scope);
     const indexes = (builder = await makeIndexBuilder(scope, plan, waits, signal));

@@ -8,7 +8,7 @@ import type { Lsn } from '../model/lsn.ts';
 import { waitForFlush } from '../postgres/copy-flush.ts';
 import { copyError } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
-import { slotOf } from '../postgres/slot.ts';
+import { recopyRemedy, slotOf } from '../postgres/slot.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import type { CopyPart } from './plan.ts';
@@ -168,7 +168,9 @@ function requireSlotsServer(
       ? `source: its timeline is ${Number.parseInt(timeline, 16)}, the slot was made on ${system.timeline}`
       : `source: the server that answers has no replication slot ${name}`,
     {
-      hint: 'point the source at the server where the migration began, then resume; if that one is gone, cancel this migration and start a new one',
+      hint:
+        'point the source at the server where the migration began, then resume; if that one is gone: ' +
+        recopyRemedy(scope),
       details: { role: 'source', slot: name },
     },
   );

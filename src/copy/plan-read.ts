@@ -15,15 +15,19 @@ interface StoredCuts {
   readonly cuts: Readonly<Record<string, readonly PartRange[]>>;
 }
 
-/** The cuts of every table of the plan, by `relationKey`; made at the first call for a slot. */
+/**
+ * The cuts of every table of the plan, by `relationKey`; made at the first call for a slot. `constrained`: tables that have
+ * unique constraints already.
+ */
 export async function ensureCuts(
   scope: TaskScope,
   tables: readonly PlannedTable[],
   slotIncarnation: string,
+  constrained: readonly string[],
 ): Promise<ReadonlyMap<string, readonly PartRange[]>> {
   const stored = scope.checkpoints.get<StoredCuts>(COPY_CUTS);
   if (stored?.slotIncarnation === slotIncarnation) return new Map(Object.entries(stored.cuts));
-  const cuts = await readCuts(scope, tables);
+  const cuts = await readCuts(scope, tables, constrained);
   scope.checkpoints.set(COPY_CUTS, {
     slotIncarnation,
     cuts: Object.fromEntries(cuts),
@@ -42,12 +46,13 @@ export function leaveWhole(scope: TaskScope, relation: string): void {
 async function readCuts(
   scope: TaskScope,
   tables: readonly PlannedTable[],
+  constrained: readonly string[],
 ): Promise<Map<string, readonly PartRange[]>> {
   const wanted = (table: PlannedTable): number =>
     partsWanted(table.bytesEstimated, scope.spec.options.partBytes);
   const large = tables.filter((table) => wanted(table) > 1);
   const cuts = new Map<string, readonly PartRange[]>();
-  const uniqueBefore = new Set(schemaPlanOf(scope).uniqueBefore);
+  const uniqueBefore = new Set([...constrained, ...(schemaPlanOf(scope).uniqueBefore ?? [])]);
   if (large.length === 0) return cuts;
   const hasTidRangeScan = (await sourceVersion(scope)) >= 140_000;
   const rows = await readFacts(scope, large);

@@ -53,6 +53,7 @@ const commands: Readonly<Record<string, Command>> = {
   pause: plain((service, id) => service.pauseTask(id)),
   resume: plain((service, id) => service.resumeTask(id)),
   validate: plain((service, id) => service.validateTask(id)),
+  recopy: plain((service, id) => service.recopyTask(id)),
   unfence: plain((service, id) => service.unfenceTask(id)),
   rollback: plain((service, id) => service.rollback(id)),
   finish: plain((service, id) => service.finish(id)),

@@ -10,6 +10,8 @@ export const failpoints = [
   'copy.marker-committed',
   'copy.before-index',
   'copy.forgotten',
+  'recopy.slot-left',
+  'recopy.progress-forgotten',
   'copy.mid-unlogged',
   'copy.mid-large-objects',
   'sync.before-target-commit',

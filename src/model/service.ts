@@ -95,6 +95,8 @@ export interface Service {
    * stream waits meanwhile; everything else stays. `table` as in `tables` of the request.
    */
   recopyTable(id: string, table: string): Promise<CommandResult>;
+  /** Copies every table again: while the task follows its source, or, when it is paused as lost, behind a new slot. */
+  recopyTask(id: string): Promise<CommandResult>;
   /** Makes rows of the target what the source has, while the stream runs; carried out by the online validation. */
   repairTask(id: string, request: RepairRequest): Promise<RepairView>;
   /** What the online validation knows of each table. */

@@ -313,6 +313,7 @@ export const taskCommands = [
   'CUTOVER',
   'VALIDATE',
   'FINISH',
+  'RECOPY',
 ] as const;
 export type TaskCommandType = (typeof taskCommands)[number];
 

@@ -7,6 +7,7 @@ import { dropSchemaIfEmpty, lockBookkeeping } from './bookkeeping.ts';
 import { fromPostgres } from './errors.ts';
 import { hasLogicalMessages, markerTable, sourceVersion } from './marker.ts';
 import { DTS_SCHEMA, ident, identRelation, literal, taskObjectName } from './sql.ts';
+import { recopyRemedy } from './slot.ts';
 import { schemaPlanOf, type TaskScope } from './task-scope.ts';
 
 /** Checkpoint that says whether the task has its publication. */
@@ -94,7 +95,7 @@ export async function ensurePublication(scope: TaskScope): Promise<void> {
       'publication_lost',
       `source: publication ${name}: ${changed ?? 'it was dropped by this task'}`,
       {
-        hint: 'changes may be missing from the stream: cancel this migration and start a new one',
+        hint: `changes may be missing from the stream: ${recopyRemedy(scope)}`,
         details: { publication: name, tables: wanted.length },
       },
     );
@@ -167,6 +168,11 @@ async function createPublication(
       scope.progress.setWaitingFor('the publication waits for DDL or VACUUM on the source tables');
     }
   }
+}
+
+/** From here on the publication is made anew, or taken as it is found: the slot that needed it unchanged is lost. */
+export function abandonPublication(scope: TaskScope): void {
+  scope.checkpoints.set(publicationNote, { state: 'creating' } satisfies PublicationRecord);
 }
 
 /** Drops the publication and the marker table, and the source's schema `dts` when that leaves it empty. Idempotent. */

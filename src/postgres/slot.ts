@@ -90,10 +90,12 @@ async function identifySystem(client: ClientBase): Promise<SourceSystem> {
  * our name elsewhere (a clone's, a synchronised one) leads through another history: LSNs and transaction ids mean something
  * else there, and what we have already applied may never have happened. So nothing is compared and nothing guessed.
  */
-export async function verifySystem(client: ClientBase, record: SlotRecord): Promise<void> {
-  const { system } = record;
+export async function verifySystem(client: ClientBase, record: SlotRecord, scope: TaskScope): Promise<void> {
+  if (record.system) verifySystemOf(await identifySystem(client), record, scope);
+}
+
+function verifySystemOf(found: SourceSystem, { system }: SlotRecord, scope: TaskScope): void {
   if (!system) return;
-  const found = await identifySystem(client);
   if (found.id === system.id && found.timeline === system.timeline) return;
   const inWords = (each: SourceSystem): string => `system ${each.id}, timeline ${each.timeline}`;
   const what = found.id === system.id ? 'has changed its timeline' : 'is another cluster';
@@ -102,8 +104,8 @@ export async function verifySystem(client: ClientBase, record: SlotRecord): Prom
     `source: it ${what}: the slot was made on ${inWords(system)}, this is ${inWords(found)}`,
     {
       hint:
-        'point the source at the server where the migration began, then resume; if that one is gone (failover, restore), ' +
-        'cancel this migration and start a new one',
+        'point the source at the server where the migration began, then resume; if that one is gone (failover, restore): ' +
+        recopyRemedy(scope),
       details: { role: 'source', expected: system, found },
     },
   );
@@ -124,7 +126,12 @@ function invalidationReason(reason: string): string {
   }
 }
 
-const startOver = 'changes since then cannot be read any more: cancel this migration and start a new one';
+/** What to do when changes are missing that no server can tell any more. */
+export function recopyRemedy({ taskId, spec }: Pick<TaskScope, 'taskId' | 'spec'>): string {
+  // what the old source has is what the rollback would lose: it is not replaced
+  if (spec.origin) return `a rollback would lose them: POST /api/v1/migrations/${taskId}/finish`;
+  return `POST /api/v1/migrations/${taskId}/recopy copies all tables again behind a new slot (the schema stays), or cancel this migration`;
+}
 
 function stranger(name: string, reason: string): MigrationError {
   return new MigrationError('slot_stranger', `source: replication slot ${name}: ${reason}`, {
@@ -195,7 +202,7 @@ export async function ensureSlot(scope: TaskScope): Promise<SlotRecord> {
 export async function verifySlot(scope: TaskScope, record: SlotRecord): Promise<void> {
   const lost = (reason: string): MigrationError =>
     new MigrationError('slot_lost', `source: replication slot ${record.name} ${reason}`, {
-      hint: startOver,
+      hint: `changes since then cannot be read any more: ${recopyRemedy(scope)}`,
       details: { slot: record.name },
     });
   if (record.dropped) throw lost('was dropped by this task');
@@ -216,15 +223,19 @@ export async function verifySlot(scope: TaskScope, record: SlotRecord): Promise<
     );
 }
 
-/** On a walsender of its own: it asks what the stream will ask, and for no right that the stream does not need. */
 async function verifySource(scope: TaskScope, record: SlotRecord): Promise<void> {
+  verifySystemOf(await sourceSystem(scope), record, scope);
+}
+
+/** On a walsender of its own: it asks what the stream will ask, and for no right that the stream does not need. */
+async function sourceSystem(scope: TaskScope): Promise<SourceSystem> {
   const session = await scope.source.session({
     purpose: 'identify',
     replication: true,
     signal: scope.signal,
   });
   try {
-    await verifySystem(session.client, record);
+    return await identifySystem(session.client);
   } catch (error) {
     throw fromPostgres(error, { role: 'source' });
   } finally {
@@ -362,6 +373,20 @@ export async function dropSlot(scope: TaskScope): Promise<void> {
 /** After dropSlot: another one may be made. */
 export function forgetSlot(scope: TaskScope): void {
   scope.checkpoints.delete(slotNote);
+}
+
+/**
+ * Forgets the slot, so that ensureSlot makes another, and drops what is left of it. On another cluster nothing is: what
+ * bears the name there is somebody else's. Idempotent. Errors: those of dropSlot.
+ */
+export async function abandonSlot(scope: TaskScope): Promise<void> {
+  const record = findSlot(scope);
+  if (!record) return;
+  const found = record.system && (await sourceSystem(scope));
+  // a promoted standby of the same cluster has a copy of ours, if any
+  if (found?.id === record.system?.id) await dropSlot(scope);
+  scope.checkpoints.delete(slotNote);
+  scope.checkpoints.delete(SLOT_INTENT);
 }
 
 /** Ends the walsender that still reads from our slot: one that outlived its connection. Bounded. */

@@ -96,7 +96,7 @@ export class WalStream {
     const stream = new WalStream(service, options.ackedLsn, scope.source.registerExternal());
     holder.stream = stream;
     try {
-      await stream.#start(options, signal);
+      await stream.#start(scope, options, signal);
       return stream;
     } catch (error) {
       await stream.close();
@@ -191,7 +191,7 @@ export class WalStream {
     return this.#closed;
   }
 
-  async #start(options: WalStreamOptions, signal: AbortSignal): Promise<void> {
+  async #start(scope: TaskScope, options: WalStreamOptions, signal: AbortSignal): Promise<void> {
     const onAbort = (): void => void this.close();
     signal.addEventListener('abort', onAbort, { once: true });
     this.#service.on('error', (error) => this.#fail(fromPostgres(error, { role: 'source' })));
@@ -206,7 +206,7 @@ export class WalStream {
         await client.query(sessionSettings);
         await client.query(`select set_config('wal_sender_timeout', '${WAL_SENDER_TIMEOUT_MS}', false)`);
         // On this very connection: behind one address there may be more than one server.
-        await verifySystem(client, options.slot);
+        await verifySystem(client, options.slot, scope);
         const parameters = [
           `proto_version '1'`,
           `publication_names ${literal(ident(options.publication))}`,

@@ -3,7 +3,7 @@ import { fromCallback, fromPromise, type EventObject } from 'xstate';
 import type { Activities, ActivityName, TaskRef } from '../../machines/activities.ts';
 import { copyTables } from '../copy/copy-tables.ts';
 import { copyLargeObjects } from '../copy/large-objects.ts';
-import { acceptRecopy, type RecopyRequest } from '../copy/recopy.ts';
+import { acceptRecopy, leaveLostSlot, type RecopyRequest } from '../copy/recopy.ts';
 import { copyUnlogged } from '../copy/unlogged.ts';
 import { analyzeTarget } from '../cutover/analyze.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
@@ -117,9 +117,10 @@ function streamLogic(host: ActivityHost) {
       if (!signal.aborted) sendBack(event);
     };
     host.runner
-      .run(taskId, 'stream', signal, () => {
+      .run(taskId, 'stream', signal, async () => {
         const scope = host.scopeOf(taskId, signal);
         acceptRecopy(scope, host.recopyOf(taskId));
+        await leaveLostSlot(scope);
         return runStream(scope, emit);
       })
       .catch((error: unknown) => emit({ type: 'STREAM_FAILED', error: asMigrationError(error).toReport() }));

@@ -296,6 +296,12 @@ export class MigrationService implements Service {
     return this.#command(id, { type: 'RECOPY', tables: [name] });
   }
 
+  async recopyTask(id: string): Promise<CommandResult> {
+    const plan = findSchemaPlan({ checkpoints: this.#checkpointsOf(id) });
+    const tables = (plan?.tables ?? []).map(({ source }) => relationKey(source));
+    return this.#command(id, { type: 'RECOPY', tables });
+  }
+
   async validateTask(id: string): Promise<CommandResult> {
     return this.#command(id, { type: 'VALIDATE' });
   }

@@ -12,7 +12,7 @@ import type { RecopyRequest } from '../copy/recopy.ts';
 import { asMigrationError, isStoreFailure, MigrationError, type ErrorReport } from '../model/errors.ts';
 import type { Failpoint } from '../model/failpoints.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
-import { isEnded, taskCommands, taskStates, type TaskState } from '../model/task.ts';
+import { isEnded, taskStates, type TaskState } from '../model/task.ts';
 import type { OptionsPatch } from '../model/request.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
@@ -28,7 +28,7 @@ import { persistedSnapshotOf } from './restore.ts';
 import type { SecretVault } from './secrets.ts';
 import { TaskResources } from './task-resources.ts';
 import { progressPercent, type TaskTelemetry } from './telemetry.ts';
-import { restingSnapshot, type TaskSnapshot } from './view.ts';
+import { acceptedCommands, restingSnapshot, type TaskSnapshot } from './view.ts';
 
 const ENDED: readonly TaskState[] = taskStates.filter(isEnded);
 /** States whose rows never have an actor; `paused` may still be releasing and is looked at one by one. */
@@ -126,7 +126,7 @@ export class Supervisor implements TaskManager, ActivityHost {
     const actor = this.actorOf(id);
     const snapshot: TaskSnapshot = actor ? actor.getSnapshot() : restingSnapshot(row);
     if (row.crash || !snapshot.can(command)) {
-      const allowed = row.crash ? [] : taskCommands.filter((type) => snapshot.can({ type }));
+      const allowed = row.crash ? [] : acceptedCommands(snapshot);
       throw new MigrationError(
         'event_not_accepted',
         `a task in state ${row.state} does not accept ${command.type}`,
@@ -277,8 +277,8 @@ export class Supervisor implements TaskManager, ActivityHost {
   }
 
   recopyOf(taskId: string): RecopyRequest {
-    const { recopyPass, recopyTables } = restingSnapshot(this.row(taskId)).context;
-    return { pass: recopyPass, tables: recopyTables };
+    const { recopyPass, recopyTables, recopyRenewsSlot } = restingSnapshot(this.row(taskId)).context;
+    return { pass: recopyPass, tables: recopyTables, renewsSlot: recopyRenewsSlot };
   }
 
   /** Takes effect at once, also in what runs. */

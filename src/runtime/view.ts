@@ -7,7 +7,14 @@ import { taskMachine } from '../../machines/task.ts';
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import type { ErrorReport } from '../model/errors.ts';
 import { reverseNotes, type ReverseNote } from '../model/reverse.ts';
-import { isEnded, taskCommands, type TaskProgress, type TaskSpec, type TaskView } from '../model/task.ts';
+import {
+  isEnded,
+  taskCommands,
+  type TaskCommandType,
+  type TaskProgress,
+  type TaskSpec,
+  type TaskView,
+} from '../model/task.ts';
 import { persistedSnapshotOf } from './restore.ts';
 import { progressPercent } from './telemetry.ts';
 
@@ -21,6 +28,10 @@ export function restingSnapshot(row: TaskRow): TaskSnapshot {
     status: 'active' | 'done';
   };
   return taskMachine.resolveState({ value, context, status });
+}
+
+export function acceptedCommands(snapshot: TaskSnapshot): readonly TaskCommandType[] {
+  return taskCommands.filter((type) => snapshot.can(type === 'RECOPY' ? { type, tables: [] } : { type }));
 }
 
 /** Null for a row that cannot be restored: it must still be listed, with the error that says so. */
@@ -99,8 +110,7 @@ export function taskView(
     lagBytes: detail.sync?.lagBytes ?? null,
     connections,
     detail,
-    allowedCommands:
-      row.crash || ended || !snapshot ? [] : taskCommands.filter((type) => snapshot.can({ type })),
+    allowedCommands: row.crash || ended || !snapshot ? [] : acceptedCommands(snapshot),
     cutoverWaitsFor: row.state === 'syncingWal' ? closedGates(context, row.spec, detail) : [],
     ...writeStopOf(notes, row.id),
     cleanupPending: row.cleanupPending,

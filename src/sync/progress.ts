@@ -5,7 +5,7 @@ import type { Lsn } from '../model/lsn.ts';
 import { parseRange } from '../model/part-range.ts';
 import { parsePgSnapshot } from '../model/pg-snapshot.ts';
 import { relationKey } from '../model/relation.ts';
-import type { SlotRecord } from '../postgres/slot.ts';
+import { recopyRemedy, type SlotRecord } from '../postgres/slot.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import type { CopiedPart } from './filter.ts';
 
@@ -34,7 +34,7 @@ export async function loadProgress(scope: TaskScope, slot: SlotRecord): Promise<
       'slot_stranger',
       `target: the progress of ${scope.taskId} belongs to another slot`,
       {
-        hint: 'the rows on the target were made by another run: cancel this migration and start a new one',
+        hint: `the rows on the target were made by another run: ${recopyRemedy(scope)}`,
         details: { slot: slot.name, found: row?.incarnation ?? null },
       },
     );

@@ -5,7 +5,7 @@ import { lagBytes, type Lsn } from '../model/lsn.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import { readSpill, sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { ensurePublication } from '../postgres/publication.ts';
-import { dropSlot, verifySlot, type SlotRecord } from '../postgres/slot.ts';
+import { dropSlot, recopyRemedy, verifySlot, type SlotRecord } from '../postgres/slot.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { checkCatalog } from './catalog-watch.ts';
 import { LagClock, slotOutlook } from './lag-clock.ts';
@@ -104,7 +104,7 @@ class Sampler {
       'slot_lost',
       `source: replication slot ${this.#slot.name} was dropped: it kept ${retainedBytes} bytes of WAL, more than max_retained_wal_bytes`,
       {
-        hint: 'changes since then cannot be read any more: cancel this migration and start a new one with a larger cap',
+        hint: `changes since then cannot be read any more: ${recopyRemedy(this.#scope)}; see to a larger cap first`,
         details: { slot: this.#slot.name, retainedBytes, maxRetainedWalBytes: cap },
       },
     );

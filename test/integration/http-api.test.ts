@@ -323,9 +323,11 @@ describe('commands', () => {
       });
     expect((await patch('options')).status).toBe(200);
     expect((await post('/migrations/orders/tables/public.users/recopy')).status).toBe(200);
+    expect((await post('/migrations/orders/recopy')).status).toBe(200);
     expect(service.calls).toEqual([
       ['changeOptions', 'orders', { maxBytesPerSecond: 1_000_000 }],
       ['recopyTable', 'orders', 'public.users'],
+      ['recopyTask', 'orders'],
     ]);
     await expectProblem(await patch('tables/public.users/recopy'), 405, 'method_not_allowed');
     await expectProblem(

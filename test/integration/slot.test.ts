@@ -6,7 +6,7 @@ import { describe, expect, it, onTestFinished } from 'vitest';
 import { startEmbeddedPostgres } from '../../src/cli/embedded-postgres.ts';
 import { ensureBookkeeping, removeBookkeeping } from '../../src/postgres/bookkeeping.ts';
 import { dropPublication, ensurePublication } from '../../src/postgres/publication.ts';
-import { dropSlot, ensureSlot, findSlot, slotOf, verifySlot } from '../../src/postgres/slot.ts';
+import { abandonSlot, dropSlot, ensureSlot, findSlot, slotOf, verifySlot } from '../../src/postgres/slot.ts';
 import { taskObjectName } from '../../src/postgres/sql.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
@@ -128,7 +128,7 @@ describe('ensureSlot', () => {
     await pair.source.query('select pg_drop_replication_slot($1)', [name]);
     const error = await errorOf(ensureSlot(scope));
     expect(error.code).toBe('slot_lost');
-    expect(error.hint).toContain('start a new one');
+    expect(error.hint).toContain('/recopy copies all tables again');
     expect(await slotNames(pair)).toEqual([]);
   });
 
@@ -274,6 +274,31 @@ describe('dropSlot', () => {
     expect(slotOf(scope)).toEqual({ ...slot, dropped: true });
     expect((await errorOf(ensureSlot(scope))).code).toBe('slot_lost');
     expect(await slotNames(pair)).toEqual([]);
+  });
+});
+
+describe('abandonSlot', () => {
+  it('drops what is left of the slot, and makes another incarnation possible', async () => {
+    const pair = await makePair();
+    const scope = await ready(pair);
+    const slot = await ensureSlot(scope);
+    await abandonSlot(scope);
+    await abandonSlot(scope);
+    expect(await slotNames(pair)).toEqual([]);
+    const next = await ensureSlot(scope);
+    expect(next.name).toBe(slot.name);
+    expect(next.incarnation).not.toBe(slot.incarnation);
+  });
+
+  it('leaves alone what bears the name on another cluster', async () => {
+    const pair = await makePair();
+    const scope = await ready(pair);
+    const slot = await ensureSlot(scope);
+    scope.checkpoints.set('slot', { ...slot, system: { id: '1', timeline: 1 } });
+    await abandonSlot(scope);
+    expect(await slotNames(pair)).toEqual([slot.name]);
+    expect((await errorOf(ensureSlot(scope))).code).toBe('slot_stranger');
+    await pair.source.query('select pg_drop_replication_slot($1)', [slot.name]);
   });
 });
 

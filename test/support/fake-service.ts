@@ -164,6 +164,10 @@ export class FakeService implements Service {
     return this.#answer('recopyTable', [id, table], () => ({ task: this.#find(id), changed: true }));
   }
 
+  recopyTask(id: string): Promise<CommandResult> {
+    return this.#answer('recopyTask', [id], () => ({ task: this.#find(id), changed: true }));
+  }
+
   validateTask(id: string): Promise<CommandResult> {
     return this.#answer('validateTask', [id], () => ({ task: this.#find(id), changed: true }));
   }

@@ -9,7 +9,8 @@ import type { TaskMachineEvent } from '../../machines/task-context.ts';
 import { MigrationError, type ErrorCode } from '../../src/model/errors.ts';
 import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
 import { reverseSpec } from '../../src/model/reverse.ts';
-import { taskCommands, type TaskSpec, type TaskState } from '../../src/model/task.ts';
+import type { TaskSpec, TaskState } from '../../src/model/task.ts';
+import { acceptedCommands } from '../../src/runtime/view.ts';
 
 const activities: readonly ActivityName[] = [
   'preflight',
@@ -285,6 +286,26 @@ describe('errors', () => {
     expect(task.state).toBe('paused');
     expect(task.context.error).toMatchObject({ code: 'slot_lost', kind: 'lost' });
   });
+
+  test.each(['slot_lost', 'publication_lost', 'source_replaced'] as const)(
+    'RECOPY goes back to the copy, behind a new slot, from a pause by %s',
+    async (code) => {
+      const task = await driveTo('syncingWal');
+      task.stream({ type: 'STREAM_FAILED', error: new MigrationError(code, 'gone').toReport() });
+      await task.done('release');
+      task.send({ type: 'RECOPY', tables: ['public.users'] });
+      expect(task.state).toBe('queued');
+      task.send({ type: 'ADMIT' });
+      expect(task.state).toBe('migratingData');
+      expect(task.context).toMatchObject({ recopyPass: 1, recopyRenewsSlot: true, error: null });
+    },
+  );
+
+  test('a pause for another reason keeps its slot: RECOPY is refused', async () => {
+    const task = await driveTo('syncingWal');
+    task.stream({ type: 'STREAM_FAILED', error: new MigrationError('disk_full', 'full').toReport() });
+    expect(task.actor.getSnapshot().can({ type: 'RECOPY', tables: [] })).toBe(false);
+  });
 });
 
 describe('under the fence', () => {
@@ -409,7 +430,7 @@ describe('after the point of no return', () => {
 
   test('no command is accepted', async () => {
     const task = await past();
-    expect(taskCommands.filter((type) => task.actor.getSnapshot().can({ type }))).toEqual([]);
+    expect(acceptedCommands(task.actor.getSnapshot())).toEqual([]);
   });
 
   test('every error is retried, only forward', async () => {
@@ -472,7 +493,7 @@ describe('commands', () => {
     init: ['PAUSE', 'CANCEL', 'ABANDON'],
     creatingTables: ['PAUSE', 'CANCEL', 'ABANDON'],
     migratingData: ['PAUSE', 'CANCEL', 'ABANDON'],
-    syncingWal: ['PAUSE', 'CANCEL', 'ABANDON', 'CUTOVER', 'VALIDATE'],
+    syncingWal: ['PAUSE', 'CANCEL', 'ABANDON', 'CUTOVER', 'VALIDATE', 'RECOPY'],
     stoppingWrites: ['PAUSE', 'CANCEL', 'ABANDON'],
     validating: ['PAUSE', 'CANCEL', 'ABANDON'],
     finalizing: ['PAUSE', 'CANCEL', 'ABANDON'],
@@ -480,9 +501,7 @@ describe('commands', () => {
 
   test.each(Object.entries(accepted))('%s accepts %s', async (state, commands) => {
     const task = await driveTo(state as TaskState);
-    expect(taskCommands.filter((type) => task.actor.getSnapshot().can({ type })).toSorted()).toEqual(
-      commands.toSorted(),
-    );
+    expect(acceptedCommands(task.actor.getSnapshot()).toSorted()).toEqual(commands.toSorted());
   });
 
   test('paused accepts RESUME, CANCEL and ABANDON, and rests without an actor', async () => {
@@ -492,11 +511,7 @@ describe('commands', () => {
     expect(task.actor.getSnapshot().hasTag('dormant')).toBe(false);
     await task.done('release');
     expect(task.actor.getSnapshot().hasTag('dormant')).toBe(true);
-    expect(taskCommands.filter((type) => task.actor.getSnapshot().can({ type }))).toEqual([
-      'RESUME',
-      'CANCEL',
-      'ABANDON',
-    ]);
+    expect(acceptedCommands(task.actor.getSnapshot())).toEqual(['RESUME', 'CANCEL', 'ABANDON']);
   });
 
   test('a queued task that has made nothing is cancelled at once; one that has is cleaned up', async () => {
