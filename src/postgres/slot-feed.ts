@@ -13,6 +13,7 @@ import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lagBytes, lsnToBigint, type Lsn } from '../model/lsn.ts';
 import type { Session } from './connections.ts';
 import { fromPostgres } from './errors.ts';
+import { GulpQueue } from './gulp-queue.ts';
 import { hasLogicalMessages } from './marker.ts';
 import { readServerError } from './pipeline.ts';
 import { ident, literal } from './sql.ts';
@@ -38,7 +39,6 @@ export const catchUpSizes: CatchUpSizes = {
 /** What a call returned; beyond it (one huge transaction, say) the source would hold too much: no further calls. */
 const HUGE_CHUNK_BYTES = 192 * 1024 * 1024;
 const SOURCE_WORK_MEM = '96MB';
-const PAUSE_ABOVE_BYTES = 8 * 1024 * 1024;
 const ADVANCE_INTERVAL_MS = 10_000;
 /** A call says nothing while it decodes. */
 const SILENCE_TIMEOUT_MS = 600_000;
@@ -62,15 +62,12 @@ export class SlotFeed {
   readonly #options: WalStreamOptions;
   readonly #sizes: CatchUpSizes;
   readonly #copy: string;
-  #queue: Gulp[] = [];
-  #queuedBytes = 0;
-  #paused = false;
-  #ended = false;
+  readonly #queue = new GulpQueue({
+    pause: () => void this.#socket().pause(),
+    resume: () => void this.#socket().resume(),
+  });
   #wasHuge = false;
-  #failure: MigrationError | null = null;
-  #wake: (() => void) | null = null;
   #receivedLsn: Lsn;
-  #heardAt = Date.now();
   #acknowledged: Lsn | null = null;
   #advancedAt = Date.now();
   #chunkEnd: (() => void) | null = null;
@@ -117,16 +114,16 @@ export class SlotFeed {
   }
 
   get silentMs(): number {
-    return this.#paused || this.#ended ? 0 : Date.now() - this.#heardAt;
+    return this.#queue.silentMs;
   }
 
   get drained(): boolean {
-    return this.#queue.length === 0;
+    return this.#queue.drained;
   }
 
   /** Nothing more will come: the rest is the walsender's. */
   get ended(): boolean {
-    return this.#ended;
+    return this.#queue.ended;
   }
 
   /** A call returned more than the source should hold: this feed is not for this backlog. */
@@ -134,31 +131,12 @@ export class SlotFeed {
     return this.#wasHuge;
   }
 
-  async take(waitMs: number): Promise<readonly Gulp[]> {
-    if (this.#queue.length === 0 && this.#failure === null && !this.#ended && waitMs > 0) {
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, waitMs);
-        this.#wake = () => {
-          clearTimeout(timer);
-          resolve();
-        };
-      });
-      this.#wake = null;
-    }
-    if (this.#failure) throw this.#failure;
-    const gulps = this.#queue;
-    this.#queue = [];
-    this.#queuedBytes = 0;
-    if (this.#paused) {
-      this.#paused = false;
-      this.#heardAt = Date.now();
-      this.#socket().resume();
-    }
-    return gulps;
+  take(waitMs: number): Promise<readonly Gulp[]> {
+    return this.#queue.take(waitMs);
   }
 
   poke(): void {
-    this.#wake?.();
+    this.#queue.poke();
   }
 
   /** The slot itself moves now and then: each time, the server reads the WAL in between. */
@@ -204,7 +182,7 @@ export class SlotFeed {
     });
     socket.removeAllListeners('data');
     socket.on('data', (chunk: Buffer) => {
-      this.#heardAt = Date.now();
+      this.#queue.heard();
       try {
         walker.push(chunk);
       } catch (error) {
@@ -221,7 +199,7 @@ export class SlotFeed {
   /** One call after the other; the server decodes the next while the target takes the last. */
   async #run(walker: WalWalker): Promise<void> {
     let reachedSource = false;
-    while (this.#failure === null) {
+    while (this.#queue.failure === null) {
       const { rows } = await this.#scope.source.query<{ lsn: Lsn }>(
         'select pg_current_wal_flush_lsn()::text as lsn',
       );
@@ -235,13 +213,12 @@ export class SlotFeed {
       walker.restart();
       this.#chunkBytes = 0;
       await this.#call(upto);
-      if (this.#failure !== null) return;
+      if (this.#queue.failure !== null) return;
       if (this.#chunkBytes > HUGE_CHUNK_BYTES) this.#wasHuge = true;
       if (compareLsn(upto, this.#receivedLsn) > 0) this.#receivedLsn = upto;
       this.#push(reached(upto));
     }
-    this.#ended = true;
-    this.#wake?.();
+    this.#queue.end();
   }
 
   async #call(upto: Lsn): Promise<void> {
@@ -261,7 +238,7 @@ export class SlotFeed {
     message[0] = 0x51;
     message.writeInt32BE(length + 5, 1);
     message.write(sql, 5);
-    this.#heardAt = Date.now();
+    this.#queue.heard();
     await new Promise<void>((resolve) => {
       const watchdog = setInterval(() => {
         if (this.silentMs > SILENCE_TIMEOUT_MS)
@@ -282,20 +259,13 @@ export class SlotFeed {
   }
 
   #push(gulp: Gulp): void {
-    this.#queue.push(gulp);
-    this.#queuedBytes += gulp.buffer.length;
     this.#chunkBytes += gulp.buffer.length;
-    if (!this.#paused && this.#queuedBytes > PAUSE_ABOVE_BYTES) {
-      this.#paused = true;
-      this.#socket().pause();
-    }
-    this.#wake?.();
+    this.#queue.push(gulp);
   }
 
   #fail(failure: MigrationError): void {
-    this.#failure ??= failure;
+    this.#queue.fail(failure);
     this.#chunkEnd?.();
-    this.#wake?.();
   }
 }
 

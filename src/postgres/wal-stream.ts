@@ -15,6 +15,7 @@ import { LogicalReplicationService } from 'pg-logical-replication';
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, ZERO_LSN, type Lsn } from '../model/lsn.ts';
 import { fromPostgres } from './errors.ts';
+import { GulpQueue } from './gulp-queue.ts';
 import { hasLogicalMessages } from './marker.ts';
 import { sessionSettings } from './session-settings.ts';
 import { verifySystem, type SlotRecord } from './slot.ts';
@@ -22,8 +23,6 @@ import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
 import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
 
-/** Messages that may wait for the applier; above it the socket is paused until they are taken. */
-const PAUSE_ABOVE_BYTES = 8 * 1024 * 1024;
 /** What is received in less than this and within PACE_WITHIN_MS of the last is worth waiting for more. */
 const SMALL_CHUNK_BYTES = 32 * 1024;
 const PACE_WITHIN_MS = 3;
@@ -60,17 +59,17 @@ export class WalStream {
   readonly #uncount: () => void;
   #stream: Pausable | null = null;
   #client: Client | null = null;
-  #queue: Gulp[] = [];
-  #queuedBytes = 0;
-  #paused = false;
+  readonly #queue = new GulpQueue({
+    pause: () => this.#stream?.pause(),
+    resume: () => {
+      if (this.#pace === null) this.#stream?.resume();
+    },
+  });
   #pace: NodeJS.Timeout | null = null;
   #chunkAt = 0;
-  #failure: MigrationError | null = null;
-  #wake: (() => void) | null = null;
   #onFailure: (() => void) | null = null;
   #ackedLsn: Lsn;
   #receivedLsn: Lsn = ZERO_LSN;
-  #heardAt = Date.now();
   #statusTimer: NodeJS.Timeout | null = null;
   #closed: Promise<void> | null = null;
 
@@ -116,39 +115,20 @@ export class WalStream {
 
   /** How long the walsender has said nothing although we were listening. */
   get silentMs(): number {
-    return this.#paused ? 0 : Date.now() - this.#heardAt;
+    return this.#queue.silentMs;
   }
 
   /** Whether nothing waits to be taken. */
   get drained(): boolean {
-    return this.#queue.length === 0;
+    return this.#queue.drained;
   }
 
   /**
    * What has arrived, in order; waits for something up to `waitMs` and then returns an empty list.
    * Throws what broke the connection, `aborted` after close().
    */
-  async take(waitMs: number): Promise<readonly Gulp[]> {
-    if (this.#queue.length === 0 && this.#failure === null && waitMs > 0) {
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, waitMs);
-        this.#wake = () => {
-          clearTimeout(timer);
-          resolve();
-        };
-      });
-      this.#wake = null;
-    }
-    if (this.#failure) throw this.#failure;
-    const items = this.#queue;
-    this.#queue = [];
-    this.#queuedBytes = 0;
-    if (this.#paused) {
-      this.#paused = false;
-      this.#heardAt = Date.now();
-      if (this.#pace === null) this.#stream?.resume();
-    }
-    return items;
+  take(waitMs: number): Promise<readonly Gulp[]> {
+    return this.#queue.take(waitMs);
   }
 
   /** A walsender never ends by itself. */
@@ -156,7 +136,7 @@ export class WalStream {
 
   /** Ends a `take` that waits. */
   poke(): void {
-    this.#wake?.();
+    this.#queue.poke();
   }
 
   /** Tells the source that everything up to `lsn` is durable on the target, and stored there as acked_lsn. */
@@ -226,7 +206,7 @@ export class WalStream {
     );
     // A connection that is closed in the middle of its start may settle neither.
     await Promise.race([started, ended, new Promise<void>((resolve) => (this.#onFailure = resolve))]);
-    const failure = this.#failure;
+    const { failure } = this.#queue;
     if (failure) {
       signal.removeEventListener('abort', onAbort);
       throw failure;
@@ -258,7 +238,7 @@ export class WalStream {
     socket.removeAllListeners('data');
     socket.on('data', (chunk: Buffer) => {
       const now = performance.now();
-      this.#heardAt = Date.now();
+      this.#queue.heard();
       try {
         walker.push(chunk);
       } catch (error) {
@@ -268,36 +248,29 @@ export class WalStream {
       this.#chunkAt = now;
       gulped += chunk.length;
       // TLS gives small pieces; those that wait in memory already cost nothing more.
-      if (socket.readableLength > 0 || this.#paused) return;
+      if (socket.readableLength > 0 || this.#queue.paused) return;
       const small = gulped < SMALL_CHUNK_BYTES;
       gulped = 0;
       if (!small || since > PACE_WITHIN_MS) return;
       socket.pause();
       this.#pace = setTimeout(() => {
         this.#pace = null;
-        if (!this.#paused) socket.resume();
+        if (!this.#queue.paused) socket.resume();
       }, PACE_MS);
     });
   }
 
   #push(gulp: Gulp): void {
-    this.#queue.push(gulp);
     const last = gulp.bounds.at(-2) ?? 0;
     // A keepalive's end of WAL, or the start of WAL of the message, 24 bytes before it.
     const at = gulp.buffer[last] === KEEPALIVE ? last + 1 : last - 24;
     const lsn = bigintToLsn(gulp.buffer.readBigUInt64BE(at));
     if (compareLsn(lsn, this.#receivedLsn) > 0) this.#receivedLsn = lsn;
-    this.#queuedBytes += gulp.buffer.length;
-    if (!this.#paused && this.#queuedBytes > PAUSE_ABOVE_BYTES) {
-      this.#paused = true;
-      this.#stream?.pause();
-    }
-    this.#wake?.();
+    this.#queue.push(gulp);
   }
 
   #fail(failure: MigrationError): void {
-    this.#failure ??= failure;
-    this.#wake?.();
+    this.#queue.fail(failure);
     this.#onFailure?.();
   }
 
@@ -316,7 +289,7 @@ export class WalStream {
     // The library adds 1 to what it is given. One byte too many is not harmless: the next commit record may begin
     // exactly at the acknowledged end, and after a restart the server would leave that transaction out.
     const position = lsnToBigint(this.#ackedLsn);
-    if (position === 0n || this.#failure) return;
+    if (position === 0n || this.#queue.failure) return;
     this.#service
       .acknowledge(bigintToLsn(position - 1n), requestReply)
       .catch((error: unknown) => this.#fail(fromPostgres(error, { role: 'source' })));

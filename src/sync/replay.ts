@@ -11,21 +11,17 @@
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
 import { markerPrefix } from '../postgres/marker.ts';
-import {
-  decodePgoutput,
-  UNCHANGED,
-  type ChangeMessage,
-  type TruncateMessage,
-  type Tuple,
-} from '../postgres/pgoutput.ts';
+import { decodePgoutput, type ChangeMessage } from '../postgres/pgoutput.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { WalStream } from '../postgres/wal-stream.ts';
 import { KEEPALIVE, type Gulp } from '../postgres/wal-walker.ts';
-import { TRACKING_BEGAN, type AppliedMarker, type Applier } from './apply.ts';
+import { TRACKING_BEGAN, type Applier } from './apply.ts';
+import { newBatch, OpenTransaction, type Batch } from './batch.ts';
 import { BatchSize } from './batch-size.ts';
-import type { CopyFilter, SourceTransaction } from './filter.ts';
-import { readAgain } from './reread.ts';
-import type { RelationMap, StreamedTable } from './relations.ts';
+import { ChangeWriter, DELETE, KEY_TUPLE, NEW_TUPLE } from './change-writer.ts';
+import type { CopyFilter } from './filter.ts';
+import type { RelationMap } from './relations.ts';
+import type { ReplayFigures } from './replay-figures.ts';
 
 /** A batch ends at the next boundary when it is this large; a transaction's part of it then leaves before its end. */
 const BATCH_BYTES = 4 * 1024 * 1024;
@@ -34,29 +30,11 @@ const IDLE_STORE_MS = 2_000;
 
 const INSERT = 0x49;
 const UPDATE = 0x55;
-const DELETE = 0x44;
 const TRUNCATE = 0x54;
 const BEGIN = 0x42;
 const BEGIN_BYTES = 21;
 const COMMIT = 0x43;
 const COMMIT_BYTES = 26;
-const NEW_TUPLE = 0x4e;
-const KEY_TUPLE = 0x4b;
-
-/** Counters that the sampler shows. */
-export interface ReplayFigures {
-  transactionsApplied: number;
-  changesApplied: number;
-  /** Batches that had to be sent again in source order. */
-  batchesInOrder: number;
-  /** Time spent waiting for more changes, and for the target to carry out a batch. */
-  feedWaitMs: number;
-  targetWaitMs: number;
-}
-
-export function newFigures(): ReplayFigures {
-  return { transactionsApplied: 0, changesApplied: 0, batchesInOrder: 0, feedWaitMs: 0, targetWaitMs: 0 };
-}
 
 /** What may feed a replay: the walsender, or the slot functions while far behind. */
 export type Feed = Pick<WalStream, 'take' | 'poke' | 'drained' | 'acknowledge'> & {
@@ -74,56 +52,13 @@ export class ReplayInOrder extends Error {
   }
 }
 
-type RowMessage = Exclude<ChangeMessage, TruncateMessage>;
-
-class OpenTransaction implements SourceTransaction {
-  readonly commit: bigint;
-  readonly xid: number;
-  /** On the target already: sent again after a lost acknowledgement. */
-  readonly applied: boolean;
-  /** Commits before the last horizon: the copies may have seen it. */
-  filtered = false;
-  changes = 0;
-  markerId: string | null = null;
-
-  constructor(commit: bigint, xid: number, applied: boolean) {
-    this.commit = commit;
-    this.xid = xid;
-    this.applied = applied;
-  }
-
-  get commitLsn(): Lsn {
-    return bigintToLsn(this.commit);
-  }
-}
-
-/** Messages of a gulp that belong to one batch: `bounds` from `from` to `to`. */
-interface Segment {
-  readonly gulp: Gulp;
-  readonly from: number;
-  readonly to: number;
-}
-
-/** What becomes one target transaction. */
-interface Batch {
-  changes: number;
-  transactions: number;
-  /** Commit of its last transaction that has changes. */
-  lastCommit: bigint;
-  marker: AppliedMarker | null;
-  /** Sent change by change. */
-  ordered: boolean;
-  /** Its messages, for sending them again in order; null once a part of a large transaction has left. */
-  log: Segment[] | null;
-  bytes: number;
-}
-
 export class Replay {
   readonly #scope: TaskScope;
   readonly #feed: Feed;
   readonly #applier: Applier;
   readonly #relations: RelationMap;
   readonly #filter: CopyFilter;
+  readonly #changes: ChangeWriter;
   readonly #figures: ReplayFigures;
   readonly #onStored: () => void;
   readonly #orderedUntil: bigint;
@@ -142,13 +77,6 @@ export class Replay {
   /** The batch that the target is carrying out, and how it ended when it failed. */
   #underWay: { readonly batch: Batch; readonly position: Lsn; readonly done: Promise<void> } | null = null;
   #failure: { readonly error: unknown } | null = null;
-  /** The message that is being handled, as it came. */
-  #raw: {
-    readonly message: ChangeMessage;
-    readonly buffer: Buffer;
-    readonly start: number;
-    readonly end: number;
-  } | null = null;
   #storedAt = Date.now();
   #answerNow = false;
   #leaving = false;
@@ -172,6 +100,7 @@ export class Replay {
     this.#applier = parts.applier;
     this.#relations = parts.relations;
     this.#filter = parts.filter;
+    this.#changes = new ChangeWriter(parts);
     this.#figures = parts.figures;
     this.#onStored = parts.onStored;
     this.#orderedUntil = parts.orderedUntil ? lsnToBigint(parts.orderedUntil) : 0n;
@@ -387,108 +316,14 @@ export class Replay {
     const message = decodePgoutput(buffer.subarray(start, end)) as ChangeMessage;
     // The target must have done with the batch before: this change may go out now.
     await this.#settle();
-    this.#raw = { message, buffer, start, end };
-    if (!(await this.#change(message, transaction))) return;
+    const raw = this.#batch.ordered ? null : { buffer, start, end };
+    if (!(await this.#changes.write(message, transaction, raw))) return;
     this.#count(transaction, end - start);
     try {
       await this.#applier.throttle();
     } catch (error) {
       await this.#recover(this.#batch, error, true);
     }
-  }
-
-  /** False when there is nothing to apply. */
-  async #change(message: ChangeMessage, transaction: OpenTransaction): Promise<boolean> {
-    if (message.tag === 'truncate') return this.#truncate(message, transaction);
-    const relation = this.#relations.get(message.relationId);
-    if (relation.kind === 'marker') {
-      const id = message.tag === 'insert' ? message.new[0] : null;
-      if (typeof id === 'string') transaction.markerId = id;
-      return false;
-    }
-    const { table } = relation;
-    return transaction.filtered
-      ? this.#filtered(message, table, transaction)
-      : this.#apply(message, table, transaction);
-  }
-
-  #apply(message: RowMessage, table: StreamedTable, transaction: OpenTransaction): true {
-    if (this.#coalesce(message, table)) return true;
-    switch (message.tag) {
-      case 'insert':
-        this.#applier.insert(table, message.new, transaction);
-        break;
-      case 'update':
-        this.#applier.update(table, message, transaction);
-        break;
-      case 'delete':
-        this.#applier.delete(table, message, transaction);
-        break;
-    }
-    return true;
-  }
-
-  /** Whether the message itself, as it came, was taken into the set of its table. */
-  #coalesce(message: RowMessage, table: StreamedTable): boolean {
-    const raw = this.#raw;
-    if (raw === null || raw.message !== message || this.#batch.ordered) return false;
-    const tag = raw.buffer[raw.start] ?? 0;
-    if (raw.buffer[raw.start + 5] !== (tag === DELETE ? KEY_TUPLE : NEW_TUPLE)) return false;
-    return this.#applier.take(table, tag, raw.buffer, raw.start + 6, raw.end);
-  }
-
-  /** Applies what the copies have not seen; false when they have seen everything. */
-  async #filtered(message: RowMessage, table: StreamedTable, transaction: OpenTransaction): Promise<boolean> {
-    if (message.tag !== 'update') {
-      const row = message.tag === 'insert' ? message.new : message.old;
-      return !this.#filter.sawRow(table, row, transaction) && this.#apply(message, table, transaction);
-    }
-    const { relationId, old, oldKind } = message;
-    switch (this.#filter.update(table, old, message.new, transaction)) {
-      case 'skip':
-        return false;
-      case 'apply':
-        return this.#apply(message, table, transaction);
-      case 'delete-old':
-        if (old === null || oldKind === 'none')
-          throw new MigrationError('internal', `${table.key}: a key move without the old key`);
-        return this.#apply({ tag: 'delete', relationId, oldKind, old }, table, transaction);
-      case 'insert-new': {
-        const row = message.new.map((value, at) =>
-          value === UNCHANGED && oldKind === 'full' ? (old?.[at] ?? null) : value,
-        );
-        if (row.includes(UNCHANGED)) return this.#readAgain(table, row, transaction);
-        return this.#apply({ tag: 'insert', relationId, new: row }, table, transaction);
-      }
-    }
-  }
-
-  async #readAgain(table: StreamedTable, row: Tuple, transaction: OpenTransaction): Promise<true> {
-    const { row: found, part, marker } = await readAgain(this.#scope, table, row, this.#scope.signal);
-    if (found !== null) this.#applier.insert(table, found, transaction);
-    this.#applier.writePart(table, marker, transaction);
-    this.#filter.addRow(part);
-    return true;
-  }
-
-  /** False when every copy has seen it. */
-  #truncate(message: TruncateMessage, transaction: OpenTransaction): boolean {
-    const tables: StreamedTable[] = [];
-    let emptied = false;
-    for (const relationId of message.relationIds) {
-      const relation = this.#relations.get(relationId);
-      if (relation.kind === 'marker') continue;
-      const { table } = relation;
-      const verdict = transaction.filtered
-        ? this.#filter.truncate(table.key, transaction)
-        : { kind: 'apply' as const };
-      if (verdict.kind === 'apply') tables.push(table);
-      if (verdict.kind !== 'some') continue;
-      this.#applier.deleteParts(table, verdict, transaction);
-      emptied = true;
-    }
-    if (tables.length > 0) this.#applier.truncate(tables, message.restartIdentity, transaction);
-    return emptied || tables.length > 0;
   }
 
   /** A part of a large transaction leaves before its end; after a failure it is read again. */
@@ -566,7 +401,6 @@ export class Replay {
     }
     if (current) this.#keep(this.#next);
     const segments = batch.log;
-    this.#raw = null;
     const open = this.#transaction;
     await this.#applier.rollback(current);
     batch.ordered = true;
@@ -586,7 +420,11 @@ export class Replay {
     if (tag !== INSERT && tag !== UPDATE && tag !== DELETE && tag !== TRUNCATE) return;
     const transaction = this.#openTransaction();
     if (transaction.applied) return;
-    await this.#change(decodePgoutput(buffer.subarray(start, end)) as ChangeMessage, transaction);
+    await this.#changes.write(
+      decodePgoutput(buffer.subarray(start, end)) as ChangeMessage,
+      transaction,
+      null,
+    );
     await this.#applier.throttle();
   }
 
@@ -602,16 +440,4 @@ export class Replay {
     }
     this.#onStored();
   }
-}
-
-function newBatch(position: bigint): Batch {
-  return {
-    changes: 0,
-    transactions: 0,
-    lastCommit: position,
-    marker: null,
-    ordered: false,
-    log: [],
-    bytes: 0,
-  };
 }

@@ -9,7 +9,7 @@ import { dropSlot, recopyRemedy, verifySlot, type SlotRecord } from '../postgres
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { checkCatalog } from './catalog-watch.ts';
 import { LagClock, slotOutlook } from './lag-clock.ts';
-import { newFigures, type ReplayFigures } from './replay.ts';
+import { newFigures, type ReplayFigures } from './replay-figures.ts';
 
 const SAMPLE_MS = 500;
 /** DROP TABLE and a changed publication send nothing: looked up now and then, beside every reconnection. */

@@ -26,7 +26,8 @@ import { CopyFilter } from './filter.ts';
 import { runHeartbeat } from './heartbeat.ts';
 import { loadParts, loadProgress } from './progress.ts';
 import { RelationMap } from './relations.ts';
-import { newFigures, Replay, ReplayInOrder, type ReplayFigures } from './replay.ts';
+import { Replay, ReplayInOrder } from './replay.ts';
+import { newFigures, type ReplayFigures } from './replay-figures.ts';
 import { sampleReplay, sampleUntilCopied, type ReplayView } from './sampler.ts';
 import { chooseStreamFormat } from './stream-format.ts';
 

@@ -96,12 +96,9 @@ export class TableBatch {
   /** An update that keeps its key: the new tuple alone. */
   update(message: Buffer, at: number, end: number): boolean {
     const start = this.used;
-    if (!this.#ensureMap()) return false;
-    if (this.#put(message, at, end) < 0) return this.#undo(start);
-    if (this.#unchanged && this.#keyUnchanged(start)) return this.#undo(start);
-    const key = this.#keyAt(start);
+    const key = this.#putKeyed(message, at, end);
+    if (key === null) return this.#undo(start);
     const entry = this.#map?.get(key);
-    this.onlyInserts = false;
     this.hasUnchanged ||= this.#unchanged;
     if (entry === undefined) {
       this.#map?.set(key, this.#add(UPDATE, start));
@@ -116,12 +113,9 @@ export class TableBatch {
   /** `at`: the old tuple, of which only the key means anything. */
   delete(message: Buffer, at: number, end: number): boolean {
     const start = this.used;
-    if (!this.#ensureMap()) return false;
-    if (this.#put(message, at, end) < 0) return this.#undo(start);
-    if (this.#unchanged && this.#keyUnchanged(start)) return this.#undo(start);
-    const key = this.#keyAt(start);
+    const key = this.#putKeyed(message, at, end);
+    if (key === null) return this.#undo(start);
     const entry = this.#map?.get(key);
-    this.onlyInserts = false;
     if (entry === undefined) {
       this.#map?.set(key, this.#add(DELETE, start));
       return true;
@@ -199,6 +193,15 @@ export class TableBatch {
     if (from !== end) return -1;
     this.used = to;
     return to;
+  }
+
+  /** Copies the tuple of a change to a row that is there; its key, or null when the change cannot be taken by key. */
+  #putKeyed(message: Buffer, at: number, end: number): number | string | null {
+    const start = this.used;
+    if (!this.#ensureMap() || this.#put(message, at, end) < 0) return null;
+    if (this.#unchanged && this.#keyUnchanged(start)) return null;
+    this.onlyInserts = false;
+    return this.#keyAt(start);
   }
 
   #undo(start: number): false {

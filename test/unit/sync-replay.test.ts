@@ -7,7 +7,8 @@ import type { TaskScope } from '../../src/postgres/task-scope.ts';
 import type { Applier, BatchEnd } from '../../src/sync/apply.ts';
 import { CopyFilter } from '../../src/sync/filter.ts';
 import type { RelationMap, StreamedTable } from '../../src/sync/relations.ts';
-import { newFigures, Replay } from '../../src/sync/replay.ts';
+import { newFigures } from '../../src/sync/replay-figures.ts';
+import { Replay } from '../../src/sync/replay.ts';
 import { encode, gulpOf, keepaliveMessage } from '../support/pgoutput-messages.ts';
 
 const table = { key: 'public.t' } as StreamedTable;
