@@ -41,6 +41,9 @@ export interface TaskContext {
   readonly recopyTables: readonly string[];
   /** Of the last request: the slot is lost, another one is made. */
   readonly recopyRenewsSlot: boolean;
+  /** Tables that are added: the last request, exact names, and how many there were. */
+  readonly addPass: number;
+  readonly addTables: readonly string[];
   /** Failed cutovers since the last request; spaces the tries of `cutover: auto`. */
   readonly cutoverFailures: number;
   /** End of the wait that is running: write stop, validation or the pause between automatic cutovers. ISO 8601. */
@@ -70,6 +73,8 @@ export type TaskCommand =
   | { readonly type: 'RECOPY'; readonly tables: readonly string[] }
   /** End a reverse task: nothing of its stays, the old source keeps its fence. */
   | { readonly type: 'FINISH' }
+  /** Add these tables, by exact names; `findings` of their preflight. */
+  | { readonly type: 'ADD'; readonly tables: readonly string[]; readonly findings: readonly Finding[] }
   | { readonly type: 'CANCEL'; readonly dropTarget?: boolean }
   | { readonly type: 'ABANDON'; readonly dropTarget?: boolean };
 
@@ -117,6 +122,8 @@ export function initialContext({ taskId, spec }: TaskInput): TaskContext {
     recopyPass: 0,
     recopyTables: [],
     recopyRenewsSlot: false,
+    addPass: 0,
+    addTables: [],
     cutoverFailures: 0,
     deadlineAt: null,
     afterUnfencing: 'syncingWal',

@@ -2,6 +2,7 @@
 // actions only read and assign the context; whatever touches a server is an invoke.
 import { assign, fromCallback, fromPromise, setup, type EventObject } from 'xstate';
 import type { ErrorReport } from '../src/model/errors.ts';
+import type { Finding } from '../src/model/finding.ts';
 import { errorVerdict, MAX_ATTEMPTS, retryDelayMs, type ErrorVerdict } from '../src/model/retry.ts';
 import type { StreamEvent } from '../src/model/stream.ts';
 import type { Activities, ActivityName, TaskRef } from './activities.ts';
@@ -30,6 +31,13 @@ export function errorOf(event: { readonly type: string }): ErrorReport {
   if (typeof error === 'object' && error !== null && 'code' in error && 'kind' in error)
     return error as ErrorReport;
   return { code: 'internal', kind: 'bug', message: error instanceof Error ? error.message : String(error) };
+}
+
+/** A step that is run again says again what it has said. */
+export function withFindings(known: readonly Finding[], more: readonly Finding[]): readonly Finding[] {
+  const keyOf = ({ code, object, message }: Finding): string => `${code} ${object} ${message}`;
+  const said = new Set(known.map(keyOf));
+  return [...known, ...more.filter((finding) => !said.has(keyOf(finding)))];
 }
 
 export const ref = ({ context }: { context: TaskContext }): TaskRef => ({ taskId: context.taskId });

@@ -11,6 +11,8 @@
 //   failing    → failed                                       └ verify: idle ⇄ online, verifying
 //   finishing  → completed (a reverse task that is not cut over any more)
 //
+// ADD leads from syncingWal to creatingTables, RECOPY to migratingData: the stream ends, and a new one waits for the copy.
+//
 // 1. `replicating` invokes the stream for its whole life: it owns slot and walsender, and lives through the fence.
 // 2. Nothing pauses, retries or is restored under the fence: `unfencing` comes first. After the point of no return
 //    there is no way back: PAUSE and CANCEL are not accepted, errors are retried with the fence up.
@@ -23,7 +25,7 @@ import { assign, raise, stateIn } from 'xstate';
 import type { ErrorReport } from '../src/model/errors.ts';
 import { isBlocked } from '../src/model/finding.ts';
 import { initialContext, type TaskContext } from './task-context.ts';
-import { errorOf, inMs, ref, taskSetup } from './task-setup.ts';
+import { errorOf, inMs, ref, taskSetup, withFindings } from './task-setup.ts';
 
 /** Raised when persisted snapshots change shape; `runtime/restore.ts` has a migration for every older one. */
 export const TASK_MACHINE_VERSION = 1;
@@ -150,7 +152,14 @@ export const taskMachine = taskSetup.createMachine({
           target: 'replicating',
           actions: [
             'succeed',
-            assign({ findings: ({ context, event }) => [...context.findings, ...event.output.findings] }),
+            assign({
+              // what was left out for want of a table may have come with one that was added
+              findings: ({ context, event }) =>
+                withFindings(
+                  context.findings.filter(({ code }) => !code.endsWith('_left_out')),
+                  event.output.findings,
+                ),
+            }),
           ],
         },
         onError: [...onError],
@@ -244,6 +253,17 @@ export const taskMachine = taskSetup.createMachine({
                     recopyPass: ({ context }) => context.recopyPass + 1,
                     recopyTables: ({ event }) => event.tables,
                     recopyRenewsSlot: false,
+                    error: null,
+                  }),
+                },
+                // their schema first; then the copy finds them without markers, and nothing else
+                ADD: {
+                  guard: 'isForward',
+                  target: '#task.creatingTables',
+                  actions: assign({
+                    addPass: ({ context }) => context.addPass + 1,
+                    addTables: ({ event }) => event.tables,
+                    findings: ({ context, event }) => withFindings(context.findings, event.findings),
                     error: null,
                   }),
                 },

@@ -13,11 +13,13 @@ interface StoredCuts {
   readonly slotIncarnation: string;
   /** Only tables that are cut. */
   readonly cuts: Readonly<Record<string, readonly PartRange[]>>;
+  /** Number of the last addition to the plan that they know; absent: none. */
+  readonly addition?: number;
 }
 
 /**
- * The cuts of every table of the plan, by `relationKey`; made at the first call for a slot. `constrained`: tables that have
- * unique constraints already.
+ * The cuts of every table of the plan, by `relationKey`; made at the first call for a slot, of added tables then.
+ * `constrained`: tables that have unique constraints already.
  */
 export async function ensureCuts(
   scope: TaskScope,
@@ -26,13 +28,14 @@ export async function ensureCuts(
   constrained: readonly string[],
 ): Promise<ReadonlyMap<string, readonly PartRange[]>> {
   const stored = scope.checkpoints.get<StoredCuts>(COPY_CUTS);
-  if (stored?.slotIncarnation === slotIncarnation) return new Map(Object.entries(stored.cuts));
-  const cuts = await readCuts(scope, tables, constrained);
-  scope.checkpoints.set(COPY_CUTS, {
-    slotIncarnation,
-    cuts: Object.fromEntries(cuts),
-  } satisfies StoredCuts);
-  return cuts;
+  const { pass, relations } = schemaPlanOf(scope).addition ?? { pass: 0, relations: [] };
+  const known = stored?.slotIncarnation === slotIncarnation ? stored : null;
+  if (known !== null && (known.addition ?? 0) >= pass) return new Map(Object.entries(known.cuts));
+  const added = new Set(relations);
+  const uncut = known === null ? tables : tables.filter(({ source }) => added.has(relationKey(source)));
+  const cuts = { ...known?.cuts, ...Object.fromEntries(await readCuts(scope, uncut, constrained)) };
+  scope.checkpoints.set(COPY_CUTS, { slotIncarnation, cuts, addition: pass } satisfies StoredCuts);
+  return new Map(Object.entries(cuts));
 }
 
 /** From now on the table is one part. Only while it has no marker. */

@@ -4,7 +4,7 @@ import { Hono, type Context, type Handler } from 'hono';
 import { z } from 'zod';
 import { isBlocked } from '../model/finding.ts';
 import { MigrationError } from '../model/errors.ts';
-import { taskIdPattern, type OptionsPatch, type TaskRequest } from '../model/request.ts';
+import { taskIdPattern, type OptionsPatch, type TablesAddition, type TaskRequest } from '../model/request.ts';
 import type { RepairRequest } from '../model/validation.ts';
 import type { CommandResult, Service } from '../model/service.ts';
 import { taskStates, type TaskView } from '../model/task.ts';
@@ -186,6 +186,11 @@ export function apiRoutes(service: Service, options: ApiOptions): Hono {
   path(app, '/migrations/:id/status', { get: ofTask(statusOf) });
   path(app, '/migrations/:id/tables', {
     get: bare(async (c) => answer(c, { tables: await service.getTables(idOf(c)) })),
+    post: bare(async (c) => {
+      const id = idOf(c);
+      await service.getTask(id); // 404 before the body is looked at
+      return answer(c, (await service.addTables(id, (await readJson(c)) as TablesAddition)).task); // validated there
+    }),
   });
   path(app, '/migrations/:id/schema', {
     get: bare(async (c) => answer(c, await service.getSchema(idOf(c)))),

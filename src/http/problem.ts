@@ -13,6 +13,7 @@ const statusOf: Readonly<Record<ErrorCode, number>> = {
   task_already_running: 409,
   task_ended: 409,
   task_live: 409,
+  table_in_task: 409,
   event_not_accepted: 409,
   secret_unavailable: 422,
   service_stopped: 503,

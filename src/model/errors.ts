@@ -22,6 +22,7 @@ export const errorCodes = {
   task_already_running: ['operator', 'the task is queued or running'],
   task_ended: ['operator', 'the task is completed, cancelled or failed'],
   task_live: ['operator', 'the task has not ended; cancel it first'],
+  table_in_task: ['operator', 'a table that is to be added is in the task already'],
   event_not_accepted: ['operator', 'the state of the task does not accept this command'],
   secret_unavailable: ['operator', 'a stored or referenced password cannot be read'],
   service_stopped: ['aborted', 'the service is shutting down'],

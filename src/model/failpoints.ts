@@ -4,6 +4,8 @@ export const failpoints = [
   'init.before-done',
   'creatingTables.mid-statements',
   'identity.full',
+  'add.planned',
+  'add.published',
   'slot.created',
   'copy.mid-table',
   'copy.before-marker-commit',

@@ -20,6 +20,12 @@ export function relationKey(relation: RelationName): string {
   return `${part(relation.schema)}.${part(relation.name)}`;
 }
 
+/** The name as a request may write it, so that it means this relation and is no pattern. */
+export function exactName(relation: RelationName): string {
+  const part = (text: string): string => (/["*?.]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  return `${part(relation.schema)}.${part(relation.name)}`;
+}
+
 /**
  * Parses `table` or `schema.table`. Taken literally: case kept, split at the first dot; either part may be
  * double-quoted as in SQL (`"Sp ace"."T""q.t"`). Without a schema: `public`.

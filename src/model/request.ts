@@ -285,6 +285,25 @@ export function parseRepair(
   return result.data;
 }
 
+const tablesAddition = z.strictObject({
+  add: z
+    .array(tableName.refine((name) => name !== '*', 'name the tables, or a pattern such as schema.*'))
+    .min(1)
+    .max(100_000),
+});
+
+/** What is to be added to a running task: names and patterns as in `tables` of the request. */
+export interface TablesAddition {
+  readonly add: readonly string[];
+}
+
+/** Validates; throws `invalid_request` with every fault in `details.fields`. */
+export function parseTablesAddition(input: unknown): TablesAddition {
+  const parsed = tablesAddition.safeParse(input, { error: faultMessage });
+  if (!parsed.success) throw invalidRequest(faultsOf(parsed.error.issues));
+  return parsed.data;
+}
+
 const optionsPatch = z
   .strictObject({
     maxBytesPerSecond: bytesPerSecond.nullable(),

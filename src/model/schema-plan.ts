@@ -37,6 +37,8 @@ export interface PlannedStatement {
   readonly creates: { readonly schema: string; readonly name: string } | null;
   /** Relation names that it takes on the target, the created table's included; absent: none. */
   readonly takes?: readonly { readonly schema: string; readonly name: string }[];
+  /** Foreign keys: `relationKey` of the source table that they reference, when it is another one. */
+  readonly references?: string;
   /** An object that tables share (type, function, schema, extension): left alone where the target has it. */
   readonly unlessExists?: ObjectAddress;
   /** `object` of an earlier statement: where that was left alone, this is, too (the query of a view, its refresh). */
@@ -101,6 +103,13 @@ export interface SchemaPlan {
    */
   readonly uniqueBefore?: readonly string[];
   readonly findings: readonly Finding[];
+  /** The last tables that were added to the running task. Absent: none. */
+  readonly addition?: {
+    /** Number of the request, from 1. */
+    readonly pass: number;
+    /** `relationKey` of its source tables, partitioned ones and their partitions included. */
+    readonly relations: readonly string[];
+  };
 }
 
 /** A statement of pg_dump that one side prints and the other does not, or not so. */

@@ -1,5 +1,5 @@
 // The library's surface: what `createService` returns and what HTTP and the command line are made of.
-import type { OptionsPatch, TaskRequest } from './request.ts';
+import type { OptionsPatch, TablesAddition, TaskRequest } from './request.ts';
 import type { Finding } from './finding.ts';
 import type { CutoverForecast } from './forecast.ts';
 import type { SchemaView } from './schema-plan.ts';
@@ -97,6 +97,12 @@ export interface Service {
   recopyTable(id: string, table: string): Promise<CommandResult>;
   /** Copies every table again: while the task follows its source, or, when it is paused as lost, behind a new slot. */
   recopyTask(id: string): Promise<CommandResult>;
+  /**
+   * Adds tables to a task that follows its source (state syncingWal): creates and copies them, and follows them, too.
+   * Nothing that is copied is read again; the stream waits meanwhile. Errors beside: `table_in_task`, `invalid_request`
+   * (unknown tables, by `add.N`), `preflight_blocked` with `findings`; then nothing was changed.
+   */
+  addTables(id: string, request: TablesAddition): Promise<CommandResult>;
   /** Makes rows of the target what the source has, while the stream runs; carried out by the online validation. */
   repairTask(id: string, request: RepairRequest): Promise<RepairView>;
   /** What the online validation knows of each table. */

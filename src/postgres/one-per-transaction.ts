@@ -1,6 +1,6 @@
 // DDL on the source's tables while the application writes, one table a transaction. A lock request that waits makes
 // everybody behind it wait too, so no request waits long, and since no transaction of ours holds one table's lock while it
-// asks for another's, it can be part of no deadlock. Used for the fence's triggers and for replica identities.
+// asks for another's, it can be part of no deadlock. Used for the fence's triggers, replica identities and a publication that grows.
 import { DatabaseError } from 'pg';
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
@@ -20,7 +20,7 @@ export interface TableWork {
 
 /**
  * Gives up `giveUpAfterMs` after the last table that it got. Errors: `lock_timeout` naming who is in the way; `what` says
- * in its message who waits.
+ * in its message who waits. `onDone` is called after each.
  */
 export async function onePerTransaction(
   scope: TaskScope,
@@ -28,6 +28,7 @@ export async function onePerTransaction(
   what: string,
   conflicts: readonly string[],
   giveUpAfterMs: number,
+  onDone: () => void = () => undefined,
 ): Promise<void> {
   if (work.length === 0) return;
   const session = await scope.source.session({ purpose: 'ddl', signal: scope.signal });
@@ -39,8 +40,10 @@ export async function onePerTransaction(
     for (;;) {
       const refused: TableWork[] = [];
       for (const item of pending) {
-        if (!expired() && (await tryWithin(session, item, lockTimeoutMs))) lastProgress = Date.now();
-        else refused.push(item);
+        if (!expired() && (await tryWithin(session, item, lockTimeoutMs))) {
+          lastProgress = Date.now();
+          onDone();
+        } else refused.push(item);
       }
       if (refused.length === 0) return;
       pending = refused;

@@ -5,8 +5,10 @@ import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
 import { dropSchemaIfEmpty, lockBookkeeping } from './bookkeeping.ts';
 import { fromPostgres } from './errors.ts';
+import { CREATE_TRIGGER_CONFLICTS } from './lock-holders.ts';
 import { hasLogicalMessages, markerTable, sourceVersion } from './marker.ts';
 import { DTS_SCHEMA, ident, identRelation, literal, taskObjectName } from './sql.ts';
+import { onePerTransaction } from './one-per-transaction.ts';
 import { recopyRemedy } from './slot.ts';
 import { schemaPlanOf, type TaskScope } from './task-scope.ts';
 
@@ -18,6 +20,8 @@ const LOCK_TIMEOUT_MS = 10_000;
 /** Checkpoint `publication`. `creating` is written first, so that one that a kill left behind is looked for and dropped. */
 interface PublicationRecord {
   readonly state: 'creating' | 'created' | 'dropped';
+  /** Number of the last addition that is published; absent: none. */
+  readonly addition?: number;
 }
 
 /** Its comment, made in the same transaction: the name alone does not tell ours from somebody else's. */
@@ -103,13 +107,58 @@ export async function ensurePublication(scope: TaskScope): Promise<void> {
   if (found !== null && !found.isOurs) throw stranger(name);
   scope.checkpoints.set(publicationNote, { state: 'creating' } satisfies PublicationRecord);
   if (changed !== null) await createPublication(scope, name, relations, needsMarkerTable, found !== null);
-  scope.checkpoints.set(publicationNote, { state: 'created' } satisfies PublicationRecord);
+  const addition = schemaPlanOf(scope).addition?.pass ?? 0;
+  scope.checkpoints.set(publicationNote, { state: 'created', addition } satisfies PublicationRecord);
 }
 
 /** While no slot relies on it: a publication that is gone or was changed is made anew by `ensurePublication`. */
 export function publishAgain(scope: TaskScope): void {
   if (scope.checkpoints.get<PublicationRecord>(publicationNote)?.state === 'created')
     scope.checkpoints.set(publicationNote, { state: 'creating' } satisfies PublicationRecord);
+}
+
+/**
+ * Publishes what was added to the plan since. Before the stream begins, so that its walsender knows the publication as it
+ * is then. Idempotent. Errors: `lock_timeout` naming the writers that it waits for, `publication_lost`.
+ *
+ * Each table is locked against writers when it enters, so no transaction has changes to it both before and behind:
+ *
+ *   1 it wrote the table before    → it has ended, so every snapshot that a part is read under sees it whole
+ *   2 it writes the table later    → all of its changes are streamed
+ *
+ * A barrier without the lock would cover half of it: pgoutput remembers for each relation whether it is published, and
+ * before 13.21, 14.18, 15.13, 16.9 and 17.5 a transaction with changes on both sides leaves it convinced that it is not,
+ * for all transactions that follow.
+ */
+export async function extendPublication(scope: TaskScope): Promise<void> {
+  const record = scope.checkpoints.get<PublicationRecord>(publicationNote);
+  const { tables, addition } = schemaPlanOf(scope);
+  if (record?.state !== 'created' || !addition || addition.pass <= (record.addition ?? 0)) return;
+  const name = taskObjectName(scope.taskId);
+  const added = new Set(addition.relations);
+  const found = await findPublication(scope, name);
+  const has = new Set(found?.tables);
+  const work = tables
+    .filter(({ source }) => added.has(relationKey(source)) && !has.has(relationKey(source)))
+    .map(({ source }) => ({
+      relation: source,
+      sql: `lock table only ${identRelation(source)} in share row exclusive mode;
+            alter publication ${ident(name)} add table only ${identRelation(source)};`,
+    }));
+  // one that is gone is not made again: ensurePublication reports it
+  if (found !== null)
+    await onePerTransaction(
+      scope,
+      work,
+      'the publication',
+      CREATE_TRIGGER_CONFLICTS,
+      scope.spec.options.slotTimeoutMs,
+      () => scope.failpoint('add.published'),
+    );
+  scope.checkpoints.set(publicationNote, {
+    state: 'created',
+    addition: addition.pass,
+  } satisfies PublicationRecord);
 }
 
 function stranger(name: string): MigrationError {

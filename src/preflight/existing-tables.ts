@@ -51,12 +51,16 @@ export async function readExisting(
     databaseIdentity(scope.target),
   ]);
   // from the plan on they are ours to fill; the copy itself refuses rows that it did not write
-  const begun = findSchemaPlan(scope) !== undefined;
+  const planned = new Set(findSchemaPlan(scope)?.tables.map((table) => relationKey(table.target)));
   const readable = target.filter(
     (facts) =>
-      facts.kind === 'r' && facts.mayUseSchema && !facts.rowSecurity && !facts.lacks.includes('select'),
+      !planned.has(relationKey(facts)) &&
+      facts.kind === 'r' &&
+      facts.mayUseSchema &&
+      !facts.rowSecurity &&
+      !facts.lacks.includes('select'),
   );
-  const filled = new Set((begun ? [] : await tablesWithRows(scope.target, readable)).map(relationKey));
+  const filled = new Set((await tablesWithRows(scope.target, readable)).map(relationKey));
   const sources = new Map(source.map((facts) => [relationKey(facts), facts]));
   const targets = new Map(target.map((facts) => [relationKey(facts), facts]));
   return {

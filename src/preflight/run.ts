@@ -1,8 +1,9 @@
 // Called by `init` and by POST /preflight: every check, both sides at once. Answers findings for whatever would fail
 // later; throws only when it was stopped. A side that cannot be reached does not hide what the other side has to say.
 import type { Finding } from '../model/finding.ts';
+import { relationKey } from '../model/relation.ts';
 import type { Role } from '../model/task.ts';
-import { readSelection, type TableSelection } from '../postgres/catalog.ts';
+import { readSelection, type CatalogTable, type TableSelection } from '../postgres/catalog.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { taskObjectName } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -44,11 +45,17 @@ interface TargetFacts {
   readonly encoding: string;
 }
 
-/** Findings in the order source, target, both. Throws `aborted`. */
-export async function runPreflight(scope: TaskScope): Promise<Finding[]> {
+/**
+ * Findings in the order source, target, both. `beside`: `relationKey` of source tables that a running task has already,
+ * of which nothing is to be said. Throws `aborted`.
+ */
+export async function runPreflight(
+  scope: TaskScope,
+  beside: ReadonlySet<string> = new Set(),
+): Promise<Finding[]> {
   const findings: Record<Role | 'both', Finding[]> = { source: [], target: [], both: [] };
   const [source, target] = await Promise.all([
-    onSide(scope, 'source', findings.source, (ask) => checkSource(scope, ask, findings.source)),
+    onSide(scope, 'source', findings.source, (ask) => checkSource(scope, ask, findings.source, beside)),
     onSide(scope, 'target', findings.target, (ask) => checkTarget(scope, ask, findings.target)),
   ]);
   if (source && target) {
@@ -84,7 +91,12 @@ async function onSide<T>(
   }
 }
 
-async function checkSource(scope: TaskScope, ask: Ask, findings: Finding[]): Promise<SourceFacts> {
+async function checkSource(
+  scope: TaskScope,
+  ask: Ask,
+  findings: Finding[],
+  beside: ReadonlySet<string>,
+): Promise<SourceFacts> {
   const name = taskObjectName(scope.taskId);
   const [major, readOnly, role, walLevel, slots, walsenders, privileges, address, limits, encoding] =
     await Promise.all([
@@ -121,7 +133,9 @@ async function checkSource(scope: TaskScope, ask: Ask, findings: Finding[]): Pro
     ...assessDatabasePrivileges('source', privileges),
     ...assessConnections('source', limits, scope.spec.options.copyJobs),
   );
-  const selection = await readSelection(scope.source, scope.spec.tables, scope.spec.options.exclude);
+  const selected = await readSelection(scope.source, scope.spec.tables, scope.spec.options.exclude);
+  const isNew = ({ relation }: CatalogTable): boolean => !beside.has(relationKey(relation));
+  const selection = { ...selected, tables: selected.tables.filter(isNew) };
   const oids = selection.tables.map((table) => table.oid);
   const [tables, restricted, activity, extensions] = await Promise.all([
     readTablePrivileges(ask, oids),

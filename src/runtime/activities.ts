@@ -16,6 +16,7 @@ import { asMigrationError } from '../model/errors.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { runPreflight } from '../preflight/run.ts';
+import type { AdditionRequest } from '../schema/addition.ts';
 import { compareSchema } from '../schema/compare.ts';
 import { createTables } from '../schema/create-tables.ts';
 import { checkCatalog } from '../sync/catalog-watch.ts';
@@ -36,6 +37,8 @@ export interface ActivityHost {
   recopyOf(taskId: string): RecopyRequest;
   /** The cutover is over: notes that another task's fence is lifted, and makes the reverse task. May be called again. */
   settled(taskId: string): void;
+  /** The last request to add tables, which are of the task's request from now on. */
+  adoptAddition(taskId: string): AdditionRequest;
   releaseConnections(taskId: string): Promise<void>;
 }
 
@@ -50,7 +53,7 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     scope.failpoint('init.before-done');
     return { findings };
   },
-  createTables,
+  createTables: (scope, host) => createTables(scope, host.adoptAddition(scope.taskId)),
   copyTables: async (scope) => {
     await copyTables(scope);
     return null;

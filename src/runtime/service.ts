@@ -17,7 +17,9 @@ import {
   parseOptionsPatch,
   parseRepair,
   parseRequest,
+  parseTablesAddition,
   type OptionsPatch,
+  type TablesAddition,
   type TaskRequest,
 } from '../model/request.ts';
 import type {
@@ -45,13 +47,15 @@ import {
 import { TaskConnections } from '../postgres/connections.ts';
 import {
   findSchemaPlan,
+  schemaPlanOf,
   schemaViewOf,
   type Log,
   type TaskScope,
   type Checkpoints,
 } from '../postgres/task-scope.ts';
 import { runPreflight } from '../preflight/run.ts';
-import { planFindings } from '../schema/create-tables.ts';
+import { keysOf, resolveAddition, scopeWith } from '../schema/addition.ts';
+import { additionFindings, planFindings } from '../schema/create-tables.ts';
 import type { EventHub } from './event-hub.ts';
 import { referencedPassword, type SecretVault } from './secrets.ts';
 import type { Supervisor } from './supervisor.ts';
@@ -91,14 +95,15 @@ const alreadyHolds: Readonly<Record<TaskCommand['type'], readonly TaskState[]>> 
   VALIDATE: [],
   RECOPY: [],
   FINISH: ['finishing', 'completed'],
+  ADD: [],
   CANCEL: ['cancelling', 'cancelled'],
   ABANDON: ['failing', 'failed'],
 };
 
 /** What planning the schema has to say; that it cannot be planned is said, too. */
-async function planned(scope: TaskScope): Promise<Finding[]> {
+async function planned(plan: () => Promise<Finding[]>): Promise<Finding[]> {
   try {
-    return await planFindings(scope);
+    return await plan();
   } catch (error) {
     const { code, message, hint } = asMigrationError(error);
     return [{ code, severity: 'blocking', object: 'schema', message, remedy: hint ?? null }];
@@ -254,15 +259,19 @@ export class MigrationService implements Service {
   }
 
   async forecastCutover(id: string): Promise<CutoverForecast> {
-    const row = this.#supervisor.row(id);
-    if (row.state !== 'syncingWal')
-      throw new MigrationError('event_not_accepted', `a cutover cannot be forecast in state ${row.state}`, {
-        hint: 'wait until the task is in state syncingWal',
-        details: { state: row.state, allowed: this.#view(row).allowedCommands },
-      });
+    this.#requireSyncing(id, 'a cutover cannot be forecast');
     return this.#supervisor.withScope(id, 'forecastCutover', async (scope) =>
       forecastCutover(scope, await forecastComparison(scope)),
     );
+  }
+
+  #requireSyncing(id: string, what: string): void {
+    const row = this.#supervisor.row(id);
+    if (row.state === 'syncingWal') return;
+    throw new MigrationError('event_not_accepted', `${what} in state ${row.state}`, {
+      hint: 'wait until the task is in state syncingWal',
+      details: { state: row.state, allowed: this.#view(row).allowedCommands },
+    });
   }
 
   async getCertificate(id: string): Promise<Certificate> {
@@ -300,6 +309,35 @@ export class MigrationService implements Service {
     const plan = findSchemaPlan({ checkpoints: this.#checkpointsOf(id) });
     const tables = (plan?.tables ?? []).map(({ source }) => relationKey(source));
     return this.#command(id, { type: 'RECOPY', tables });
+  }
+
+  async addTables(id: string, request: TablesAddition): Promise<CommandResult> {
+    this.#requireSyncing(id, 'tables cannot be added');
+    const { spec } = this.#supervisor.row(id);
+    if (spec.origin)
+      throw new MigrationError('event_not_accepted', `tables cannot be added to the reverse task ${id}`, {
+        hint: `start a migration of their own, or roll back and add them to the task that leads forward again`,
+        details: { state: 'syncingWal', allowed: this.#view(this.#supervisor.row(id)).allowedCommands },
+      });
+    const { add } = parseTablesAddition(request);
+    const { tables, findings } = await this.#supervisor.withScope(id, 'addTables', async (scope) => {
+      const plan = schemaPlanOf(scope);
+      const names = await resolveAddition(scope, plan, add);
+      const found = await runPreflight(scopeWith(scope, plan, names), keysOf(plan));
+      const pass = (plan.addition?.pass ?? 0) + 1;
+      const more = isBlocked(found)
+        ? []
+        : await planned(() => additionFindings(scope, plan, { pass, tables: names }));
+      return { tables: names, findings: withoutRepeats([...found, ...more]) };
+    });
+    if (isBlocked(findings)) {
+      const blocking = findings.filter(({ severity }) => severity === 'blocking');
+      throw new MigrationError('preflight_blocked', blocking.map(({ message }) => message).join('; '), {
+        hint: 'apply the remedies of the findings and add the tables again; nothing was changed',
+        details: { findings },
+      });
+    }
+    return this.#command(id, { type: 'ADD', tables, findings });
   }
 
   async validateTask(id: string): Promise<CommandResult> {
@@ -458,7 +496,9 @@ export class MigrationService implements Service {
     try {
       const findings = await runPreflight(scope);
       // without connections or with tables that do not exist there is nothing to plan
-      return isBlocked(findings) ? findings : withoutRepeats([...findings, ...(await planned(scope))]);
+      return isBlocked(findings)
+        ? findings
+        : withoutRepeats([...findings, ...(await planned(() => planFindings(scope)))]);
     } finally {
       await connections.closeAll();
     }

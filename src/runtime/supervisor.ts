@@ -15,6 +15,7 @@ import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskStates, type TaskState } from '../model/task.ts';
 import type { OptionsPatch } from '../model/request.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
+import type { AdditionRequest } from '../schema/addition.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
 import { allowWrites } from '../cutover/fence.ts';
 import { settle } from '../cutover/settle.ts';
@@ -279,6 +280,19 @@ export class Supervisor implements TaskManager, ActivityHost {
   recopyOf(taskId: string): RecopyRequest {
     const { recopyPass, recopyTables, recopyRenewsSlot } = restingSnapshot(this.row(taskId)).context;
     return { pass: recopyPass, tables: recopyTables, renewsSlot: recopyRenewsSlot };
+  }
+
+  adoptAddition(taskId: string): AdditionRequest {
+    const row = this.row(taskId);
+    const { addPass, addTables } = restingSnapshot(row).context;
+    const { tables } = row.spec;
+    const more = addTables.filter((name) => !tables.includes(name));
+    if (more.length > 0 && !tables.includes('*')) {
+      const next = { ...row.spec, tables: [...tables, ...more] };
+      this.tasks.saveSpec(taskId, next);
+      this.#resources.setSpec(taskId, next);
+    }
+    return { pass: addPass, tables: addTables };
   }
 
   /** Takes effect at once, also in what runs. */

@@ -7,6 +7,7 @@ import { relationKey, type RelationName } from '../model/relation.ts';
 import type { PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
 import { ensureBookkeeping } from '../postgres/bookkeeping.ts';
 import type { Session, Side } from '../postgres/connections.ts';
+import { markCopyIncomplete } from '../postgres/copy-state.ts';
 import {
   runStatement,
   statementError,
@@ -14,17 +15,22 @@ import {
   tryStatements,
 } from '../postgres/statement-journal.ts';
 import { findSchemaPlan, saveSchemaPlan, type TaskScope } from '../postgres/task-scope.ts';
+import { planAddition, type AdditionRequest } from './addition.ts';
 import { planSchema } from './plan.ts';
 
 /** New objects wait for nobody, but a target in use may have locks on schemas and types. */
 const LOCK_TIMEOUT = '60s';
 
 /**
- * Returns the plan's findings. Errors: `preflight_blocked` with the findings in `details`, `target_conflict`,
+ * `addition`: the last request to add tables; what it adds is planned behind what the task has. Returns the plan's
+ * findings. Errors: `preflight_blocked` with the findings in `details`, `target_conflict`,
  * `schema_failed`, and those of `planSchema`.
  */
-export async function createTables(scope: TaskScope): Promise<{ findings: Finding[] }> {
-  const plan = await ensurePlan(scope);
+export async function createTables(
+  scope: TaskScope,
+  addition: AdditionRequest = { pass: 0, tables: [] },
+): Promise<{ findings: Finding[] }> {
+  const plan = await ensurePlan(scope, addition);
   await ensureBookkeeping(scope);
   const done = await statementsDone(scope);
   const taken = await conflicts(scope.target, plan, done);
@@ -44,6 +50,7 @@ export async function createTables(scope: TaskScope): Promise<{ findings: Findin
   return { findings: [...plan.findings] };
 }
 
+/** True, or the number of the addition that was rehearsed last. */
 const REHEARSED = 'schemaRehearsed';
 /** Each relation takes a lock until the end of the transaction, and the server's table of locks is for all. */
 const MAX_REHEARSED = 1_000;
@@ -53,10 +60,18 @@ const MAX_REHEARSED = 1_000;
  * back: what would fail after hours of copying fails now.
  */
 async function rehearseRest(scope: TaskScope, session: Session, plan: SchemaPlan): Promise<void> {
+  const { pass, relations } = plan.addition ?? { pass: 0, relations: [] };
+  const added = new Set(relations);
+  // beside added tables, those that the task had are full: what is to be done to them must wait for its time
   const rest = plan.statements.filter(
-    ({ phase }) => phase !== 'pre-data' && phase !== 'validate' && phase !== 'refresh',
+    ({ phase, table }) =>
+      phase !== 'pre-data' &&
+      phase !== 'validate' &&
+      phase !== 'refresh' &&
+      (pass === 0 || (table !== null && added.has(table))),
   );
-  if (rest.length > MAX_REHEARSED || scope.checkpoints.get(REHEARSED) !== undefined) return;
+  const noted = scope.checkpoints.get<true | number>(REHEARSED) ?? -1;
+  if (rest.length > MAX_REHEARSED || (noted === true ? 0 : noted) >= pass) return;
   const { client } = session;
   let running = rest[0];
   try {
@@ -68,7 +83,7 @@ async function rehearseRest(scope: TaskScope, session: Session, plan: SchemaPlan
       scope.progress.setWaitingFor(`rehearsal of ${statement.object} on the target`);
     });
     await client.query('rollback');
-    scope.checkpoints.set(REHEARSED, true);
+    scope.checkpoints.set(REHEARSED, pass);
   } catch (error) {
     await client.query('rollback').catch(() => undefined);
     if (running === undefined) throw error;
@@ -84,20 +99,33 @@ async function rehearseRest(scope: TaskScope, session: Session, plan: SchemaPlan
  */
 export async function planFindings(scope: TaskScope): Promise<Finding[]> {
   const plan = findSchemaPlan(scope) ?? (await planSchema(scope));
+  return [...plan.findings, ...(await conflictFindings(scope, plan))];
+}
+
+/** What createTables would say of an addition to the task's `plan`, and of nothing else. Writes nothing. */
+export async function additionFindings(
+  scope: TaskScope,
+  plan: SchemaPlan,
+  addition: AdditionRequest,
+): Promise<Finding[]> {
+  const next = await planAddition(scope, plan, addition);
+  const known = new Set(plan.findings.map(({ message }) => message));
+  return [
+    ...next.findings.filter(({ message }) => !known.has(message)),
+    ...(await conflictFindings(scope, next)),
+  ];
+}
+
+async function conflictFindings(scope: TaskScope, plan: SchemaPlan): Promise<Finding[]> {
   const done = (await hasJournal(scope.target)) ? await statementsDone(scope) : new Set<number>();
   const taken = await conflicts(scope.target, plan, done);
-  return [
-    ...plan.findings,
-    ...taken.map(
-      (name): Finding => ({
-        code: 'target_conflict',
-        severity: 'blocking',
-        object: relationKey(name),
-        message: `target: ${relationKey(name)} exists and was not made by this task`,
-        remedy: 'drop or rename it, or choose another table_suffix',
-      }),
-    ),
-  ];
+  return taken.map((name) => ({
+    code: 'target_conflict',
+    severity: 'blocking',
+    object: relationKey(name),
+    message: `target: ${relationKey(name)} exists and was not made by this task`,
+    remedy: 'drop or rename it, or choose another table_suffix',
+  }));
 }
 
 async function hasJournal(target: Side): Promise<boolean> {
@@ -107,10 +135,10 @@ async function hasJournal(target: Side): Promise<boolean> {
   return rows[0]?.present ?? false;
 }
 
-async function ensurePlan(scope: TaskScope): Promise<SchemaPlan> {
+async function ensurePlan(scope: TaskScope, addition: AdditionRequest): Promise<SchemaPlan> {
   const known = findSchemaPlan(scope);
-  if (known) return known;
-  const plan = await planSchema(scope);
+  if (known && addition.pass <= (known.addition?.pass ?? 0)) return known;
+  const plan = known ? await planAddition(scope, known, addition) : await planSchema(scope);
   // a blocked plan is not kept: the next attempt looks at the source again
   if (isBlocked(plan.findings)) {
     const blocking = plan.findings.filter(({ severity }) => severity === 'blocking');
@@ -118,7 +146,9 @@ async function ensurePlan(scope: TaskScope): Promise<SchemaPlan> {
       details: { findings: plan.findings },
     });
   }
+  if (known) markCopyIncomplete(scope); // before there are tables that nobody has copied
   saveSchemaPlan(scope, plan);
+  if (known) scope.failpoint('add.planned');
   return plan;
 }
 

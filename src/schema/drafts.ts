@@ -201,8 +201,19 @@ function tableDraft(
     object: first ? `${entry.kind} ${relationKey(first)}` : `${entry.kind} ${tag} on ${relationKey(target)}`,
     table: relationKey(table),
     creates: statement.deed === 'create table' ? target : null,
+    ...referencesOf(entry, statement, table),
     ...(takes.length === 0 ? {} : { takes }),
   };
+}
+
+function referencesOf(
+  { kind }: DumpEntry,
+  { names }: DumpStatement,
+  table: RelationName,
+): Pick<Draft, 'references'> {
+  if (kind !== 'FK CONSTRAINT') return {};
+  const other = names.find((name) => name.kind === 'relation' && relationKey(name) !== relationKey(table));
+  return other ? { references: relationKey(other) } : {};
 }
 
 function validateDraft(added: Draft, constraint: string, table: RelationName, renaming: Renaming): Draft {
@@ -213,6 +224,7 @@ function validateDraft(added: Draft, constraint: string, table: RelationName, re
     object: `VALIDATE ${added.object}`,
     table: added.table,
     creates: null,
+    ...(added.references === undefined ? {} : { references: added.references }),
     rank: 0,
   };
 }

@@ -13,9 +13,6 @@ import type { Side } from '../postgres/connections.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 
-/** Partitions that the task leaves out on purpose (`exclude`); noted when they are first looked at. */
-const LEFT_OUT = 'leftOutPartitions';
-
 /** Throws `source_ddl` with what changed and what to do. */
 export async function checkCatalog(scope: TaskScope): Promise<void> {
   await checkColumns(scope);
@@ -109,10 +106,10 @@ async function checkEnums(scope: TaskScope): Promise<void> {
 }
 
 async function checkPartitions(scope: TaskScope): Promise<void> {
-  const { tables, roots } = schemaPlanOf(scope);
+  const { tables, roots, addition } = schemaPlanOf(scope);
   if (roots.length === 0) return;
-  const { rows } = await scope.source.query<RelationName & { root: string }>(
-    `select distinct on (c.oid) n.nspname::text as schema, c.relname::text as name, w.schema || '.' || w.name as root
+  const { rows } = await scope.source.query<RelationName & { root_schema: string; root_name: string }>(
+    `select distinct on (c.oid) n.nspname::text as schema, c.relname::text as name, w.schema as root_schema, w.name as root_name
      from unnest($1::text[], $2::text[]) as w(schema, name)
        join pg_namespace m on m.nspname = w.schema join pg_class r on r.relnamespace = m.oid and r.relname = w.name
        cross join lateral pg_partition_tree(r.oid) p join pg_class c on c.oid = p.relid
@@ -120,34 +117,50 @@ async function checkPartitions(scope: TaskScope): Promise<void> {
      where p.isleaf and c.relkind <> 'p'`,
     [roots.map(({ source }) => source.schema), roots.map(({ source }) => source.name)],
   );
+  const found = rows.map((row) => ({
+    key: relationKey(row),
+    name: row,
+    root: relationKey({ schema: row.root_schema, name: row.root_name }),
+  }));
   const planned = new Set(tables.map((table) => relationKey(table.source)));
-  const surplus = rows.filter((row) => !planned.has(relationKey(row)));
-  let leftOut = scope.checkpoints.get<readonly string[]>(LEFT_OUT);
-  if (leftOut === undefined) {
-    leftOut = scope.spec.options.exclude.length === 0 ? [] : surplus.map(relationKey);
-    scope.checkpoints.set(LEFT_OUT, leftOut);
+  const surplus = found.filter(({ key }) => !planned.has(key));
+  const known = scope.checkpoints.get<PartitionsNote>(PARTITIONS);
+  const pass = addition?.pass ?? 0;
+  let note = known;
+  if (!known || known.addition < pass) {
+    // Of roots that are looked at for the first time, all is as it should be.
+    const added = new Set(addition?.relations);
+    const isFirst = ({ root }: { readonly root: string }): boolean => !known || added.has(root);
+    const leftOut = scope.spec.options.exclude.length === 0 ? [] : surplus.filter(isFirst);
+    note = {
+      leftOut: [...(known?.leftOut ?? []), ...leftOut.map(({ key }) => key)],
+      planned: [
+        ...(known?.planned ?? []),
+        ...found.filter((each) => planned.has(each.key) && isFirst(each)).map(({ key }) => key),
+      ],
+      addition: pass,
+    };
   }
-  for (const partition of surplus) {
-    const key = relationKey(partition);
-    if (leftOut.includes(key)) continue;
+  for (const { key, name, root } of surplus) {
+    if (note?.leftOut.includes(key)) continue;
     throw sourceDdl(
       key,
-      `it became a partition of ${partition.root}`,
-      `its rows are not streamed: move them and detach it (alter table ${partition.root} detach partition ${identRelation(partition)}) and resume, or start over`,
+      `it became a partition of ${root}`,
+      `its rows are not streamed: move them and detach it (alter table ${root} detach partition ${identRelation(name)}) and resume, or start over`,
     );
   }
-  const present = new Set(rows.map(relationKey));
-  const noted = scope.checkpoints.get<readonly string[]>(PARTITIONS);
-  if (noted === undefined) {
-    scope.checkpoints.set(
-      PARTITIONS,
-      [...present].filter((key) => planned.has(key)),
-    );
-    return;
-  }
-  const gone = noted.find((key) => !present.has(key));
+  const present = new Set(found.map(({ key }) => key));
+  const gone = note?.planned.find((key) => !present.has(key));
   if (gone !== undefined) throw sourceDdl(gone, 'it was detached from its table, or dropped', undo);
+  if (note !== known) scope.checkpoints.set(PARTITIONS, note);
 }
 
-/** Partitions of the plan that were partitions when they were first looked at. */
-const PARTITIONS = 'plannedPartitions';
+/** Checkpoint: the partitions of the task's tables when these were first looked at. */
+const PARTITIONS = 'partitions';
+interface PartitionsNote {
+  /** Those that the task leaves out on purpose (`exclude`). */
+  readonly leftOut: readonly string[];
+  readonly planned: readonly string[];
+  /** Number of the last addition whose tables were looked at. */
+  readonly addition: number;
+}

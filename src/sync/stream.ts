@@ -13,7 +13,7 @@ import { isCopyComplete } from '../postgres/copy-state.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { hasLogicalMessages, markerTable, sourceVersion } from '../postgres/marker.ts';
-import { ensurePublication } from '../postgres/publication.ts';
+import { ensurePublication, extendPublication } from '../postgres/publication.ts';
 import { makeIdentitiesFull } from '../postgres/replica-identity.ts';
 import { ensureSlot, findSlot, releaseSlot, verifySlot, type SlotRecord } from '../postgres/slot.ts';
 import { catchUpIsCheap, catchUpSizes, SlotFeed, type CatchUpSizes } from '../postgres/slot-feed.ts';
@@ -50,6 +50,7 @@ export async function runStream(
     // A cluster that is not the slot's has no publication either, and that is not the reason to report.
     if (findSlot(scope)) await ensureSlot(scope);
     await makeIdentitiesFull(scope);
+    await extendPublication(scope);
     await ensurePublication(scope);
     const slot = findSlot(scope) ?? (await ensureSlot(scope));
     emit({ type: 'SLOT_READY' });

@@ -313,6 +313,14 @@ describe('commands', () => {
     },
   );
 
+  test('POST of tables reaches the library; an unknown task comes before the body', async () => {
+    const { post, service } = await withTask();
+    expect((await post('/migrations/orders/tables', { add: ['a', 's.b'] })).status).toBe(200);
+    expect(service.calls.at(-1)).toEqual(['addTables', 'orders', { add: ['a', 's.b'] }]);
+    await expectProblem(await post('/migrations/nobody/tables', 'x'), 404, 'task_not_found');
+    await expectProblem(await post('/migrations/orders/tables', '{'), 400, 'invalid_request');
+  });
+
   test('PATCH of the options and the recopy of a table reach the library; other methods are refused', async () => {
     const { api, post, service } = await withTask();
     const patch = async (path: string): Promise<Response> =>

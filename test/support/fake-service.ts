@@ -2,7 +2,14 @@
 // src/model/service.ts, moves nothing and knows no database; the real service is tested end to end.
 import { MigrationError } from '../../src/model/errors.ts';
 import type { Finding } from '../../src/model/finding.ts';
-import { parseRepair, parseRequest, type OptionsPatch, type TaskRequest } from '../../src/model/request.ts';
+import {
+  parseRepair,
+  parseRequest,
+  parseTablesAddition,
+  type OptionsPatch,
+  type TablesAddition,
+  type TaskRequest,
+} from '../../src/model/request.ts';
 import type { SchemaView } from '../../src/model/schema-plan.ts';
 import type {
   CommandResult,
@@ -158,6 +165,13 @@ export class FakeService implements Service {
 
   changeOptions(id: string, patch: OptionsPatch): Promise<TaskView> {
     return this.#answer('changeOptions', [id, patch], () => this.#find(id));
+  }
+
+  addTables(id: string, request: TablesAddition): Promise<CommandResult> {
+    return this.#answer('addTables', [id, parseTablesAddition(request)], () => ({
+      task: this.#find(id),
+      changed: true,
+    }));
   }
 
   recopyTable(id: string, table: string): Promise<CommandResult> {

@@ -158,6 +158,43 @@ async function driveTo(state: TaskState, options: Options = {}): Promise<Task> {
 
 const settledOutput = { certificate: { taskId: 't' }, cleanupPending: false };
 
+describe('tables are added', () => {
+  const finding = { code: 'c', severity: 'warning', object: 'b', message: 'm', remedy: null } as const;
+  const add = { type: 'ADD', tables: ['public.b'], findings: [finding] } as const;
+
+  test('the stream ends, their schema is made, and a new stream waits for the copy', async () => {
+    const task = await driveTo('syncingWal');
+    task.send(add);
+    expect(task.state).toBe('creatingTables');
+    expect(task.streamRunning).toBe(false);
+    expect(task.context).toMatchObject({ addPass: 1, addTables: ['public.b'], findings: [finding] });
+    await task.done('createTables', { findings: [finding] });
+    expect(task.context.findings).toEqual([finding]); // said once
+    expect(task.state).toBe('migratingData');
+    expect(task.streamRunning).toBe(true);
+    task.stream({ type: 'SLOT_READY' });
+    await task.done('copyTables');
+    expect(task.state).toBe('syncingWal');
+    task.send(add);
+    expect(task.context.addPass).toBe(2);
+  });
+
+  test('a pause in the middle goes on with their schema', async () => {
+    const task = await driveTo('syncingWal');
+    task.send(add);
+    task.send({ type: 'PAUSE' });
+    await task.done('release');
+    task.send({ type: 'RESUME' });
+    task.send({ type: 'ADMIT' });
+    expect(task.state).toBe('creatingTables');
+  });
+
+  test.each(['migratingData', 'stoppingWrites'] as const)('not in %s', async (state) => {
+    const task = await driveTo(state);
+    expect(task.actor.getSnapshot().can(add)).toBe(false);
+  });
+});
+
 describe('the way to completed', () => {
   test('passes every state of the API in order', async () => {
     const task = await driveTo('finalizing');
