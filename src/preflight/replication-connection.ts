@@ -2,9 +2,9 @@
 // still refuse the replication protocol.
 import type { MigrationError } from '../model/errors.ts';
 import type { Finding } from '../model/finding.ts';
-import type { Endpoint } from '../model/task.ts';
+import type { Endpoint, Role } from '../model/task.ts';
 import { fromPostgres } from '../postgres/errors.ts';
-import type { TaskScope } from '../postgres/task-scope.ts';
+import type { Side } from '../postgres/connections.ts';
 import { hbaLine } from './connection.ts';
 import { mayReplicate, type RoleFacts } from './replication-role.ts';
 import { onlyRow, type Ask } from './ask.ts';
@@ -16,11 +16,11 @@ export async function readOurAddress(ask: Ask): Promise<string | null> {
 }
 
 /** Null when the walsender answered, else why not. Throws only when aborted. */
-export async function tryReplication(scope: TaskScope): Promise<MigrationError | null> {
+export async function tryReplication(side: Side, signal: AbortSignal): Promise<MigrationError | null> {
   try {
-    const session = await scope.source.session({
+    const session = await side.session({
       purpose: 'preflight',
-      signal: scope.signal,
+      signal,
       replication: true,
     });
     try {
@@ -31,7 +31,7 @@ export async function tryReplication(scope: TaskScope): Promise<MigrationError |
       await session.close();
     }
   } catch (error) {
-    const known = fromPostgres(error, { role: 'source' });
+    const known = fromPostgres(error, { role: side.role });
     if (known.code === 'aborted') throw known;
     return known;
   }
@@ -44,6 +44,7 @@ export function assessReplicationConnection(
   address: string | null,
   role: RoleFacts,
   walsenders: WalsenderFacts,
+  side: Role = 'source',
 ): Finding[] {
   if (error === null) return [];
   if (error.code === 'insufficient_privilege' && !mayReplicate(role)) return [];
@@ -57,8 +58,8 @@ export function assessReplicationConnection(
     {
       code: 'replication_connection_refused',
       severity: 'blocking',
-      object: 'source',
-      message: `source: a connection for replication was refused, although ordinary ones are accepted (${error.message})`,
+      object: side,
+      message: `${side}: a connection for replication was refused, although ordinary ones are accepted (${error.message})`,
       remedy:
         remedies[error.code] ??
         `give the server's own address: a connection pooler does not pass the replication protocol on`,

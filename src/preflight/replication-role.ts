@@ -1,5 +1,6 @@
 // Check of run.ts: the role may replicate. On Amazon RDS nobody gets the attribute: membership in rds_replication does.
 import type { Finding } from '../model/finding.ts';
+import type { Role } from '../model/task.ts';
 import { ident } from '../postgres/sql.ts';
 import { onlyRow, type Ask } from './ask.ts';
 
@@ -31,14 +32,14 @@ export function mayReplicate(role: RoleFacts): boolean {
   return role.isSuperuser || role.hasReplication || role.inRdsReplication === true;
 }
 
-export function assessReplicationRole(role: RoleFacts): Finding[] {
+export function assessReplicationRole(role: RoleFacts, side: Role = 'source'): Finding[] {
   if (mayReplicate(role)) return [];
   return [
     {
       code: 'role_lacks_replication',
       severity: 'blocking',
       object: role.name,
-      message: `source: role ${role.name} may not replicate`,
+      message: `${side}: role ${role.name} may not replicate`,
       remedy:
         role.inRdsReplication === null
           ? `alter role ${ident(role.name)} replication`

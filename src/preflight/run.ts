@@ -23,6 +23,7 @@ import { assessDatabasePrivileges, readDatabasePrivileges } from './database-pri
 import { assessReadOnly, readReadOnly } from './read-only.ts';
 import { assessReplicationConnection, readOurAddress, tryReplication } from './replication-connection.ts';
 import { assessReplicationRole, readRole } from './replication-role.ts';
+import { checkWayBackOnSource, checkWayBackOnTarget } from './reverse.ts';
 import { assessRowSecurity, readRestrictedTables } from './row-security.ts';
 import { assessSlots, readSlots } from './slots.ts';
 import { assessTablePrivileges, readTablePrivileges } from './table-privileges.ts';
@@ -117,7 +118,7 @@ async function checkSource(
     ...assessReadOnly('source', readOnly),
     ...assessReplicationRole(role),
     ...assessReplicationConnection(
-      await tryReplication(scope),
+      await tryReplication(scope.source, scope.signal),
       scope.source.endpoint,
       address,
       role,
@@ -148,6 +149,7 @@ async function checkSource(
     ...assessTablePrivileges(tables, role.name),
     ...assessRowSecurity(restricted, role.name),
     ...assessActivity(activity),
+    ...(await checkWayBackOnSource(scope, ask, selection.tables, role.name, major)),
   );
   return { major, encoding, selection, extensions };
 }
@@ -165,6 +167,7 @@ async function checkTarget(scope: TaskScope, ask: Ask, findings: Finding[]): Pro
     ...assessReadOnly('target', readOnly),
     ...assessDatabasePrivileges('target', privileges),
     ...assessConnections('target', limits, scope.spec.options.copyJobs),
+    ...(await checkWayBackOnTarget(scope, ask)),
   );
   return { major, encoding };
 }

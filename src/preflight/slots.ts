@@ -1,6 +1,7 @@
 // Check of run.ts: a free replication slot, and nobody else's slot or publication under our name. What a resumed task
 // made itself (see the tables above ensureSlot and ensurePublication) is no finding.
 import type { Finding } from '../model/finding.ts';
+import type { Role } from '../model/task.ts';
 import { ident, literal } from '../postgres/sql.ts';
 import { onlyRow, type Ask } from './ask.ts';
 
@@ -37,6 +38,7 @@ export async function readSlots(ask: Ask, name: string): Promise<SlotFacts> {
 export function assessSlots(
   facts: SlotFacts,
   { name, slotIsOurs, publicationIsOurs }: SlotOwnership,
+  side: Role = 'source',
 ): Finding[] {
   const findings: Finding[] = [];
   if (facts.slotExists && !slotIsOurs)
@@ -44,7 +46,7 @@ export function assessSlots(
       code: 'slot_name_taken',
       severity: 'blocking',
       object: name,
-      message: `source: a replication slot ${name} exists that this task did not make`,
+      message: `${side}: a replication slot ${name} exists that this task did not make`,
       remedy: `choose another id, or, if nobody uses that slot: select pg_drop_replication_slot(${literal(name)})`,
     });
   if (facts.publicationExists && !publicationIsOurs)
@@ -52,7 +54,7 @@ export function assessSlots(
       code: 'publication_name_taken',
       severity: 'blocking',
       object: name,
-      message: `source: a publication ${name} exists that this task did not make`,
+      message: `${side}: a publication ${name} exists that this task did not make`,
       remedy: `choose another id, or, if nobody uses that publication: drop publication ${ident(name)}`,
     });
   if (!facts.slotExists && facts.used >= facts.max)
@@ -60,7 +62,7 @@ export function assessSlots(
       code: 'replication_slots_exhausted',
       severity: 'blocking',
       object: 'max_replication_slots',
-      message: `source: all ${facts.max} replication slots are in use; this task needs one`,
+      message: `${side}: all ${facts.max} replication slots are in use; this task needs one`,
       remedy: `alter system set max_replication_slots = ${facts.used + 1}; then restart the server (or drop a slot that nobody uses)`,
     });
   if (!facts.slotExists && facts.used + 1 === facts.max)
@@ -68,8 +70,7 @@ export function assessSlots(
       code: 'catch_up_slot_missing',
       severity: 'info',
       object: 'max_replication_slots',
-      message:
-        'source: one replication slot is free. A second one, taken only while the target is far behind, lets it catch up faster',
+      message: `${side}: one replication slot is free. A second one, taken only while the stream is far behind, lets it catch up faster`,
       remedy: `alter system set max_replication_slots = ${facts.used + 2}; then restart the server`,
     });
   // Nobody reads from the slot until the copy is complete, nor while the task is paused.
@@ -78,7 +79,7 @@ export function assessSlots(
       code: 'slot_idle_limited',
       severity: 'warning',
       object: 'idle_replication_slot_timeout',
-      message: `source: idle_replication_slot_timeout is ${facts.idleTimeout}: a copy or a pause that takes longer loses the slot`,
+      message: `${side}: idle_replication_slot_timeout is ${facts.idleTimeout}: a copy or a pause that takes longer loses the slot`,
       remedy: 'alter system set idle_replication_slot_timeout = 0; select pg_reload_conf()',
     });
   return findings;

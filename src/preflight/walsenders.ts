@@ -1,5 +1,6 @@
 // Check of run.ts: a free walsender on the source for our stream.
 import type { Finding } from '../model/finding.ts';
+import type { Role } from '../model/task.ts';
 import { onlyRow, type Ask } from './ask.ts';
 
 export interface WalsenderFacts {
@@ -24,7 +25,7 @@ export function areWalsendersExhausted({ max, used }: WalsenderFacts): boolean {
   return used >= max;
 }
 
-export function assessWalsenders(facts: WalsenderFacts): Finding[] {
+export function assessWalsenders(facts: WalsenderFacts, side: Role = 'source'): Finding[] {
   const { max, used } = facts;
   if (!areWalsendersExhausted(facts)) return [];
   return [
@@ -32,7 +33,7 @@ export function assessWalsenders(facts: WalsenderFacts): Finding[] {
       code: 'walsenders_exhausted',
       severity: 'blocking',
       object: 'max_wal_senders',
-      message: `source: all ${max} walsenders are in use; this task needs one`,
+      message: `${side}: all ${max} walsenders are in use; this task needs one`,
       remedy: `alter system set max_wal_senders = ${used + 1}; then restart the server`,
     },
   ];

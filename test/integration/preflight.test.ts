@@ -464,6 +464,103 @@ test.each(onTarget)('%s is found, and the remedy removes it', async (_name, obst
   await overcome(stage, 'target', obstacleOf(stage));
 });
 
+/** With options.reverse; the target's role may replicate, too. */
+const onTheWayBack: readonly (readonly [Role, string, (stage: Stage) => Obstacle])[] = [
+  [
+    'target',
+    'a target role without REPLICATION',
+    ({ role }) => ({
+      code: 'target_role_lacks_replication',
+      spoil: `alter role ${role} noreplication`,
+      object: role,
+      remedy: `alter role "${role}" replication`,
+    }),
+  ],
+  [
+    'target',
+    'a slot of the name that the reverse task needs',
+    () => ({
+      code: 'target_slot_name_taken',
+      spoil: `select pg_create_logical_replication_slot('dts_way_reverse', 'pgoutput')`,
+      object: 'dts_way_reverse',
+      remedy: `choose another id, or, if nobody uses that slot: select pg_drop_replication_slot('dts_way_reverse')`,
+      statement: `select pg_drop_replication_slot('dts_way_reverse')`,
+    }),
+  ],
+  [
+    'target',
+    'a publication of the name that the reverse task needs',
+    () => ({
+      code: 'target_publication_name_taken',
+      spoil: 'create publication dts_way_reverse',
+      object: 'dts_way_reverse',
+      remedy: `choose another id, or, if nobody uses that publication: drop publication "dts_way_reverse"`,
+      statement: 'drop publication "dts_way_reverse"',
+    }),
+  ],
+  [
+    'source',
+    'a source that its own role may not write',
+    ({ role }) => ({
+      code: 'source_write_denied',
+      spoil: `revoke insert, update on t from ${role}`,
+      object: 'public.t',
+      remedy: `grant insert, update on "public"."t" to "${role}"`,
+    }),
+  ],
+  [
+    'source',
+    'a foreign key of the source that would be checked for every row',
+    ({ role }) => ({
+      code: 'source_triggers_fire',
+      spoil: `create table u (id int primary key references t); alter table u owner to ${role}`,
+      object: role,
+      remedy: `grant set on parameter session_replication_role to "${role}"`,
+    }),
+  ],
+  [
+    'source',
+    'a trigger of the source that fires for replicated rows',
+    ({ role }) => ({
+      code: 'source_trigger_fires',
+      spoil: `create function f() returns trigger language plpgsql as 'begin return new; end';
+        create trigger always before insert on t for each row execute function f();
+        alter table t enable always trigger always; grant set on parameter session_replication_role to ${role}`,
+      object: 'public.t.always',
+      remedy: 'alter table "public"."t" enable trigger "always"',
+    }),
+  ],
+];
+
+describe('with a way back', () => {
+  const request: Partial<TaskRequest> = { id: 'way', options: { reverse: true } };
+
+  async function makeReversible(): Promise<Stage> {
+    const stage = await makeStage({});
+    await stage.target.query(`alter role ${stage.role} replication`);
+    return { ...stage, request: { ...stage.request, ...request } };
+  }
+
+  test('roles with the documented rights are not blocked', async () => {
+    const stage = await makeReversible();
+    expect(blockers(await preflight(stage, stage.request))).toEqual([]);
+  });
+
+  test.each(onTheWayBack)('%s: %s is found, and the remedy removes it', async (on, _name, obstacleOf) => {
+    const stage = await makeReversible();
+    await overcome(stage, on, obstacleOf(stage));
+  });
+
+  test('what only warns is said: a source that nothing fences, large objects that stay', async () => {
+    const stage = await makeReversible();
+    await stage.source.query('select lo_create(0)');
+    const found = await preflight(stage, { ...stage.request, options: { reverse: true, fence: 'none' } });
+    expect(codes(found)).toEqual(
+      expect.arrayContaining(['reverse_without_fence', 'reverse_without_large_objects']),
+    );
+  });
+});
+
 describe('selection', () => {
   test('names that are no tables are found, each with its reason', async () => {
     const { source, target } = await makePair();
@@ -755,6 +852,22 @@ describe('a source with little room', () => {
       remedy: 'alter system set max_wal_senders = 3; then restart the server',
     });
     expect(codes(blockers(await check()))).toEqual(['wal_level_not_logical']);
+  });
+
+  test('as a target it cannot serve a way back', async () => {
+    const { source } = await makePair();
+    const { host, port, user, password } = server;
+    const targetDb = { host, port, user, password, dbname: 'postgres', sslmode: 'disable' } as const;
+    await source.query('create table v (id int primary key)');
+    await admin.query(`select pg_create_physical_replication_slot('standby')`);
+    const found = await preflight({ source, target: source }, { targetDb, options: { reverse: true } });
+    await admin.query(`select pg_drop_replication_slot('standby')`);
+    expect(codes(blockers(found))).toEqual([
+      'target_wal_level_not_logical',
+      'target_replication_slots_exhausted',
+    ]);
+    expect(blockers(found).every(({ message }) => message.startsWith('target: '))).toBe(true);
+    expect(blockers(await preflight({ source, target: source }, { targetDb }))).toEqual([]);
   });
 
   test('a prepared transaction is found in whatever database it is', async () => {
