@@ -14,7 +14,6 @@ import type { Endpoint, EndpointSecrets, Role } from '../model/task.ts';
 import { closeClient, destroySocket, negotiate } from './connect.ts';
 import { fromPostgres } from './errors.ts';
 import { sessionSettings } from './session-settings.ts';
-import { literal } from './sql.ts';
 
 const POOL_SIZE = 4;
 /** Longest wait for the connection that ends what our other connections still run. */
@@ -168,7 +167,7 @@ export class Side {
     options.signal.addEventListener('abort', onAbort, { once: true });
     try {
       await client.connect();
-      await this.#prepare(client);
+      await this.#prepare(client, options.replication);
     } catch (error) {
       await close();
       throw fromPostgres(error, { role: this.role, purpose: options.purpose });
@@ -249,11 +248,16 @@ export class Side {
     }
   }
 
-  async #prepare(client: Client): Promise<void> {
-    const own = Object.entries(this.#settings).map(
-      ([name, value]) => `union all select set_config(${literal(name)}, ${literal(value)}, false)`,
-    );
-    await client.query([sessionSettings, ...own].join(' ')); // one statement, which pipelined sessions demand
+  /** A walsender takes no parameters, and writes no rows that the side's own settings could be for. */
+  async #prepare(client: Client, replication = false): Promise<void> {
+    const own = Object.entries(this.#settings);
+    if (replication || own.length === 0) {
+      await client.query(sessionSettings);
+      return;
+    }
+    // one statement, which pipelined sessions demand; as parameters, which pg_stat_activity does not show
+    const more = own.map((_, n) => `union all select set_config($${2 * n + 1}, $${2 * n + 2}, false)`);
+    await client.query([sessionSettings, ...more].join(' '), own.flat());
   }
 
   #throwIfClosed(): void {

@@ -147,6 +147,54 @@ describe.each([
   });
 });
 
+test('a clone within one database goes back and forth, too', async () => {
+  const { source } = await makePair();
+  const pair = { source, target: source };
+  await loadShop(source, 100);
+  const service = startLibrary();
+  await migrate(service, pair, 'clone', '_migrated');
+  await reaches(service, 'clone_reverse', 'syncingWal');
+  const writers = await startWriters(source, 2, '_migrated');
+  await waitFor(() => writers.writes() > 100);
+  await service.rollback('clone');
+  await reaches(service, 'clone_reverse', 'completed');
+  await writers.stop();
+  await reaches(service, 'clone_forward_2', 'syncingWal');
+  await source.query(`update public.users set bio = 'back again' where id < 50`);
+  await caughtUp(service, 'clone_forward_2', source);
+  await expectEqualTables(source, source, shopTables('_migrated'));
+  expect(await sqlstateOf(source.query('delete from public.audit_migrated'))).toBe(FENCED);
+  await service.finish('clone');
+  await reaches(service, 'clone_forward_2', 'completed');
+  await service.unfenceTask('clone_reverse');
+  expect(await leaksOf(source)).toEqual([]);
+});
+
+test('a database that is read-only for everybody else is written by the stream back, and writable after the rollback', async () => {
+  const pair = await makePair();
+  await loadShop(pair.source, 50);
+  const service = startLibrary();
+  await migrate(service, pair, 'shop', '', { fence: 'database-read-only', terminateBlockers: true });
+  await reaches(service, 'shop_reverse', 'syncingWal');
+  const write = `update public.users set bio = 'x' where id = 1`;
+  const attempt = async (database: TestDatabase): Promise<string | undefined> => {
+    const client = await database.connect(); // the setting is for new sessions
+    return sqlstateOf(client.query(write));
+  };
+  expect(await attempt(pair.source)).toBe(FENCED);
+  expect(await attempt(pair.target)).toBe('accepted');
+  await caughtUp(service, 'shop_reverse', pair.target);
+  await expectEqualTables(pair.target, pair.source, back(''));
+  await service.rollback('shop');
+  await reaches(service, 'shop_reverse', 'completed');
+  expect(await attempt(pair.target)).toBe(FENCED);
+  expect(await attempt(pair.source)).toBe('accepted');
+  await service.finish('shop');
+  await reaches(service, 'shop_forward_2', 'completed');
+  await service.unfenceTask('shop_reverse');
+  expect(await attempt(pair.target)).toBe('accepted');
+});
+
 describe('a migration that does not get so far', () => {
   test('leaves nothing when it is cancelled before its cutover', async () => {
     const pair = await makePair();
