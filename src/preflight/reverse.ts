@@ -80,7 +80,7 @@ export async function checkWayBackOnSource(
   });
 }
 
-export interface WayBackFacts {
+interface WayBackFacts {
   /** Of the source's tables. */
   readonly facts: readonly TableFacts[];
   /** Triggers and foreign keys can be kept from firing. */
@@ -91,7 +91,7 @@ export interface WayBackFacts {
   readonly leavesLargeObjects: boolean;
 }
 
-export function assessWayBack(facts: WayBackFacts): Finding[] {
+function assessWayBack(facts: WayBackFacts): Finding[] {
   const { silenced, user, major } = facts;
   const findings: Finding[] = [];
   const tables = facts.facts.filter(({ kind }) => kind === 'r');
