@@ -11,14 +11,17 @@ export type ManagerEvent =
   /** The task reached a state that needs no actor. */
   | { readonly type: 'RESTED'; readonly taskId: string }
   | { readonly type: 'CLEANUP_DUE' }
+  | { readonly type: 'SLOTS_DUE' }
   | { readonly type: `xstate.done.actor.${string}`; readonly actorId: string; readonly output: unknown }
   | { readonly type: `xstate.error.actor.${string}`; readonly actorId: string; readonly error: unknown };
 
 export interface ManagerInput {
   readonly cleanupIntervalMs: number;
+  readonly slotCheckIntervalMs: number;
 }
 
-const CLEANUP_TIMER = 'cleanupTimer';
+/** Ids of the children that are no tasks; no task's id has a capital letter. */
+export const timers: readonly string[] = ['cleanupTimer', 'slotTimer'];
 
 export const managerMachine = setup({
   types: {
@@ -31,8 +34,11 @@ export const managerMachine = setup({
     task: fromPromise<null, { readonly taskId: string }>(() =>
       Promise.reject(new Error('task is not provided')),
     ) as AnyActorLogic,
-    cleanupTimer: fromCallback<{ type: 'NONE' }, ManagerInput>(({ input, sendBack }) => {
-      const timer = setInterval(() => sendBack({ type: 'CLEANUP_DUE' }), input.cleanupIntervalMs);
+    timer: fromCallback<
+      { type: 'NONE' },
+      { readonly everyMs: number; readonly event: 'CLEANUP_DUE' | 'SLOTS_DUE' }
+    >(({ input, sendBack }) => {
+      const timer = setInterval(() => sendBack({ type: input.event }), input.everyMs);
       timer.unref();
       return () => clearInterval(timer);
     }),
@@ -49,11 +55,26 @@ export const managerMachine = setup({
     cleanUpEnded: () => {
       throw new Error('cleanUpEnded is not provided');
     },
+    /** Looks at the slots that no stream looks at. */
+    watchSlots: () => {
+      throw new Error('watchSlots is not provided');
+    },
   },
 }).createMachine({
   id: 'manager',
   context: ({ input }) => input,
-  invoke: { id: CLEANUP_TIMER, src: CLEANUP_TIMER, input: ({ context }) => context },
+  invoke: [
+    {
+      id: 'cleanupTimer',
+      src: 'timer',
+      input: ({ context }) => ({ everyMs: context.cleanupIntervalMs, event: 'CLEANUP_DUE' as const }),
+    },
+    {
+      id: 'slotTimer',
+      src: 'timer',
+      input: ({ context }) => ({ everyMs: context.slotCheckIntervalMs, event: 'SLOTS_DUE' as const }),
+    },
+  ],
   on: {
     SPAWN: {
       actions: spawnChild('task', {
@@ -68,6 +89,7 @@ export const managerMachine = setup({
       ],
     },
     CLEANUP_DUE: { actions: 'cleanUpEnded' },
+    SLOTS_DUE: { actions: 'watchSlots' },
     'xstate.done.actor.*': {
       actions: [
         stopChild(({ event }) => event.actorId),

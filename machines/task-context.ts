@@ -85,6 +85,8 @@ export type TaskMachineEvent =
   /** First event after a restart of the service. */
   | { readonly type: 'RESTORED' }
   | StreamEvent
+  /** The slot was lost, or dropped because of `max_retained_wal_bytes`, while no stream ran. */
+  | { readonly type: 'SLOT_LOST'; readonly error: ErrorReport }
   /** A part was finished after an error: the retry budget starts afresh. */
   | { readonly type: 'PART_DONE' }
   /** Between the regions: flow asks, copy and verify answer. */

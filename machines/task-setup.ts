@@ -40,6 +40,19 @@ export function withFindings(known: readonly Finding[], more: readonly Finding[]
   return [...known, ...more.filter((finding) => !said.has(keyOf(finding)))];
 }
 
+/** That we dropped the slot ourselves stays visible after the error has been dealt with. */
+function withDroppedSlot(findings: readonly Finding[], error: ErrorReport): readonly Finding[] {
+  if (error.code !== 'slot_lost' || error.details?.['maxRetainedWalBytes'] === undefined) return findings;
+  const dropped: Finding = {
+    code: 'slot_dropped',
+    severity: 'warning',
+    object: 'source',
+    message: error.message,
+    remedy: error.hint ?? null,
+  };
+  return [...findings.filter(({ code }) => code !== dropped.code), dropped];
+}
+
 export const ref = ({ context }: { context: TaskContext }): TaskRef => ({ taskId: context.taskId });
 
 export const taskSetup = setup({
@@ -104,7 +117,10 @@ export const taskSetup = setup({
     after: ({ context }, next: TaskContext['afterUnfencing']) => context.afterUnfencing === next,
   },
   actions: {
-    recordError: assign({ error: ({ event }) => errorOf(event) }),
+    recordError: assign(({ context, event }) => {
+      const error = errorOf(event);
+      return { error, findings: withDroppedSlot(context.findings, error) };
+    }),
     scheduleRetry: assign({
       attempt: ({ context }) => context.attempt + 1,
       retryAt: ({ context }) => inMs(retryDelayMs(context.attempt + 1, Math.random())),

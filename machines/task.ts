@@ -105,6 +105,7 @@ export const taskMachine = taskSetup.createMachine({
       on: {
         ADMIT: [...goOn],
         PAUSE: 'paused.held',
+        SLOT_LOST: { target: 'paused.held', actions: 'recordError' },
         FINISH: finish,
         CANCEL: [{ guard: 'nothingMade', target: 'cancelled' }, giveUp.CANCEL],
         ABANDON: giveUp.ABANDON,
@@ -507,6 +508,7 @@ export const taskMachine = taskSetup.createMachine({
       },
       on: {
         RESUME: { target: 'queued', actions: 'renewBudget' },
+        SLOT_LOST: { actions: 'recordError' },
         // what was lost cannot be had back; with all rows copied again nobody needs it
         RECOPY: {
           guard: 'isLost',
@@ -533,7 +535,12 @@ export const taskMachine = taskSetup.createMachine({
         input: ({ context }) => ({ at: context.retryAt }),
         onDone: [...goOn],
       },
-      on: { PAUSE: 'paused', FINISH: finish, ...giveUp },
+      on: {
+        SLOT_LOST: { target: 'paused', actions: 'recordError' },
+        PAUSE: 'paused',
+        FINISH: finish,
+        ...giveUp,
+      },
     },
 
     cancelling: {

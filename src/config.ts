@@ -15,6 +15,7 @@ export interface Config {
   readonly logLevel: LogLevel;
   readonly maxRunningTasks: number;
   readonly cleanupIntervalMs: number;
+  readonly slotCheckIntervalMs: number;
   /** 32 bytes; null: the key file. */
   readonly secretKey: Buffer | null;
   /** Bearer token of the HTTP API; required for anything but loopback. */
@@ -73,6 +74,13 @@ export const settings = [
     fallback: '5m',
     help: 'how often ended tasks are cleaned up: 500ms, 30s, 5m',
   },
+  {
+    variable: 'DTS_SLOT_CHECK_INTERVAL',
+    flag: '--slot-check-interval',
+    placeholder: '<duration>',
+    fallback: '15s',
+    help: 'how often the slots of paused and waiting tasks are looked at',
+  },
 ] as const satisfies readonly Setting[];
 
 /** Settings that come from the environment only. */
@@ -107,7 +115,7 @@ export function parseConfig(given: Values): Config {
     return /^\d+$/.test(text) && value >= from && value <= to ? value : undefined;
   };
   const nonEmpty = (text: string): string | undefined => (text.trim() === '' ? undefined : text);
-  const [host, port, dataDir, logLevel, maxRunning, cleanup] = settings;
+  const [host, port, dataDir, logLevel, maxRunning, cleanup, slotCheck] = settings;
   const dataDirectory = read(dataDir.variable, dataDir.fallback, nonEmpty, 'a folder');
   const config: Config = {
     host: read(host.variable, host.fallback, nonEmpty, 'an address'),
@@ -130,6 +138,12 @@ export function parseConfig(given: Values): Config {
     cleanupIntervalMs: read(
       cleanup.variable,
       cleanup.fallback,
+      parseDuration,
+      'a duration from 100ms to 24h, such as 30s or 5m',
+    ),
+    slotCheckIntervalMs: read(
+      slotCheck.variable,
+      slotCheck.fallback,
       parseDuration,
       'a duration from 100ms to 24h, such as 30s or 5m',
     ),

@@ -60,6 +60,7 @@ export function createService(
     failpoint: makeFailpoint(options.failpoint),
     maxRunningTasks: config.maxRunningTasks,
     cleanupIntervalMs: config.cleanupIntervalMs,
+    slotCheckIntervalMs: config.slotCheckIntervalMs,
   });
   const service = new MigrationService({
     store,

@@ -96,6 +96,7 @@ function statusOf(task: TaskView): object {
     bytesPerSecond: detail.bytesPerSecond,
     etaSeconds: detail.etaSeconds,
     sync: detail.sync,
+    restingSlot: task.restingSlot,
     createdAt: task.createdAt,
     startedAt: task.startedAt,
     endedAt: task.endedAt,

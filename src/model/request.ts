@@ -93,6 +93,7 @@ const tableName = z.string().superRefine((value, context) => {
   }
 });
 
+const walBytes = z.int().min(64 * 1024 * 1024);
 const milliseconds = z
   .int()
   .min(1_000)
@@ -147,11 +148,7 @@ const options = z.strictObject({
   validationMaxRowsPerSecond: z.int().min(1_000).nullable().default(null),
   cutoverMaxValidationAgeMs: milliseconds.nullable().default(null),
   slotTimeoutMs: milliseconds.default(300_000),
-  maxRetainedWalBytes: z
-    .int()
-    .min(64 * 1024 * 1024)
-    .nullable()
-    .default(null),
+  maxRetainedWalBytes: walBytes.nullable().default(null),
   replicaIdentity: z
     .enum(['keep', 'full'], 'must be keep, or full: REPLICA IDENTITY FULL for tables without a key')
     .default('keep'),
@@ -309,12 +306,13 @@ const optionsPatch = z
     maxBytesPerSecond: bytesPerSecond.nullable(),
     maxSourceLagBytes: lagBytes.nullable(),
     maxSnapshotAgeMs: milliseconds,
+    maxRetainedWalBytes: walBytes.nullable(),
   })
   .partial();
 
 /** Options that may change while the task runs; those left out stay. */
 export type OptionsPatch = Partial<
-  Pick<TaskOptions, 'maxBytesPerSecond' | 'maxSourceLagBytes' | 'maxSnapshotAgeMs'>
+  Pick<TaskOptions, 'maxBytesPerSecond' | 'maxSourceLagBytes' | 'maxSnapshotAgeMs' | 'maxRetainedWalBytes'>
 >;
 
 /** Validates; throws `invalid_request` with every fault in `details.fields`. */

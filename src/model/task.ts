@@ -108,7 +108,7 @@ export interface TaskOptions {
   readonly cutoverMaxValidationAgeMs: number | null;
   /** Longest wait for write transactions when the slot is created and at the copy barrier. */
   readonly slotTimeoutMs: number;
-  /** More WAL than this the source never keeps for a running task: its slot is dropped then. Null: no cap. */
+  /** More WAL than this the source never keeps for the task, at work or at rest: its slot is dropped then. Null: no cap. */
   readonly maxRetainedWalBytes: number | null;
   /**
    * `full`: tables of the source without a usable key get REPLICA IDENTITY FULL for the task's time, and back what they had.
@@ -256,6 +256,24 @@ export interface SyncStatus {
   readonly sampledAt: string;
 }
 
+/** The slot of a task whose stream does not run, as it was looked at last. */
+export interface RestingSlot {
+  readonly walStatus: string | null;
+  /** WAL that the source keeps for it; null: it could not be looked at yet. */
+  readonly retainedBytes: number | null;
+  readonly safeWalBytes: number | null;
+  /** WAL that the source writes a second, since the look before. */
+  readonly sourceBytesPerSecond: number;
+  /** Seconds until it is lost or dropped at that rate; null: never. */
+  readonly secondsUntilLost: number | null;
+  /** What endangers it, and the remedy, in words. */
+  readonly warning: string | null;
+  /** Why the last look failed; the figures are older then. */
+  readonly error: string | null;
+  /** ISO 8601. */
+  readonly sampledAt: string;
+}
+
 /** Live figures of a task; kept in memory, sent by SSE, the lasting part saved per table. */
 export interface TaskProgress {
   readonly tables: readonly TableProgress[];
@@ -286,6 +304,8 @@ export interface TaskView {
   readonly lagBytes: number | null;
   readonly connections: number;
   readonly detail: TaskProgress;
+  /** While the stream does not run and a slot stands; null otherwise. */
+  readonly restingSlot: RestingSlot | null;
   /** Commands that the present state accepts. */
   readonly allowedCommands: readonly TaskCommandType[];
   /** Whether the source's tables refuse writes because of this task. */

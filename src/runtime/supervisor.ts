@@ -4,7 +4,7 @@ import { createActor, transition, type ActorRefFrom } from 'xstate';
 import type { Store } from '../../db/open.ts';
 import { TaskNotes } from '../../db/notes.ts';
 import { TaskStore, type TaskRow } from '../../db/tasks.ts';
-import { managerMachine } from '../../machines/manager.ts';
+import { managerMachine, timers } from '../../machines/manager.ts';
 import type { TaskCommand, TaskMachineEvent } from '../../machines/task-context.ts';
 import { taskStateOf } from '../../machines/task-state.ts';
 import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
@@ -27,6 +27,7 @@ import { settleLegs } from './legs.ts';
 import type { EventHub } from './event-hub.ts';
 import { persistedSnapshotOf } from './restore.ts';
 import type { SecretVault } from './secrets.ts';
+import { lookAtSlot, needsWatch, watchedStates } from './slot-watch.ts';
 import { TaskResources } from './task-resources.ts';
 import { progressPercent, type TaskTelemetry } from './telemetry.ts';
 import { acceptedCommands, restingSnapshot, type TaskSnapshot } from './view.ts';
@@ -38,6 +39,8 @@ const ACTORLESS: ReadonlySet<TaskState> = new Set([...ENDED, 'created', 'queued'
 const FENCED: ReadonlySet<TaskState> = new Set(['stoppingWrites', 'validating', 'finalizing']);
 /** Before a task whose commit failed (our own disk is full) is spawned again from its row. */
 const RESPAWN_DELAY_MS = 5_000;
+/** Slots of tasks at rest that are looked at at the same time. */
+const WATCHED_AT_ONCE = 4;
 /** Actors and connections have this long to end when the service stops; the rest is cut. */
 const STOP_TIMEOUT_MS = 3_000;
 
@@ -51,6 +54,7 @@ export interface SupervisorOptions {
   readonly failpoint: (name: Failpoint) => void;
   readonly maxRunningTasks: number;
   readonly cleanupIntervalMs: number;
+  readonly slotCheckIntervalMs: number;
 }
 
 export class Supervisor implements TaskManager, ActivityHost {
@@ -63,6 +67,7 @@ export class Supervisor implements TaskManager, ActivityHost {
   readonly #respawns = new Set<NodeJS.Timeout>();
   readonly #manager;
   #stopping = false;
+  #watching = false;
 
   constructor(options: SupervisorOptions) {
     this.#options = options;
@@ -89,9 +94,10 @@ export class Supervisor implements TaskManager, ActivityHost {
           taskLeft: (_, { taskId }) => this.#taskLeft(taskId),
           taskCrashed: (_, { taskId, error }) => this.#taskCrashed(taskId, error),
           cleanUpEnded: () => void this.cleanupCompletedTasks(),
+          watchSlots: () => void this.#watchSlots(),
         },
       }),
-      { id: 'manager', input: { cleanupIntervalMs: options.cleanupIntervalMs } },
+      { id: 'manager', input: options },
     );
   }
 
@@ -137,17 +143,23 @@ export class Supervisor implements TaskManager, ActivityHost {
         },
       );
     }
+    this.#deliver(id, snapshot, command);
+  }
+
+  /** To the actor, or, where there is none, by the chart alone. */
+  #deliver(id: string, snapshot: TaskSnapshot, event: TaskMachineEvent): void {
+    const actor = this.actorOf(id);
     if (actor) {
-      actor.send(command);
+      actor.send(event);
       return;
     }
-    const [next] = transition(taskMachine, snapshot, command);
+    const [next] = transition(taskMachine, snapshot, event);
     if (next.status === 'done' || next.hasTag('dormant')) {
-      this.#commit(id, command, next, toJson(taskMachine.getPersistedSnapshot(next)));
+      this.#commit(id, event, next, toJson(taskMachine.getPersistedSnapshot(next)));
       this.#committed(id, next);
       this.#admit();
     } else {
-      this.#spawn(id)?.send(command);
+      this.#spawn(id)?.send(event);
     }
   }
 
@@ -367,6 +379,42 @@ export class Supervisor implements TaskManager, ActivityHost {
     }
   }
 
+  /** A few at once: a source that does not answer holds up nobody else's. */
+  async #watchSlots(): Promise<void> {
+    if (this.#watching || this.#stopping) return;
+    this.#watching = true;
+    try {
+      const waiting = this.tasks.idsIn(watchedStates);
+      const work = async (): Promise<void> => {
+        for (let id = waiting.pop(); id !== undefined && !this.#stopping; id = waiting.pop())
+          await this.#watchSlot(id);
+      };
+      await Promise.all(Array.from({ length: WATCHED_AT_ONCE }, work));
+    } catch (error) {
+      this.#options.log.error({ err: error }, 'the slots could not be looked at');
+    } finally {
+      this.#watching = false;
+    }
+  }
+
+  async #watchSlot(id: string): Promise<void> {
+    try {
+      const row = this.row(id);
+      const sampledAt = this.telemetryOf(id).snapshot().sync?.sampledAt ?? null;
+      const { error } = restingSnapshot(row).context;
+      if (row.crash || !needsWatch(this.notes, { id, state: row.state, error }, sampledAt)) return;
+      await this.withScope(id, 'watchSlot', (scope) => lookAtSlot(scope));
+    } catch (error) {
+      const failure = asMigrationError(error);
+      this.#options.log.warn({ taskId: id, err: failure }, 'the slot of a task that does not stream');
+      if (failure.kind !== 'lost' || this.#stopping) return;
+      const snapshot = this.actorOf(id)?.getSnapshot() ?? restingSnapshot(this.row(id));
+      const event = { type: 'SLOT_LOST', error: failure.toReport() } as const;
+      // a stream that runs finds out by itself
+      if (snapshot.can(event)) this.#deliver(id, snapshot, event);
+    }
+  }
+
   async #retryCleanup(id: string): Promise<void> {
     if (this.#cleaning.has(id)) return;
     this.#cleaning.add(id);
@@ -421,7 +469,7 @@ export class Supervisor implements TaskManager, ActivityHost {
   }
 
   #liveIds(): string[] {
-    return Object.keys(this.#manager.getSnapshot().children).filter((id) => id !== 'cleanupTimer');
+    return Object.keys(this.#manager.getSnapshot().children).filter((id) => !timers.includes(id));
   }
 
   #liveTask(id: string, actor: TaskActor): LiveTask {

@@ -15,6 +15,7 @@ import {
   type TaskSpec,
   type TaskView,
 } from '../model/task.ts';
+import { restingSlotOf } from './slot-watch.ts';
 import { persistedSnapshotOf } from './restore.ts';
 import { progressPercent } from './telemetry.ts';
 
@@ -110,6 +111,7 @@ export function taskView(
     lagBytes: detail.sync?.lagBytes ?? null,
     connections,
     detail,
+    restingSlot: restingSlotOf(notes, row.id, row.state),
     allowedCommands: row.crash || ended || !snapshot ? [] : acceptedCommands(snapshot),
     cutoverWaitsFor: row.state === 'syncingWal' ? closedGates(context, row.spec, detail) : [],
     ...writeStopOf(notes, row.id),

@@ -77,26 +77,40 @@ export interface SlotOutlook {
 const SOON_SECONDS = 3_600;
 
 /**
- *   wal_status   safe_wal_size             warning
+ *   wal_status   room                      warning
  *   lost                                   none: it is an error by then
  *   unreserved                             the next checkpoint removes its WAL
- *   others       null (no limit)           none
+ *   others       no limit                  none
  *   others       lasts less than an hour   when it is used up
+ *
+ * Room is what may still be written: `safe_wal_size` (max_slot_wal_keep_size), or what `capBytes` (max_retained_wal_bytes) leaves,
+ * whichever is less.
  */
 export function slotOutlook(
-  slot: { readonly walStatus: string | null; readonly safeWalBytes: number | null },
+  slot: {
+    readonly walStatus: string | null;
+    readonly safeWalBytes: number | null;
+    readonly retainedBytes: number;
+  },
   sourceBytesPerSecond: number,
+  capBytes: number | null,
 ): SlotOutlook {
   const { walStatus, safeWalBytes } = slot;
-  const remedy = 'raise max_slot_wal_keep_size on the source (a reload is enough), or let its writers pause';
+  const capRoom = capBytes === null ? Infinity : Math.max(0, capBytes - slot.retainedBytes);
+  const isCapped = capRoom < (safeWalBytes ?? Infinity);
+  const room = Math.min(capRoom, safeWalBytes ?? Infinity);
+  const remedy = isCapped
+    ? 'raise max_retained_wal_bytes (PATCH …/options), or let the writers of the source pause'
+    : 'raise max_slot_wal_keep_size on the source (a reload is enough), or let its writers pause';
   const secondsUntilLost =
-    safeWalBytes === null || sourceBytesPerSecond <= 0
+    room === Infinity || sourceBytesPerSecond <= 0
       ? null
-      : Math.max(0, Math.floor(safeWalBytes / sourceBytesPerSecond));
+      : Math.max(0, Math.floor(room / sourceBytesPerSecond));
   if (walStatus === 'unreserved')
     return {
       secondsUntilLost: 0,
-      warning: `the slot is lost at the next checkpoint of the source: ${remedy}`,
+      warning:
+        'the slot is lost at the next checkpoint of the source: raise max_slot_wal_keep_size there (a reload is enough), or let its writers pause',
     };
   if (secondsUntilLost === null || secondsUntilLost > SOON_SECONDS)
     return { secondsUntilLost, warning: null };

@@ -5,8 +5,9 @@ import { lagBytes, type Lsn } from '../model/lsn.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import { readSpill, sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { ensurePublication } from '../postgres/publication.ts';
-import { dropSlot, recopyRemedy, verifySlot, type SlotRecord } from '../postgres/slot.ts';
+import { verifySlot, type SlotRecord } from '../postgres/slot.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { enforceWalCap } from '../postgres/wal-cap.ts';
 import { checkCatalog } from './catalog-watch.ts';
 import { LagClock, slotOutlook } from './lag-clock.ts';
 import { newFigures, type ReplayFigures } from './replay-figures.ts';
@@ -65,7 +66,7 @@ class Sampler {
       await verifySlot(scope, this.#slot);
       throw new MigrationError('internal', 'source: the slot was lost and is back');
     }
-    await this.#enforceCap(health.slot.retainedBytes);
+    await enforceWalCap(scope, this.#slot, health.slot.retainedBytes);
     const now = Date.now();
     if (now - this.#spillAt >= SPILL_CHECK_MS) {
       this.#spillAt = now;
@@ -73,7 +74,11 @@ class Sampler {
     }
     const lag = lagBytes(health.sourceLsn, at.appliedLsn);
     const figures = this.#clock.add(now, health.sourceLsn, at.appliedLsn);
-    const outlook = slotOutlook(health.slot, figures.sourceBytesPerSecond);
+    const outlook = slotOutlook(
+      health.slot,
+      figures.sourceBytesPerSecond,
+      scope.spec.options.maxRetainedWalBytes,
+    );
     if (outlook.warning !== null && outlook.warning !== this.#warned)
       scope.log.warn({ slot: this.#slot.name, ...health.slot }, outlook.warning);
     this.#warned = outlook.warning;
@@ -93,21 +98,6 @@ class Sampler {
       sampledAt: new Date(now).toISOString(),
     });
     return { lag, slot: health.slot };
-  }
-
-  /** The source's disk is worth more than this migration, if its owner said so. */
-  async #enforceCap(retainedBytes: number): Promise<void> {
-    const cap = this.#scope.spec.options.maxRetainedWalBytes;
-    if (cap === null || retainedBytes <= cap) return;
-    await dropSlot(this.#scope);
-    throw new MigrationError(
-      'slot_lost',
-      `source: replication slot ${this.#slot.name} was dropped: it kept ${retainedBytes} bytes of WAL, more than max_retained_wal_bytes`,
-      {
-        hint: `changes since then cannot be read any more: ${recopyRemedy(this.#scope)}; see to a larger cap first`,
-        details: { slot: this.#slot.name, retainedBytes, maxRetainedWalBytes: cap },
-      },
-    );
   }
 }
 

@@ -59,6 +59,7 @@ function taskView(id: string, spec: TaskSpec, state: TaskState = 'created'): Tas
       sync: null,
       waitingFor: null,
     },
+    restingSlot: null,
     allowedCommands: ['START', 'CANCEL'],
     fenced: false,
     cutoverWaitsFor: [],

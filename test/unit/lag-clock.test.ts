@@ -61,10 +61,22 @@ describe('the outlook of a slot', () => {
       /next checkpoint.*max_slot_wal_keep_size/,
     ],
   ] as const)('%s', (_, slot, rate, seconds, warning) => {
-    const outlook = slotOutlook(slot, rate);
+    const outlook = slotOutlook({ retainedBytes: 0, ...slot }, rate, null);
     expect(outlook.secondsUntilLost).toBe(seconds);
     if (warning === null) expect(outlook.warning).toBeNull();
     else expect(outlook.warning).toMatch(warning);
+  });
+
+  it('counts what max_retained_wal_bytes leaves, where that is less', () => {
+    const slot = { walStatus: 'extended', safeWalBytes: 1_000 * mb, retainedBytes: 40 * mb };
+    expect(slotOutlook(slot, mb, 100 * mb)).toMatchObject({
+      secondsUntilLost: 60,
+      warning: expect.stringContaining('max_retained_wal_bytes') as string,
+    });
+    expect(slotOutlook(slot, mb, 2_000 * mb)).toMatchObject({
+      secondsUntilLost: 1_000,
+      warning: expect.stringContaining('max_slot_wal_keep_size') as string,
+    });
   });
 });
 

@@ -34,6 +34,7 @@ describe('settings', () => {
       DTS_LOG_LEVEL: 'loud',
       DTS_MAX_RUNNING_TASKS: '0',
       DTS_CLEANUP_INTERVAL: '5',
+      DTS_SLOT_CHECK_INTERVAL: '1ms',
       DTS_SECRET_KEY: 'hunter2',
       DTS_TOKEN: 'short',
     };
@@ -55,6 +56,7 @@ describe('settings', () => {
       logLevel: 'info',
       maxRunningTasks: 16,
       cleanupIntervalMs: 300_000,
+      slotCheckIntervalMs: 15_000,
       token: null,
     });
   });
