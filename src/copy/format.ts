@@ -24,7 +24,9 @@ export async function chooseFormats(
   for (const table of tables) {
     const relation = relationKey(table.source);
     const planned = table.columns.map((column) => describeColumn(column.name, column));
-    const found = source.described.get(relation) ?? [];
+    const found = (source.described.get(relation) ?? [])
+      .filter(([name]) => table.leftOut?.includes(name) !== true)
+      .map(([, column]) => column);
     if (planned.length !== found.length || planned.some((column, at) => column !== found[at]))
       throw new MigrationError('source_ddl', `source: the columns of ${relation} are not those of the plan`, {
         hint: 'undo the change and resume, or cancel this migration and start a new one',

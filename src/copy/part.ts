@@ -50,10 +50,14 @@ export function copyStatements(
   const names = table.columns.filter((column) => !column.generated).map(({ name }) => ident(name));
   const list = names.length === 0 ? '' : ` (${names.join(', ')})`; // a table may have no column at all
   const source = identRelation(table.source);
+  const conditions = [
+    ...(range === null ? [] : [rangeCondition(range, new Map())]),
+    ...(table.where === undefined ? [] : [`(${table.where})`]),
+  ];
   const rows =
-    range === null
+    conditions.length === 0
       ? `${source}${list}`
-      : `(select ${names.join(', ')} from only ${source} where ${rangeCondition(range, new Map())})`;
+      : `(select ${names.join(', ')} from only ${source} where ${conditions.join(' and ')})`;
   return {
     copyOut: `copy ${rows} to stdout (format ${format})`,
     copyIn: `copy ${identRelation(table.target)}${list} from stdin (format ${format})`,

@@ -10,7 +10,7 @@ const requestName = /^[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*$/;
 const ourName = /^[a-z][a-zA-Z0-9]*$/;
 
 /** Maps whose keys are names of a user's objects (roles, extensions, tablespaces), in requests and in answers. */
-const nameMaps: ReadonlySet<string> = new Set(['owners', 'extensions', 'tablespaces']);
+const nameMaps: ReadonlySet<string> = new Set(['owners', 'extensions', 'tablespaces', 'table']);
 
 /** Fields whose own names are ours and whose values are foreign. */
 const openFields: ReadonlySet<string> = new Set(['details', 'key']);

@@ -2,7 +2,7 @@
 import { parse as parseUrl } from 'pg-connection-string';
 import { z } from 'zod';
 import { MigrationError } from './errors.ts';
-import { parseRelationName } from './relation.ts';
+import { isGlob, parseRelationName } from './relation.ts';
 import { MAX_REVERSIBLE_ID } from './reverse.ts';
 import type { RepairRequest } from './validation.ts';
 import { sslModes, type Endpoint, type EndpointSecrets, type TaskOptions, type TaskSpec } from './task.ts';
@@ -129,6 +129,26 @@ const lagBytes = z.int().min(1024 * 1024);
 /** Names of objects on the left, so their case and spelling are theirs. */
 const nameMap = z.record(text.max(63), text.max(63));
 
+/** Names of tables on the left. */
+const tableOptions = z.record(
+  tableName.refine((name) => name === '' || !isGlob(name), 'must be one table: no * or ?'),
+  z
+    .strictObject({
+      where: z.string().trim().min(1).max(10_000).nullable().default(null),
+      columns: z
+        .array(text.max(63))
+        .min(1)
+        .max(1_600)
+        .refine((names) => new Set(names).size === names.length, 'names a column twice')
+        .nullable()
+        .default(null),
+    })
+    .refine(
+      ({ where, columns }) => where !== null || columns !== null,
+      'give where (a row filter), columns, or both',
+    ),
+);
+
 const options = z.strictObject({
   cutover: z.enum(['manual', 'auto']).default('manual'),
   fence: z.enum(['triggers', 'database-read-only', 'none']).default('triggers'),
@@ -160,6 +180,7 @@ const options = z.strictObject({
   roles: z.enum(['existing', 'create']).default('existing'),
   extensions: z.union([z.enum(['create', 'skip']), nameMap]).default('create'),
   tablespaces: z.union([z.enum(['none', 'same']), nameMap]).default('none'),
+  table: tableOptions.default({}),
   exclude: z
     .array(tableName.refine((name) => name !== '*', 'write schema.* to leave out a schema'))
     .max(10_000)
@@ -200,7 +221,8 @@ const requestFields = z.strictObject({
   options: options.prefault({}),
 });
 
-const request = requestFields.superRefine(({ id, options: { reverse, keepFence, schema } }, context) => {
+const request = requestFields.superRefine(({ id, options: given }, context) => {
+  const { reverse, keepFence, schema, replicaIdentity, table } = given;
   if (!reverse) return;
   const fail = (path: string[], message: string): void => context.addIssue({ code: 'custom', path, message });
   if (id !== undefined && id.length > MAX_REVERSIBLE_ID)
@@ -217,6 +239,16 @@ const request = requestFields.superRefine(({ id, options: { reverse, keepFence, 
     fail(
       ['options', 'reverse'],
       'needs schema create: tables that stood before may have columns that the source lacks',
+    );
+  if (replicaIdentity === 'full')
+    fail(
+      ['options', 'reverse'],
+      'needs replica_identity keep: tables without a key could not be published on the target',
+    );
+  if (Object.keys(table).length > 0)
+    fail(
+      ['options', 'reverse'],
+      'needs whole tables: options.table leaves rows or columns to the source alone',
     );
 });
 

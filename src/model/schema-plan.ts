@@ -74,6 +74,10 @@ export interface PlannedTable extends TableMapping {
   /** Columns of the replica identity (primary key or identity index), in index order; empty for identity full. */
   readonly keyColumns: readonly string[];
   readonly replicaIdentity: 'default' | 'index' | 'full';
+  /** `options.table`: only these rows are copied, streamed and compared. A checked SQL expression; absent: all. */
+  readonly where?: string;
+  /** `options.table`: columns of the source that are not migrated; not among `columns`. Absent: none. */
+  readonly leftOut?: readonly string[];
   /** From the source's statistics. */
   readonly rowsEstimated: number;
   readonly bytesEstimated: number;

@@ -79,6 +79,13 @@ export interface Hook {
 /** `beforeOpen`: under the fence, a failure lifts it; `afterOpen`: the target takes writes. */
 export type HookName = keyof TaskOptions['hooks'];
 
+/** Null: all of them. */
+export interface TableOption {
+  /** A boolean SQL expression over columns that identify the row. */
+  readonly where: string | null;
+  readonly columns: readonly string[] | null;
+}
+
 export interface TaskOptions {
   /** `manual`: waits for CUTOVER; `auto`: cuts over when every gate is open. */
   readonly cutover: 'manual' | 'auto';
@@ -134,6 +141,8 @@ export interface TaskOptions {
   readonly extensions: 'create' | 'skip' | Readonly<Record<string, string>>;
   /** `none`: the target's default. A map renames them. */
   readonly tablespaces: 'none' | 'same' | Readonly<Record<string, string>>;
+  /** Rows and columns of single tables, by name as in `tables` (no globs); of a partitioned table for all its partitions. */
+  readonly table: Readonly<Record<string, TableOption>>;
   /** Relations that are left out: names as in `tables`, with globs. */
   readonly exclude: readonly string[];
   /** Of a whole database: foreign tables, their servers and wrappers (without user mappings) come along. */
@@ -352,6 +361,10 @@ export interface TableVerdict {
    * the others were equal then.
    */
   readonly method: 'full' | 'changes';
+  /** `options.table`: only these rows of the source were migrated and compared; absent: all. */
+  readonly where?: string;
+  /** `options.table`: only these columns; absent: all. */
+  readonly columns?: readonly string[];
   /** Of the online validation; null when it has not read the table. */
   readonly verifiedLsn: Lsn | null;
 }

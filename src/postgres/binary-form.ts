@@ -80,8 +80,8 @@ export function chooseFormat(table: PlannedTable, source: SideTypes, target: Sid
 }
 
 export interface ReadTypes extends SideTypes {
-  /** By `relationKey`: every column as `name type`, in order. */
-  readonly described: ReadonlyMap<string, readonly string[]>;
+  /** By `relationKey`: every column's name and `describeColumn`, in order. */
+  readonly described: ReadonlyMap<string, readonly (readonly [name: string, described: string])[]>;
 }
 
 /** The columns of relations as a server has them, and the types that they may have. */
@@ -111,12 +111,12 @@ export async function readTypes(side: Side, relations: readonly RelationName[]):
     [relations.map(({ schema }) => schema), relations.map(({ name }) => name)],
   );
   const tables = new Map<string, Map<string, number>>();
-  const described = new Map<string, string[]>();
+  const described = new Map<string, (readonly [string, string])[]>();
   for (const row of columnRows) {
     const key = relationKey(row);
     const columns = tables.get(key) ?? new Map<string, number>();
     tables.set(key, columns.set(row.column, row.oid));
-    described.set(key, [...(described.get(key) ?? []), describeColumn(row.column, row)]);
+    described.set(key, [...(described.get(key) ?? []), [row.column, describeColumn(row.column, row)]]);
   }
   return { types: new Map(typeRows.map((type) => [type.oid, type])), tables, described };
 }

@@ -5,6 +5,7 @@ import type { PoolClient } from 'pg';
 import type { PlannedColumn } from '../model/schema-plan.ts';
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
+import type { TaskOptions } from '../model/task.ts';
 import type { Side } from './connections.ts';
 import {
   selectRelations,
@@ -12,6 +13,7 @@ import {
   type ExcludedRelation,
   type Unusable,
 } from './selected-relations.ts';
+import { applyTableOptions, type OptionFault } from './table-options.ts';
 
 export interface CatalogTable {
   readonly relation: RelationName;
@@ -28,6 +30,10 @@ export interface CatalogTable {
   readonly hasPrimaryKey: boolean;
   /** As relreplident: `default` without a primary key identifies nothing. */
   readonly replicaIdentity: 'default' | 'index' | 'full' | 'nothing';
+  /** `options.table`: only these rows. Absent: all. */
+  readonly where?: string;
+  /** `options.table`: columns that are not migrated; not among `columns`. Absent: none. */
+  readonly leftOut?: readonly string[];
   readonly rowsEstimated: number;
   readonly bytesEstimated: number;
 }
@@ -41,6 +47,8 @@ export interface TableSelection {
   readonly excluded: readonly ExcludedRelation[];
   /** What the request leaves out and no relation matches. */
   readonly excludedNothing: readonly string[];
+  /** What of `options.table` cannot be done. Absent: nothing. */
+  readonly optionFaults?: readonly OptionFault[];
 }
 
 const CATALOG_LOCK_TIMEOUT = '10s';
@@ -56,7 +64,7 @@ const SIZE_LOCK_TIMEOUT = '2s';
 export async function readSelection(
   side: Side,
   tables: readonly string[],
-  exclude: readonly string[] = [],
+  { exclude, table }: Pick<TaskOptions, 'exclude' | 'table'> = { exclude: [], table: {} },
 ): Promise<TableSelection> {
   const read = await side.transaction(async (client) => {
     await client.query(`select set_config('lock_timeout', $1, true)`, [CATALOG_LOCK_TIMEOUT]);
@@ -112,7 +120,14 @@ export async function readSelection(
     });
   }
   const { excluded, excludedNothing } = read;
-  return { tables: parentsFirst(found), unusable, excluded, excludedNothing };
+  const applied = applyTableOptions(parentsFirst(found), { table });
+  return {
+    tables: applied.tables,
+    unusable,
+    excluded,
+    excludedNothing,
+    ...(applied.faults.length === 0 ? {} : { optionFaults: applied.faults }),
+  };
 }
 
 const replicaIdentities: Readonly<Record<string, CatalogTable['replicaIdentity']>> = {

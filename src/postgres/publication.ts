@@ -3,6 +3,7 @@
 // (publish_via_partition_root = false); roots are not listed: TRUNCATE of a root arrives as truncates of its leaves.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
+import type { PlannedTable } from '../model/schema-plan.ts';
 import { dropSchemaIfEmpty, lockBookkeeping } from './bookkeeping.ts';
 import { fromPostgres } from './errors.ts';
 import { CREATE_TRIGGER_CONFLICTS } from './lock-holders.ts';
@@ -22,6 +23,8 @@ interface PublicationRecord {
   readonly state: 'creating' | 'created' | 'dropped';
   /** Number of the last addition that is published; absent: none. */
   readonly addition?: number;
+  /** Row filters and column lists as the source prints them, by table. Absent: there are none. */
+  readonly limits?: Readonly<Record<string, string>>;
 }
 
 /** Its comment, made in the same transaction: the name alone does not tell ours from somebody else's. */
@@ -32,8 +35,10 @@ function signature(scope: TaskScope): string {
 interface FoundPublication {
   readonly isOurs: boolean;
   readonly tables: readonly string[];
-  /** Publishes every operation of whole leaves, unfiltered. */
+  /** Publishes every operation of leaves as themselves. */
   readonly complete: boolean;
+  /** As of PublicationRecord. */
+  readonly limits: Readonly<Record<string, string>>;
 }
 
 async function findPublication(scope: TaskScope, name: string): Promise<FoundPublication | null> {
@@ -45,10 +50,12 @@ async function findPublication(scope: TaskScope, name: string): Promise<FoundPub
   );
   const publication = rows[0];
   if (!publication) return null;
+  // a node tree is a value of its own type: no text becomes one
+  const qual = (await sourceVersion(scope)) >= 150_000 ? 'pg_get_expr(r.prqual, c.oid)' : 'null';
   // to_jsonb: row filters and column lists exist from 15 on
-  const members = await scope.source.query<RelationName & { filtered: boolean }>(
+  const members = await scope.source.query<RelationName & { limits: string | null }>(
     `select n.nspname as schema, c.relname as name,
-       coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') is not null as filtered
+       nullif(concat_ws(' where ', to_jsonb(r) ->> 'prattrs', ${qual}), '') as limits
      from pg_publication p join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
        join pg_namespace n on n.oid = c.relnamespace
      where p.pubname = $1`,
@@ -57,12 +64,19 @@ async function findPublication(scope: TaskScope, name: string): Promise<FoundPub
   return {
     isOurs: publication.comment === signature(scope),
     tables: members.rows.map((row) => relationKey(row)),
-    complete: publication.complete && members.rows.every((row) => !row.filtered),
+    complete: publication.complete,
+    limits: Object.fromEntries(
+      members.rows.flatMap((row) => (row.limits === null ? [] : [[relationKey(row), row.limits]])),
+    ),
   };
 }
 
 /** Null when the publication is as we made it, else what is different, in words. */
-function difference(found: FoundPublication, wanted: readonly string[]): string | null {
+function difference(
+  found: FoundPublication,
+  wanted: readonly string[],
+  limits: PublicationRecord['limits'] = {},
+): string | null {
   if (!found.complete) return 'it no longer publishes every change of its tables';
   const has = new Set(found.tables);
   const wants = new Set(wanted);
@@ -70,6 +84,9 @@ function difference(found: FoundPublication, wanted: readonly string[]): string 
   const surplus = found.tables.filter((table) => !wants.has(table));
   if (missing.length > 0) return `it lacks ${missing.join(', ')}`;
   if (surplus.length > 0) return `it has also ${surplus.join(', ')}`;
+  const tables = new Set([...Object.keys(limits), ...Object.keys(found.limits)]);
+  const limited = [...tables].filter((table) => limits[table] !== found.limits[table]);
+  if (limited.length > 0) return `it has another row filter or column list for ${limited.join(', ')}`;
   return null;
 }
 
@@ -88,11 +105,11 @@ export async function ensurePublication(scope: TaskScope): Promise<void> {
   const name = taskObjectName(scope.taskId);
   const record = scope.checkpoints.get<PublicationRecord>(publicationNote);
   const needsMarkerTable = !hasLogicalMessages(await sourceVersion(scope));
-  const relations: RelationName[] = schemaPlanOf(scope).tables.map((table) => table.source);
-  if (needsMarkerTable) relations.push(markerTable(scope.taskId));
-  const wanted = relations.map((relation) => relationKey(relation));
+  const members: PublishedTable[] = [...schemaPlanOf(scope).tables];
+  if (needsMarkerTable) members.push({ source: markerTable(scope.taskId), columns: [] });
+  const wanted = members.map(({ source }) => relationKey(source));
   const found = await findPublication(scope, name);
-  const changed = found === null ? 'it is gone' : difference(found, wanted);
+  const changed = found === null ? 'it is gone' : difference(found, wanted, record?.limits);
   if (record?.state === 'created' || record?.state === 'dropped') {
     if (record.state === 'created' && changed === null) return;
     throw new MigrationError(
@@ -106,9 +123,15 @@ export async function ensurePublication(scope: TaskScope): Promise<void> {
   }
   if (found !== null && !found.isOurs) throw stranger(name);
   scope.checkpoints.set(publicationNote, { state: 'creating' } satisfies PublicationRecord);
-  if (changed !== null) await createPublication(scope, name, relations, needsMarkerTable, found !== null);
-  const addition = schemaPlanOf(scope).addition?.pass ?? 0;
-  scope.checkpoints.set(publicationNote, { state: 'created', addition } satisfies PublicationRecord);
+  // one with limits that a kill left behind is made again: they are what changed
+  if (changed !== null) await createPublication(scope, name, members, needsMarkerTable, found !== null);
+  const isLimited = members.some(({ where, leftOut }) => where !== undefined || leftOut !== undefined);
+  const limits = isLimited ? (await findPublication(scope, name))?.limits : undefined;
+  scope.checkpoints.set(publicationNote, {
+    state: 'created',
+    addition: schemaPlanOf(scope).addition?.pass ?? 0,
+    ...(limits === undefined ? {} : { limits }),
+  } satisfies PublicationRecord);
 }
 
 /** While no slot relies on it: a publication that is gone or was changed is made anew by `ensurePublication`. */
@@ -156,9 +179,18 @@ export async function extendPublication(scope: TaskScope): Promise<void> {
       () => scope.failpoint('add.published'),
     );
   scope.checkpoints.set(publicationNote, {
-    state: 'created',
+    ...record,
     addition: addition.pass,
   } satisfies PublicationRecord);
+}
+
+type PublishedTable = Pick<PlannedTable, 'source' | 'columns' | 'where' | 'leftOut'>;
+
+/** As CREATE PUBLICATION takes it. ONLY: a table with classic inheritance would bring its children along. */
+export function publishedTable({ source, columns, where, leftOut }: PublishedTable): string {
+  const sent = columns.filter(({ generated }) => !generated).map(({ name }) => ident(name));
+  const list = leftOut === undefined ? '' : ` (${sent.join(', ')})`;
+  return `only ${identRelation(source)}${list}${where === undefined ? '' : ` where (${where})`}`;
 }
 
 function stranger(name: string): MigrationError {
@@ -172,7 +204,7 @@ function stranger(name: string): MigrationError {
 async function createPublication(
   scope: TaskScope,
   name: string,
-  relations: readonly RelationName[],
+  members: readonly PublishedTable[],
   needsMarkerTable: boolean,
   again: boolean,
 ): Promise<void> {
@@ -189,8 +221,7 @@ async function createPublication(
             `create table if not exists ${identRelation(markerTable(scope.taskId))} (id text primary key)`,
           );
         }
-        // ONLY: a table with classic inheritance would bring its children along
-        const list = relations.map((relation) => `only ${identRelation(relation)}`).join(', ');
+        const list = members.map(publishedTable).join(', ');
         await client.query(
           `create publication ${ident(name)}${list === '' ? '' : ` for table ${list}`}
            with (publish = 'insert, update, delete, truncate', publish_via_partition_root = false)`,

@@ -20,7 +20,7 @@ export function assessColumns(source: TableFacts, target: TableFacts): Finding[]
   return [
     ...source.columns.flatMap((column) => {
       const other = found.get(column.name);
-      return about(column.name, other ? differences(column, other, alter) : [missing(column, alter)]);
+      return about(column.name, other ? differences(column, other, alter) : [missing(column, alter, source)]);
     }),
     ...target.columns
       .filter(({ name }) => !known.has(name))
@@ -28,14 +28,14 @@ export function assessColumns(source: TableFacts, target: TableFacts): Finding[]
   ];
 }
 
-function missing(column: ColumnFacts, alter: string): Fault {
+function missing(column: ColumnFacts, alter: string, source: TableFacts): Fault {
   const generated = column.generated === null ? '' : ` generated always as (${column.generated}) stored`;
   const notNull = column.notNull ? ' not null' : '';
   return {
     code: 'target_column_missing',
     severity: 'blocking',
     message: 'is missing',
-    remedy: `${alter} add column ${ident(column.name)} ${column.type}${generated}${notNull}`,
+    remedy: `${alter} add column ${ident(column.name)} ${column.type}${generated}${notNull}; or leave it out with options.table[${JSON.stringify(relationKey(source))}].columns`,
   };
 }
 

@@ -69,7 +69,17 @@ export async function readExisting(
       const name = names[at];
       if (!facts || !name) return []; // dropped since the selection was read: planning says so
       const key = relationKey(name);
-      return [{ table, source: facts, name, target: targets.get(key) ?? null, hasRows: filled.has(key) }];
+      const leftOut = new Set(table.leftOut);
+      const columns = facts.columns.filter((column) => !leftOut.has(column.name));
+      return [
+        {
+          table,
+          source: { ...facts, columns },
+          name,
+          target: targets.get(key) ?? null,
+          hasRows: filled.has(key),
+        },
+      ];
     }),
     user,
     targetMajor,

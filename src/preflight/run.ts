@@ -30,6 +30,7 @@ import { assessTablePrivileges, readTablePrivileges } from './table-privileges.t
 import { assessSelection } from './tables.ts';
 import { assessTargetNames, readTargetNames, targetNames } from './target-names.ts';
 import { assessExisting, readExisting } from './existing-tables.ts';
+import { checkTableOptions } from './row-filters.ts';
 import { assessMajor, assessMajorOrder, readMajor } from './versions.ts';
 import { assessWalLevel, readWalLevel } from './wal-level.ts';
 import { assessWalsenders, readWalsenders } from './walsenders.ts';
@@ -134,7 +135,7 @@ async function checkSource(
     ...assessDatabasePrivileges('source', privileges),
     ...assessConnections('source', limits, scope.spec.options.copyJobs),
   );
-  const selected = await readSelection(scope.source, scope.spec.tables, scope.spec.options.exclude);
+  const selected = await readSelection(scope.source, scope.spec.tables, scope.spec.options);
   const isNew = ({ relation }: CatalogTable): boolean => !beside.has(relationKey(relation));
   const selection = { ...selected, tables: selected.tables.filter(isNew) };
   const oids = selection.tables.map((table) => table.oid);
@@ -146,6 +147,7 @@ async function checkSource(
   ]);
   findings.push(
     ...assessSelection(selection, scope.spec.options),
+    ...(await checkTableOptions(scope, selection, major)),
     ...assessTablePrivileges(tables, role.name),
     ...assessRowSecurity(restricted, role.name),
     ...assessActivity(activity),

@@ -59,7 +59,7 @@ export async function resolveAddition(
       details: { tables: present },
     });
   const { spec, source } = scopeWith(scope, plan, requested);
-  const selection = await readSelection(source, spec.tables, spec.options.exclude);
+  const selection = await readSelection(source, spec.tables, spec.options);
   const faults = keys.flatMap((key, at): FieldFault[] => {
     const message = faultOf(selection, known, requested[at] ?? '', key);
     return message === null ? [] : [{ field: `add.${at}`, message }];

@@ -8,6 +8,7 @@ import type { TableSelection } from '../postgres/catalog.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { Dependencies } from './dependencies.ts';
 import { catalogs, objectKey } from './dependency-graph.ts';
+import type { DroppedColumns } from './limited-tables.ts';
 import { keyIndexesOf, phaseOf, phaseOrder, phaseOfShared, rankOf } from './phases.ts';
 import { describeEntry } from './plan-findings.ts';
 import { typeOfShell } from './plan-input.ts';
@@ -225,6 +226,19 @@ function validateDraft(added: Draft, constraint: string, table: RelationName, re
     table: added.table,
     creates: null,
     ...(added.references === undefined ? {} : { references: added.references }),
+    rank: 0,
+  };
+}
+
+/** After the tables, with all that belongs to them, are made. */
+export function dropDraft({ table, columns }: DroppedColumns, renaming: Renaming): Draft {
+  const target = renaming.relation(table);
+  return {
+    phase: 'pre-data',
+    sql: `alter table ${identRelation(target)} ${columns.map((name) => `drop column ${ident(name)}`).join(', ')}`,
+    object: `COLUMNS ${columns.join(', ')} of ${relationKey(target)}`,
+    table: relationKey(table),
+    creates: null,
     rank: 0,
   };
 }

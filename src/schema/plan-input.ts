@@ -7,6 +7,7 @@ import type { TaskScope } from '../postgres/task-scope.ts';
 import { readDependencies, type Dependencies } from './dependencies.ts';
 import { objectKey } from './dependency-graph.ts';
 import { chooseDumper, dumpSchema, type DumpRequest, type Dumper } from './dump.ts';
+import { concernsLeftOut, limitTables, type SchemaLimits } from './limited-tables.ts';
 import { Renaming } from './rename.ts';
 import type { DumpEntry } from './split.ts';
 import { holdsSecret, wantedObjects, type OptIn } from './whole-database.ts';
@@ -15,6 +16,7 @@ export interface PlanInput {
   readonly selection: TableSelection;
   readonly dependencies: Dependencies;
   readonly entries: readonly DumpEntry[];
+  readonly limits: SchemaLimits;
   readonly suffix: string;
   readonly options: TaskOptions;
   /** The request was `*`: whatever the database has is migrated or reported. */
@@ -32,8 +34,8 @@ export async function readPlanInput(scope: TaskScope): Promise<PlanInput> {
   const { tables: requested, tableSuffix: suffix, options } = scope.spec;
   const everything = requested.length === 1 && requested[0] === '*';
   const dumper = await chooseDumper(scope);
-  const selection = await readSelection(scope.source, requested, options.exclude);
-  const { entries, dependencies } = everything
+  const selection = await readSelection(scope.source, requested, options);
+  const material = everything
     ? await readWhole(scope, dumper, selection)
     : await readSubset(scope, dumper, selection);
   const { rows } = await scope.target.query<{ version: number }>(
@@ -46,10 +48,12 @@ export async function readPlanInput(scope: TaskScope): Promise<PlanInput> {
     `select subname::text as name from pg_subscription
      where subdbid = (select oid from pg_database where datname = current_database()) order by 1`,
   );
+  const { dependencies, drops, findings } = await limitTables(scope.source, selection, material.dependencies);
   return {
     selection,
     dependencies,
-    entries,
+    limits: { drops, findings },
+    entries: material.entries,
     suffix,
     options,
     everything,
@@ -101,6 +105,7 @@ export interface KeptEntries {
 
 /** Pure. */
 export function keepEntries({ selection, dependencies, entries, suffix, options }: PlanInput): KeptEntries {
+  const isLeftOut = concernsLeftOut(selection);
   const members = [...dependencies.members.values()];
   const relationsOf = (kind: 'index' | 'statistics'): RelationName[] =>
     members.filter((member) => member.kind === kind).map((member) => member.relation);
@@ -108,7 +113,9 @@ export function keepEntries({ selection, dependencies, entries, suffix, options 
   const renamed = [...tables, ...dependencies.sequences, ...relationsOf('index')];
   const present = new Set(renamed.map(relationKey));
   return {
-    kept: keptEntries(entries, dependencies, present).filter((entry) => !isSkipped(entry, options)),
+    kept: keptEntries(entries, dependencies, present).filter(
+      (entry) => !isSkipped(entry, options) && !isLeftOut(entry),
+    ),
     renaming: new Renaming(suffix, renamed, relationsOf('statistics'), mapOf(options.owners)),
     present,
   };

@@ -10,7 +10,7 @@ import type { CatalogTable } from '../postgres/catalog.ts';
 import { becomesFull } from '../postgres/replica-identity.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { collisionFindings } from './collisions.ts';
-import { draftStatements, numbered } from './drafts.ts';
+import { draftStatements, dropDraft, numbered } from './drafts.ts';
 import { existingFindings, existingSequences, uniqueBefore } from './existing.ts';
 import { planLargeObjects, type LargeObjectsPlan } from './large-objects.ts';
 import {
@@ -76,7 +76,7 @@ function buildPlan(
   lackingRoles: readonly string[],
   largeObjects: LargeObjectsPlan,
 ): SchemaPlan {
-  const { selection, dependencies, entries, everything } = input;
+  const { selection, dependencies, entries, everything, limits } = input;
   const tables = selection.tables.map((table) => table.relation);
   const { kept, renaming, present } = keepEntries(input);
   requireTables(kept, tables);
@@ -102,8 +102,10 @@ function buildPlan(
         ? lackingRoles.map((name) => ({ ...createRole(name), rank: 0 }))
         : []),
       ...drafts,
+      ...limits.drops.map((dropped) => dropDraft(dropped, renaming)),
     ]),
     findings: [
+      ...limits.findings,
       ...selectionFindings(selection, dependencies),
       ...textFindings(kept, renaming, [...tables, ...dependencies.sequences], present),
       ...collisionFindings(kept, renaming),
@@ -139,6 +141,8 @@ function plannedTable(table: CatalogTable, mapping: TableMapping, options: TaskO
       : table.replicaIdentity === 'nothing'
         ? 'default'
         : table.replicaIdentity,
+    ...(table.where === undefined ? {} : { where: table.where }),
+    ...(table.leftOut === undefined ? {} : { leftOut: table.leftOut }),
     rowsEstimated: table.rowsEstimated,
     bytesEstimated: table.bytesEstimated,
   };

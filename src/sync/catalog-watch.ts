@@ -39,7 +39,10 @@ async function checkColumns(scope: TaskScope): Promise<void> {
   for (const table of tables) {
     const key = relationKey(table.source);
     // A table that is gone is the publication's to report.
-    const found = described.get(key);
+    const found = described
+      .get(key)
+      ?.filter(([name]) => table.leftOut?.includes(name) !== true)
+      .map(([, column]) => column);
     const planned = table.columns.map((column) => describeColumn(column.name, column));
     if (!found || (found.length === planned.length && found.every((column) => planned.includes(column))))
       continue;

@@ -62,10 +62,12 @@ export class ChangeWriter {
     table: StreamedTable,
     transaction: OpenTransaction,
     raw: RawChange | null,
-  ): true {
+  ): true | Promise<true> {
     if (raw !== null && this.#coalesce(raw, table)) return true;
     switch (message.tag) {
       case 'insert':
+        // an update that brings the row into a row filter is sent as an insert without the TOAST values that it did not touch
+        if (message.new.includes(UNCHANGED)) return this.#readAgain(table, message.new, transaction);
         this.#applier.insert(table, message.new, transaction);
         break;
       case 'update':
@@ -121,6 +123,8 @@ export class ChangeWriter {
     if (found !== null) this.#applier.insert(table, found, transaction);
     this.#applier.writePart(table, marker, transaction);
     this.#filter.addRow(part);
+    // what the read has seen beyond this change, the rest of this transaction included, is left out from here on
+    transaction.filtered = true;
     return true;
   }
 

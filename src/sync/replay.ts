@@ -18,7 +18,7 @@ import { KEEPALIVE, type Gulp } from '../postgres/wal-walker.ts';
 import { TRACKING_BEGAN, type Applier } from './apply.ts';
 import { newBatch, OpenTransaction, type Batch } from './batch.ts';
 import { BatchSize } from './batch-size.ts';
-import { ChangeWriter, DELETE, KEY_TUPLE, NEW_TUPLE } from './change-writer.ts';
+import { ChangeWriter, DELETE, KEY_TUPLE, NEW_TUPLE, type RawChange } from './change-writer.ts';
 import type { CopyFilter } from './filter.ts';
 import type { RelationMap } from './relations.ts';
 import type { ReplayFigures } from './replay-figures.ts';
@@ -317,13 +317,28 @@ export class Replay {
     // The target must have done with the batch before: this change may go out now.
     await this.#settle();
     const raw = this.#batch.ordered ? null : { buffer, start, end };
-    if (!(await this.#changes.write(message, transaction, raw))) return;
+    if (!(await this.#write(message, transaction, raw))) return;
     this.#count(transaction, end - start);
     try {
       await this.#applier.throttle();
     } catch (error) {
       await this.#recover(this.#batch, error, true);
     }
+  }
+
+  async #write(
+    message: ChangeMessage,
+    transaction: OpenTransaction,
+    raw: RawChange | null,
+  ): Promise<boolean> {
+    const { filtered } = transaction;
+    const written = await this.#changes.write(message, transaction, raw);
+    if (!filtered && transaction.filtered) {
+      // A row was read again, under a horizon that lies ahead: from here on as in `#begin`.
+      this.#isPastCopies = false;
+      this.#batch.log = null;
+    }
+    return written;
   }
 
   /** A part of a large transaction leaves before its end; after a failure it is read again. */
@@ -420,11 +435,7 @@ export class Replay {
     if (tag !== INSERT && tag !== UPDATE && tag !== DELETE && tag !== TRUNCATE) return;
     const transaction = this.#openTransaction();
     if (transaction.applied) return;
-    await this.#changes.write(
-      decodePgoutput(buffer.subarray(start, end)) as ChangeMessage,
-      transaction,
-      null,
-    );
+    await this.#write(decodePgoutput(buffer.subarray(start, end)) as ChangeMessage, transaction, null);
     await this.#applier.throttle();
   }
 

@@ -34,6 +34,7 @@ export async function readAgain(
   if (Object.keys(range.key).length !== table.keyPositions.length || table.keyPositions.length === 0)
     throw new MigrationError('internal', `${table.key}: a change does not tell the key of its row`);
   const types = new Map(table.columns.map((column) => [column.name, column.type]));
+  const filter = table.plan.where === undefined ? '' : ` and (${table.plan.where})`;
   const columns = table.columns.map((column) => `${ident(column.name)}::text`).join(', ');
   const read = await scope.source.transaction(async (client) => {
     await client.query(`set local lock_timeout = '30s'`);
@@ -43,7 +44,7 @@ export async function readAgain(
       `select pg_current_snapshot()::text as seen, pg_current_wal_insert_lsn()::text as horizon`,
     );
     const { rows } = await client.query<(string | null)[]>({
-      text: `select ${columns} from only ${identRelation(table.plan.source)} where ${rangeCondition(range, types)}`,
+      text: `select ${columns} from only ${identRelation(table.plan.source)} where ${rangeCondition(range, types)}${filter}`,
       rowMode: 'array',
     });
     return { snapshot: seen[0], row: rows[0] ?? null };

@@ -10,7 +10,7 @@ import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { compareChanges } from './delta.ts';
-import { combineDigest, digestSql, type DigestRow } from './digest.ts';
+import { combineDigest, digestSql, limitsOf, type DigestRow } from './digest.ts';
 import { compareLargeObjects } from './large-objects.ts';
 import { tableNote } from './notes.ts';
 import { closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
@@ -98,12 +98,19 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
 
 /** Whole digests of both sides, at once. Errors: those of the servers, with role and relation. */
 export async function compareTable(
-  table: Pick<PlannedTable, 'source' | 'target'> & { readonly columns: readonly { readonly name: string }[] },
+  table: Pick<PlannedTable, 'source' | 'target' | 'where' | 'leftOut'> & {
+    readonly columns: readonly { readonly name: string }[];
+  },
   pair: SidePair,
   recode: boolean,
 ): Promise<TableVerdict> {
   const [source, target] = await Promise.all([
-    digest(pair.source, digestSql(table.source, table.columns, recode), relationKey(table.source), 'source'),
+    digest(
+      pair.source,
+      digestSql(table.source, table.columns, recode, table.where),
+      relationKey(table.source),
+      'source',
+    ),
     digest(pair.target, digestSql(table.target, table.columns, recode), relationKey(table.target), 'target'),
   ]);
   return {
@@ -115,6 +122,7 @@ export async function compareTable(
     targetDigest: target.digest,
     equal: source.rows === target.rows && source.digest === target.digest,
     method: 'full',
+    ...limitsOf(table),
     verifiedLsn: null,
   };
 }

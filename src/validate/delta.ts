@@ -4,6 +4,7 @@ import type { TableVerdict } from '../model/task.ts';
 import type { RowDifference } from '../model/validation.ts';
 import { relationKey } from '../model/relation.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import { limitsOf } from './digest.ts';
 import { readChanges, streamPosition } from './changes.ts';
 import { differenceOf, readHashes, withColumns } from './keys.ts';
 import { findRun, saveTableNote, tableNote } from './notes.ts';
@@ -144,6 +145,7 @@ function verdictOf(scope: TaskScope, table: TablePair, found: Sums): TableVerdic
     targetDigest: found.sums.target.toString(),
     equal: found.differences.size === 0,
     method: 'changes',
+    ...limitsOf(table.plan),
     verifiedLsn: tableNote(scope.checkpoints, table.name).verifiedLsn,
   };
 }

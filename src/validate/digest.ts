@@ -1,6 +1,7 @@
 // The digest of a table or of a range of its keys: one pass, computed by the server, independent of the order of rows,
 // equal on both sides and across majors when the rows are equal. Pure; compare.ts and ranges.ts run it.
-import type { PlannedColumn } from '../model/schema-plan.ts';
+import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
+import type { TableVerdict } from '../model/task.ts';
 import type { RelationName } from '../model/relation.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 
@@ -33,6 +34,12 @@ export function rowHash(columns: readonly Pick<PlannedColumn, 'name'>[], recode:
   return `hashtextextended(${rowText(columns, recode)}, 1)`;
 }
 
+/** The relation as `t` in a FROM clause. */
+export function fromRows(relation: RelationName, where?: string): string {
+  const only = `only ${identRelation(relation)}`;
+  return where === undefined ? `${only} as t` : `(select * from ${only} where (${where})) as t`;
+}
+
 /**
  * `count(*)` and two sums of a 64-bit hash of every row's text.
  *
@@ -43,10 +50,25 @@ export function digestSql(
   relation: RelationName,
   columns: readonly Pick<PlannedColumn, 'name'>[],
   recode: boolean,
+  where?: string,
 ): string {
   return `select count(*)::text as rows, sum(hashtextextended(r.text, 1))::text as first,
     sum(hashtextextended(r.text, 2))::text as second
-    from (select ${rowText(columns, recode)} as text from only ${identRelation(relation)} as t offset 0) as r`;
+    from (select ${rowText(columns, recode)} as text from ${fromRows(relation, where)} offset 0) as r`;
+}
+
+/** What the certificate says of rows and columns that were not migrated. */
+export function limitsOf({
+  where,
+  leftOut,
+  columns,
+}: Pick<PlannedTable, 'where' | 'leftOut'> & {
+  readonly columns: readonly { readonly name: string }[];
+}): Pick<TableVerdict, 'where' | 'columns'> {
+  return {
+    ...(where === undefined ? {} : { where }),
+    ...(leftOut === undefined ? {} : { columns: columns.map(({ name }) => name) }),
+  };
 }
 
 /** Both sums modulo 2^64 as one 128-bit number, decimal. */

@@ -6,8 +6,8 @@
 import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
 import type { KeyRange } from '../model/validation.ts';
 import type { RelationName } from '../model/relation.ts';
-import { ident, identRelation } from '../postgres/sql.ts';
-import { rowHash, rowText } from './digest.ts';
+import { ident } from '../postgres/sql.ts';
+import { fromRows, rowHash, rowText } from './digest.ts';
 
 /** Parts of a range by the hash of the key: what differs is narrowed down to some of them. A power of two. */
 const BUCKETS = 256;
@@ -26,11 +26,18 @@ export interface ComparedTable {
   readonly columns: readonly PlannedColumn[];
   readonly key: readonly PlannedColumn[];
   readonly recode: boolean;
+  /** Only these rows; null: all. The source's alone: rows that the target has beyond them are surplus. */
+  readonly where: string | null;
 }
 
 /** The columns of the table's key; empty where it has none. */
 export function keyOf(table: PlannedTable): PlannedColumn[] {
   return table.keyColumns.flatMap((name) => table.columns.filter((column) => column.name === name));
+}
+
+/** The filter's columns are bare names: inside, no other relation is in sight. */
+function rowsOf({ relation, where }: ComparedTable): string {
+  return fromRows(relation, where ?? undefined);
 }
 
 function keyList(table: ComparedTable, suffix = ''): string {
@@ -53,7 +60,7 @@ function inRange(table: ComparedTable, range: KeyRange): RangeStatement {
 export function boundarySql(table: ComparedTable, after: KeyTexts | null, rows: number): RangeStatement {
   const { text, values } = inRange(table, { after, upTo: null });
   return {
-    text: `select ${keyList(table, '::text')} from only ${identRelation(table.relation)} as t ${text}
+    text: `select ${keyList(table, '::text')} from ${rowsOf(table)} ${text}
       order by ${keyList(table)} offset ${rows - 1} limit 1`,
     values,
   };
@@ -63,7 +70,7 @@ export function boundarySql(table: ComparedTable, after: KeyTexts | null, rows: 
 export function keysSql(table: ComparedTable, range: KeyRange, limit: number): RangeStatement {
   const { text, values } = inRange(table, range);
   return {
-    text: `select array[${keyList(table, '::text')}] as key from only ${identRelation(table.relation)} as t ${text} limit ${limit}`,
+    text: `select array[${keyList(table, '::text')}] as key from ${rowsOf(table)} ${text} limit ${limit}`,
     values,
   };
 }
@@ -84,7 +91,7 @@ export function bucketsSql(table: ComparedTable, range: KeyRange): RangeStatemen
   const { text, values } = inRange(table, range);
   return {
     text: `select ${bucket(table)} as bucket, count(*)::text as rows, sum(${rowHash(table.columns, table.recode)})::text as sum
-      from only ${identRelation(table.relation)} as t ${text} group by 1`,
+      from ${rowsOf(table)} ${text} group by 1`,
     values,
   };
 }
@@ -98,7 +105,7 @@ export function bucketRowsSql(
   const { text, values } = inRange(table, range);
   return {
     text: `select array[${keyList(table, '::text')}] as key, ${rowHash(table.columns, table.recode)}::text as hash
-      from only ${identRelation(table.relation)} as t
+      from ${rowsOf(table)}
       ${text === '' ? 'where' : `${text} and`} ${bucket(table)} = any ($${values.length + 1}::int[])`,
     values: [...values, buckets],
   };
@@ -111,7 +118,7 @@ function lookupSql(table: ComparedTable, keys: readonly KeyTexts[], select: stri
     text: `select w.n::int as n, ${select}
       from unnest(${lists.map((_, n) => `$${n + 1}::text[]`).join(', ')}) with ordinality
         as w(${lists.map((_, n) => `k${n}`).join(', ')}, n)
-      join only ${identRelation(table.relation)} as t
+      join ${rowsOf(table)}
         on ${table.key.map((column, n) => `t.${ident(column.name)} = w.k${n}::${column.type}`).join(' and ')}`,
     values: lists,
   };

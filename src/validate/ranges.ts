@@ -39,8 +39,8 @@ export function tablePair(plan: PlannedTable, recode: boolean): TablePair {
   return {
     name: relationKey(plan.source),
     plan,
-    source: { ...shared, relation: plan.source },
-    target: { ...shared, relation: plan.target },
+    source: { ...shared, relation: plan.source, where: plan.where ?? null },
+    target: { ...shared, relation: plan.target, where: null },
     rangeRows: Math.max(MIN_RANGE_ROWS, Math.min(RANGE_ROWS, fitting)),
   };
 }

@@ -8,9 +8,11 @@ import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 export async function verifySourceColumns(scope: TaskScope): Promise<void> {
   const plan = schemaPlanOf(scope);
   const tables = [...plan.tables, ...(plan.unlogged ?? [])];
-  const { rows } = await scope.source.query<{ columns: string[] | null }>(
+  const { rows } = await scope.source.query<{ columns: string[] | null; names: string[] | null }>(
     `select (select array_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod) order by a.attnum)
-             from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns
+             from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
+       (select array_agg(a.attname::text order by a.attnum)
+             from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as names
      from unnest($1::text[], $2::text[]) with ordinality as w(schema, name, n)
        left join pg_namespace s on s.nspname = w.schema
        left join pg_class c on c.relnamespace = s.oid and c.relname = w.name
@@ -20,7 +22,9 @@ export async function verifySourceColumns(scope: TaskScope): Promise<void> {
   const changed: { relation: string; planned: string[]; found: string[] }[] = [];
   for (const [index, table] of tables.entries()) {
     const planned = table.columns.map((column) => `${column.name} ${column.type}`);
-    const found = rows[index]?.columns ?? [];
+    const leftOut = new Set(table.leftOut);
+    const names = rows[index]?.names;
+    const found = (rows[index]?.columns ?? []).filter((_, at) => !leftOut.has(names?.[at] ?? ''));
     const same = planned.length === found.length && planned.every((column, at) => column === found[at]);
     if (!same) changed.push({ relation: relationKey(table.source), planned, found });
   }

@@ -50,8 +50,10 @@ export async function verifyCertificate(
     for (const certified of certificate.tables) {
       const source = parseRelationName(certified.table);
       const target = parseRelationName(certified.target);
-      const columns = await columnsOf(scope.source, source);
-      const now = await compareTable({ source, target, columns }, pair, recode);
+      const { where } = certified;
+      const columns = certified.columns?.map((name) => ({ name })) ?? (await columnsOf(scope.source, source));
+      const filter = where === undefined ? {} : { where };
+      const now = await compareTable({ source, target, columns, ...filter }, pair, recode);
       const check: TableCheck = {
         table: certified.table,
         target: certified.target,

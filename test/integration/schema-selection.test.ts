@@ -42,7 +42,7 @@ test('names, globs and exclusions select tables, and what selects nothing is tol
   await pair.source.query(schema);
   const scope = makeScope(pair);
   const select = async (tables: string[], exclude: string[] = []): Promise<object> => {
-    const found = await readSelection(scope.source, tables, exclude);
+    const found = await readSelection(scope.source, tables, { exclude, table: {} });
     return {
       tables: found.tables.map(({ relation }) => relationKey(relation)),
       unusable: found.unusable.map(({ requested }) => requested),

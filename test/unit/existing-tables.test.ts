@@ -75,7 +75,7 @@ describe('a column', () => {
       column('c', { notNull: true }),
       null,
       'blocking target_column_missing',
-      `${alter} add column "c" integer not null`,
+      `${alter} add column "c" integer not null; or leave it out with options.table["public.T"].columns`,
     ],
     [
       'narrower',
