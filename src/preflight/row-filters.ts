@@ -29,12 +29,12 @@ const reasons: Readonly<Record<string, string>> = {
   SQLValueFunction: 'depends on the session or the time',
 };
 
-export type ReadFilter =
+type ReadFilter =
   | { readonly columns: readonly string[]; readonly fault?: undefined }
   | { readonly fault: string };
 
 /** Columns that the expression reads, or in words why it is no filter. */
-export async function readRowFilter(where: string): Promise<ReadFilter> {
+async function readRowFilter(where: string): Promise<ReadFilter> {
   const bare = await whereOf(`select from t where ${where}`);
   const wrapped = await whereOf(`select from t where (${where}) is true`);
   if ('fault' in bare) return bare;
@@ -114,7 +114,7 @@ function walk(tree: unknown, columns: Set<string>): string | null {
 }
 
 /** What does not need the source. */
-export function assessTableOptions({ optionFaults = [] }: TableSelection): Finding[] {
+function assessTableOptions({ optionFaults = [] }: TableSelection): Finding[] {
   return optionFaults.map(({ field, message, remedy }) => ({
     code: 'table_option_invalid',
     severity: 'blocking',
