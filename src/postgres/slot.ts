@@ -7,7 +7,7 @@ import { compareLsn, type Lsn } from '../model/lsn.ts';
 import { fromPostgres } from './errors.ts';
 import { ident, taskObjectName } from './sql.ts';
 import { sleep, type TaskScope } from './task-scope.ts';
-import { describeWriters, writersSince, type Writer } from './writers.ts';
+import { allEndedBelow, describeWriters, newTransactionId, writersSince, type Writer } from './writers.ts';
 
 /** What tells a cluster from its clones: both answers of IDENTIFY_SYSTEM. */
 export interface SourceSystem {
@@ -312,18 +312,8 @@ async function isMadeBy(scope: TaskScope, name: string, pid: number): Promise<bo
  * before all that ran when the slot was made have ended.
  */
 async function barrier(scope: TaskScope, signal: AbortSignal): Promise<void> {
-  const { rows } = await scope.source.query<{ h: string }>(
-    'select pg_snapshot_xmax(pg_current_snapshot())::text as h',
-  );
-  const h = rows[0]?.h ?? '0';
-  while (!signal.aborted) {
-    const now = await scope.source.query<{ passed: boolean }>(
-      'select pg_snapshot_xmin(pg_current_snapshot())::text::numeric >= $1::numeric as passed',
-      [h],
-    );
-    if (now.rows[0]?.passed) return;
-    await sleep(POLL_MS, scope.signal);
-  }
+  const id = await newTransactionId(scope.source);
+  while (!signal.aborted && !(await allEndedBelow(scope.source, id))) await sleep(POLL_MS, scope.signal);
 }
 
 /** Waits for `work`, showing which write transactions it waits for; `slot_creation_timeout` with them at the deadline. */

@@ -49,6 +49,24 @@ export async function writersSince(side: Side, startedMs: number): Promise<reado
   }));
 }
 
+/**
+ * A transaction id above all that run now, for `allEndedBelow`. A new one: the xmax of a snapshot would be too low, for it
+ * lies behind the last transaction that has ended, and above it others may be running.
+ */
+export async function newTransactionId(side: Side): Promise<string> {
+  const { rows } = await side.query<{ id: string }>('select pg_current_xact_id()::text as id');
+  return rows[0]?.id ?? '0';
+}
+
+/** Whether every transaction below `id` has ended, for every snapshot that is taken from now on. */
+export async function allEndedBelow(side: Side, id: string): Promise<boolean> {
+  const { rows } = await side.query<{ ended: boolean }>(
+    'select pg_snapshot_xmin(pg_current_snapshot())::text::numeric >= $1::numeric as ended',
+    [id],
+  );
+  return rows[0]?.ended === true;
+}
+
 /** In words, the three oldest by name. */
 export function describeWriters(writers: readonly Writer[]): string {
   if (writers.length === 0) return 'write transactions on the source (none that this role may see)';

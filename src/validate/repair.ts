@@ -16,7 +16,7 @@ import { fromPostgres } from '../postgres/errors.ts';
 import { silenceTriggers } from '../postgres/existing-tables.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
-import { describeWriters, writersSince } from '../postgres/writers.ts';
+import { allEndedBelow, describeWriters, newTransactionId, writersSince } from '../postgres/writers.ts';
 import { changedBeyond, noteNumbers, streamPosition } from './changes.ts';
 import { tableNote } from './notes.ts';
 import { ask, type TablePair } from './ranges.ts';
@@ -159,15 +159,8 @@ async function insertRows(
 
 async function passBarrier(scope: TaskScope): Promise<void> {
   const startedMs = Date.now();
-  const { rows } = await scope.source.query<{ h: string }>(
-    'select pg_snapshot_xmax(pg_current_snapshot())::text as h',
-  );
-  for (;;) {
-    const now = await scope.source.query<{ passed: boolean }>(
-      'select pg_snapshot_xmin(pg_current_snapshot())::text::numeric >= $1::numeric as passed',
-      [rows[0]?.h ?? '0'],
-    );
-    if (now.rows[0]?.passed === true) return;
+  const id = await newTransactionId(scope.source);
+  while (!(await allEndedBelow(scope.source, id))) {
     if (Date.now() - startedMs > WAIT_MS)
       throw new MigrationError(
         'deadline_exceeded',
