@@ -133,7 +133,8 @@ export async function sampleReplay(
   signal: AbortSignal,
 ): Promise<void> {
   const sampler = new Sampler(scope, slot, version);
-  let caughtUp = false;
+  // The first sample tells in any case: the connection before may have been caught up, and the source has written since.
+  let caughtUp: boolean | null = null;
   let last = { at: Date.now(), ...view.figures };
   let shown: string | null = null;
   let checkedAt = Date.now();
@@ -155,7 +156,7 @@ export async function sampleReplay(
     const sampled = await sampler.sample(at, { changesPerSecond, figures: view.figures, limitedBy });
     const { lag } = sampled;
     view.onSample(lag, sampled.slot);
-    if (caughtUp && now - catalogCheckedAt >= CATALOG_CHECK_MS) {
+    if (caughtUp === true && now - catalogCheckedAt >= CATALOG_CHECK_MS) {
       catalogCheckedAt = now;
       await checkCatalog(scope);
     }

@@ -9,8 +9,12 @@ import { runInNewContext } from 'node:vm';
 import pg from 'pg';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
+import type { StreamEvent } from '../../src/model/stream.ts';
+import { sourceVersion } from '../../src/postgres/marker.ts';
 import { ensurePublication } from '../../src/postgres/publication.ts';
 import { ensureSlot, slotOf } from '../../src/postgres/slot.ts';
+import { newFigures } from '../../src/sync/replay-figures.ts';
+import { sampleReplay, type ReplayView } from '../../src/sync/sampler.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import {
   contents,
@@ -170,6 +174,30 @@ describe('the stream', () => {
     expect(await contents(scope, pair.target, 'target')).toEqual({ 'public.t': ['(1)', '(2)'] });
     expect(again.waits.some((wait) => wait?.includes('connects again'))).toBe(true);
     await second.stop();
+  });
+
+  it('that is behind when it connects again says so at once: the gate of the cutover must not stay open', async () => {
+    const pair = await makePair();
+    const scope = await prepare(pair, 'create table public.t (id int primary key)');
+    await ensurePublication(scope);
+    const slot = await ensureSlot(scope);
+    const { rows } = await pair.target.query<{ pid: number }>('select pg_backend_pid() as pid');
+    const view: ReplayView = {
+      receivedLsn: () => '0/1',
+      position: () => '0/1',
+      waitingMs: () => 0,
+      silentMs: () => 0,
+      applyPid: rows[0]?.pid ?? 0,
+      onSample: () => undefined,
+      figures: newFigures(),
+    };
+    const events: string[] = [];
+    const emit = ({ type }: StreamEvent): void => void events.push(type);
+    const sampling = sampleReplay(scope, slot, await sourceVersion(scope), view, emit, scope.signal);
+    await waitFor(() => events.length > 0, 10_000, 'an event');
+    scope.controller.abort();
+    await expect(sampling).rejects.toMatchObject({ code: 'aborted' });
+    expect(events).toEqual(['FELL_BEHIND']);
   });
 
   it('tells the slot exactly what is stored on the target, never a byte more', async () => {
