@@ -5,6 +5,7 @@ import { DatabaseError, type ClientBase } from 'pg';
 import { MigrationError } from '../model/errors.ts';
 import { compareLsn, type Lsn } from '../model/lsn.ts';
 import { fromPostgres } from './errors.ts';
+import { whyNotFollow } from './promotion.ts';
 import { ident, taskObjectName } from './sql.ts';
 import { sleep, type TaskScope } from './task-scope.ts';
 import { allEndedBelow, describeWriters, newTransactionId, writersSince, type Writer } from './writers.ts';
@@ -26,6 +27,8 @@ export interface SlotRecord {
   readonly consistentLsn: Lsn;
   /** Where it was made; absent in a record that was written before this was noted. */
   readonly system?: SourceSystem;
+  /** Standbys may have a copy of it (17+). */
+  readonly failover?: boolean;
   /** Set by dropSlot; the record stays, so that nothing makes the slot again. */
   readonly dropped?: boolean;
 }
@@ -176,14 +179,19 @@ async function ackedLsn(scope: TaskScope, slot: SlotRecord): Promise<Lsn | null>
  *   9 ours     anything else                                 nothing to do
  *  10 dropped  any                                           `slot_lost`: this task is past its slot
  *  11 ours     any, on another cluster or timeline           `source_replaced`, before 5 to 9 are looked at
+ *  12 ours     our copy, on a promoted standby               goes on there, if promotion.ts can prove that it may
  *
  * Other errors: `slot_creation_timeout` naming the transactions that it waits for, `insufficient_privilege`.
  */
 export async function ensureSlot(scope: TaskScope): Promise<SlotRecord> {
   const record = findSlot(scope);
   if (record) {
-    await verifySlot(scope, record);
-    return record;
+    try {
+      await verifySlot(scope, record);
+      return record;
+    } catch (error) {
+      return followPromotion(scope, record, error);
+    }
   }
   const name = taskObjectName(scope.taskId);
   const row = await readSlot(scope, name);
@@ -223,6 +231,24 @@ export async function verifySlot(scope: TaskScope, record: SlotRecord): Promise<
     );
 }
 
+/** Case 12: the record is then of the new timeline. Throws `error` again in every other, with the reason. */
+async function followPromotion(scope: TaskScope, record: SlotRecord, error: unknown): Promise<SlotRecord> {
+  if (!(error instanceof MigrationError) || error.code !== 'source_replaced') throw error;
+  const found = await sourceSystem(scope);
+  const reason = await whyNotFollow(scope, record, found);
+  if (reason !== null)
+    throw new MigrationError('source_replaced', `${error.message}; ${reason}`, {
+      ...(error.hint === undefined ? {} : { hint: error.hint }),
+      ...(error.details === undefined ? {} : { details: error.details }),
+      cause: error,
+    });
+  const followed: SlotRecord = { ...record, system: found };
+  await verifySlot(scope, followed);
+  scope.checkpoints.set(slotNote, followed);
+  scope.log.warn({ slot: record.name, ...found }, 'the source was promoted; the stream goes on there');
+  return followed;
+}
+
 async function verifySource(scope: TaskScope, record: SlotRecord): Promise<void> {
   verifySystemOf(await sourceSystem(scope), record, scope);
 }
@@ -260,9 +286,10 @@ async function createSlot(scope: TaskScope, name: string): Promise<SlotRecord> {
   let unused = false;
   try {
     const system = await identifySystem(session.client);
+    const failover = await wantsFailover(scope);
     scope.checkpoints.set(SLOT_INTENT, true);
     const creation = session.client.query<{ consistent_point: Lsn }>(
-      `CREATE_REPLICATION_SLOT ${ident(name)} LOGICAL pgoutput`,
+      `CREATE_REPLICATION_SLOT ${ident(name)} LOGICAL pgoutput${failover ? ' (FAILOVER)' : ''}`,
     );
     const { rows } = await waitNamingWriters(scope, 'the replication slot', started, remaining, creation);
     made = true;
@@ -276,6 +303,7 @@ async function createSlot(scope: TaskScope, name: string): Promise<SlotRecord> {
       incarnation: `${system.id}/${consistentLsn}/${randomBytes(6).toString('hex')}`,
       consistentLsn,
       system,
+      ...(failover ? { failover } : {}),
     };
     scope.checkpoints.set(slotNote, record);
     return record;
@@ -300,6 +328,18 @@ async function createSlot(scope: TaskScope, name: string): Promise<SlotRecord> {
         (error: unknown) => scope.log.warn({ err: error }, 'the unused slot could not be dropped yet'),
       );
   }
+}
+
+/**
+ * Standbys synchronise slots with FAILOVER only. It is asked for where the source says which standbys must have received
+ * what its walsenders send (synchronized_standby_slots, 17+): otherwise the target may have changes that a promoted standby
+ * never got, and nobody could go on there.
+ */
+async function wantsFailover(scope: TaskScope): Promise<boolean> {
+  const { rows } = await scope.source.query<{ wanted: boolean }>(
+    `select coalesce(current_setting('synchronized_standby_slots', true), '') <> '' as wanted`,
+  );
+  return rows[0]?.wanted === true;
 }
 
 async function isMadeBy(scope: TaskScope, name: string, pid: number): Promise<boolean> {

@@ -13,6 +13,11 @@ export interface SlotFacts {
   readonly publicationExists: boolean;
   /** idle_replication_slot_timeout (18+) as shown; `0` is none. */
   readonly idleTimeout: string;
+  /** Physical slots, by name; how many physical standbys stream now. */
+  readonly physicalSlots: readonly string[];
+  readonly standbys: number;
+  /** synchronized_standby_slots (17+); null before. */
+  readonly synchronizedStandbys: string | null;
 }
 
 export interface SlotOwnership {
@@ -28,6 +33,10 @@ export async function readSlots(ask: Ask, name: string): Promise<SlotFacts> {
       `select current_setting('max_replication_slots')::int as max,
          coalesce(current_setting('idle_replication_slot_timeout', true), '0') as "idleTimeout",
          (select count(*)::int from pg_replication_slots) as used,
+         array(select slot_name::text from pg_replication_slots where slot_type = 'physical' order by 1) as "physicalSlots",
+         (select count(*)::int from pg_stat_replication r left join pg_replication_slots s on s.active_pid = r.pid
+           where r.state = 'streaming' and coalesce(s.slot_type, 'physical') = 'physical') as standbys,
+         current_setting('synchronized_standby_slots', true) as "synchronizedStandbys",
          exists (select from pg_replication_slots where slot_name = $1) as "slotExists",
          exists (select from pg_publication where pubname = $1) as "publicationExists"`,
       [name],
@@ -82,5 +91,37 @@ export function assessSlots(
       message: `${side}: idle_replication_slot_timeout is ${facts.idleTimeout}: a copy or a pause that takes longer loses the slot`,
       remedy: 'alter system set idle_replication_slot_timeout = 0; select pg_reload_conf()',
     });
+  findings.push(...assessFailover(facts));
   return findings;
+}
+
+/** What becomes of the slot when a standby takes over: see wantsFailover in postgres/slot.ts. */
+function assessFailover({ physicalSlots, standbys, synchronizedStandbys }: SlotFacts): Finding[] {
+  if (synchronizedStandbys !== null && synchronizedStandbys !== '')
+    return [
+      {
+        code: 'failover_slot',
+        severity: 'info',
+        object: 'synchronized_standby_slots',
+        message:
+          `source: the slot is made with FAILOVER: a standby with sync_replication_slots gets a copy, and after its promotion the task ` +
+          `goes on there. The stream waits for ${synchronizedStandbys}: one of them that is down holds it up`,
+        remedy: null,
+      },
+    ];
+  if (physicalSlots.length === 0 && standbys === 0) return [];
+  return [
+    {
+      code: 'slot_without_failover',
+      severity: 'info',
+      object: 'synchronized_standby_slots',
+      message:
+        'source: it has standbys, and the slot is not copied to them: after a failover every table must be copied again (POST …/recopy)',
+      remedy:
+        synchronizedStandbys === null
+          ? null
+          : `alter system set synchronized_standby_slots = ${literal(physicalSlots.join(', '))}; select pg_reload_conf(); ` +
+            'and on the standbys sync_replication_slots = on, hot_standby_feedback = on and a dbname in primary_conninfo',
+    },
+  ];
 }

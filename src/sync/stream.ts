@@ -15,7 +15,7 @@ import { sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { hasLogicalMessages, markerTable, sourceVersion } from '../postgres/marker.ts';
 import { ensurePublication, extendPublication } from '../postgres/publication.ts';
 import { makeIdentitiesFull } from '../postgres/replica-identity.ts';
-import { ensureSlot, findSlot, releaseSlot, verifySlot, type SlotRecord } from '../postgres/slot.ts';
+import { ensureSlot, findSlot, releaseSlot } from '../postgres/slot.ts';
 import { catchUpIsCheap, catchUpSizes, SlotFeed, type CatchUpSizes } from '../postgres/slot-feed.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { taskObjectName } from '../postgres/sql.ts';
@@ -52,9 +52,9 @@ export async function runStream(
     await makeIdentitiesFull(scope);
     await extendPublication(scope);
     await ensurePublication(scope);
-    const slot = findSlot(scope) ?? (await ensureSlot(scope));
+    if (!findSlot(scope)) await ensureSlot(scope);
     emit({ type: 'SLOT_READY' });
-    await keepStreaming(scope, slot, sizes, emit);
+    await keepStreaming(scope, sizes, emit);
   } catch (error) {
     if (scope.signal.aborted) return;
     throw fromPostgres(error);
@@ -74,17 +74,18 @@ interface StreamMemory {
 
 async function keepStreaming(
   scope: TaskScope,
-  slot: SlotRecord,
   sizes: CatchUpSizes,
   emit: (event: StreamEvent) => void,
 ): Promise<void> {
   const figures = newFigures();
   let attempt = 0;
-  const memory: StreamMemory = { orderedUntil: null, mayCatchUp: true, sizes };
+  // A copy of the slot is no failover slot: what is read from it has not waited for the standbys.
+  const mayCatchUp = findSlot(scope)?.failover !== true;
+  const memory: StreamMemory = { orderedUntil: null, mayCatchUp, sizes };
   let caughtUp = false;
   for (;;) {
     try {
-      await streamOnce(scope, slot, figures, memory, (event) => {
+      await streamOnce(scope, figures, memory, (event) => {
         if (event.type === 'STREAM_PROGRESS') attempt = 0;
         // A new connection begins to count afresh; the statechart hears only of changes.
         if (event.type === 'CAUGHT_UP' || event.type === 'FELL_BEHIND') {
@@ -123,12 +124,11 @@ async function keepStreaming(
  */
 async function streamOnce(
   scope: TaskScope,
-  slot: SlotRecord,
   figures: ReplayFigures,
   memory: StreamMemory,
   emit: (event: StreamEvent) => void,
 ): Promise<void> {
-  await verifySlot(scope, slot);
+  const slot = await ensureSlot(scope);
   await ensurePublication(scope);
   const waiting = await loadProgress(scope, slot);
   const version = await sourceVersion(scope);
@@ -210,7 +210,7 @@ async function streamOnce(
   } catch (error) {
     scope.signal.throwIfAborted();
     if (error instanceof ReplayInOrder) throw error;
-    throw await explain(scope, slot, fromPostgres(error));
+    throw await explain(scope, fromPostgres(error));
   } finally {
     ending.abort();
     await Promise.all([feed?.close(), session.close()]);
@@ -251,10 +251,10 @@ async function openFeed(
  * An error of the walsender often only shows that slot or publication are gone, and that they are gone that the source is
  * another one: then that is what is reported.
  */
-async function explain(scope: TaskScope, slot: SlotRecord, failure: MigrationError): Promise<MigrationError> {
+async function explain(scope: TaskScope, failure: MigrationError): Promise<MigrationError> {
   if (!['sql_failed', 'connection_failed', 'publication_lost'].includes(failure.code)) return failure;
   try {
-    await verifySlot(scope, slot);
+    await ensureSlot(scope);
     await ensurePublication(scope);
   } catch (error) {
     const found = fromPostgres(error);

@@ -568,7 +568,17 @@ describeCheck(
 
 const slots = (facts: Partial<SlotFacts> = {}, ownership: Partial<SlotOwnership> = {}): Finding[] =>
   assessSlots(
-    { max: 10, used: 8, slotExists: false, publicationExists: false, idleTimeout: '0', ...facts },
+    {
+      max: 10,
+      used: 8,
+      slotExists: false,
+      publicationExists: false,
+      idleTimeout: '0',
+      physicalSlots: [],
+      standbys: 0,
+      synchronizedStandbys: '',
+      ...facts,
+    },
     { name: 'dts_t', slotIsOurs: false, publicationIsOurs: false, ...ownership },
   );
 
@@ -580,6 +590,27 @@ describeCheck(
     ['our publication', slots({ publicationExists: true }, { publicationIsOurs: true })],
   ],
   [
+    [
+      'a standby that gets no copy of the slot',
+      slots({ physicalSlots: ['a', 'b'], standbys: 2 }),
+      [
+        'slot_without_failover',
+        'info',
+        'synchronized_standby_slots',
+        `alter system set synchronized_standby_slots = 'a, b'; select pg_reload_conf(); and on the standbys sync_replication_slots = on, hot_standby_feedback = on and a dbname in primary_conninfo`,
+        'after a failover every table must be copied again',
+      ],
+    ],
+    [
+      'a standby of a version that cannot have one',
+      slots({ standbys: 1, synchronizedStandbys: null }),
+      ['slot_without_failover', 'info', 'synchronized_standby_slots', null, 'must be copied again'],
+    ],
+    [
+      'standbys that get a copy',
+      slots({ physicalSlots: ['a'], standbys: 1, synchronizedStandbys: 'a' }),
+      ['failover_slot', 'info', 'synchronized_standby_slots', null, 'The stream waits for a'],
+    ],
     [
       'all are taken',
       slots({ used: 10 }),
