@@ -12,6 +12,7 @@ import { chooseFormats } from './format.ts';
 import { beginGeneration, type Generation } from './generation.ts';
 import { flushTarget, readMarkers, startOver } from './markers.ts';
 import { copyPart, type PartSessions } from './part.ts';
+import { PartQueue } from './part-queue.ts';
 import { partKey, type CopyPart, type Marker } from './plan.ts';
 import type { Tally } from './tally.ts';
 import type { Waits } from './waits.ts';
@@ -122,42 +123,6 @@ function forgotten(part: CopyPart): MigrationError {
   );
 }
 
-/**
- * The parts of one generation in order. Past the age that it may have it begins no more, except of tables cut by blocks
- * that it has begun: for those the holder outlives its age.
- */
-class PartQueue {
-  readonly #generation: Generation;
-  readonly #maxAgeMs: () => number;
-  readonly #waiting: CopyPart[];
-  readonly #begun = new Set<string>();
-
-  constructor(generation: Generation, parts: readonly CopyPart[], maxAgeMs: () => number) {
-    this.#generation = generation;
-    this.#waiting = [...parts];
-    this.#maxAgeMs = maxAgeMs;
-  }
-
-  get length(): number {
-    return this.#waiting.length;
-  }
-
-  take(): CopyPart | undefined {
-    // every generation begins a part, or the copy would never end
-    const isOld = this.#begun.size > 0 && Date.now() - this.#generation.begunAt >= this.#maxAgeMs();
-    const at = isOld
-      ? this.#waiting.findIndex(({ range, relation }) => range?.kind === 'ctid' && this.#begun.has(relation))
-      : 0;
-    const [part] = at === -1 ? [] : this.#waiting.splice(at, 1);
-    if (part) this.#begun.add(part.relation);
-    return part;
-  }
-
-  putBack(part: CopyPart): void {
-    this.#waiting.unshift(part);
-  }
-}
-
 /** Copies `remaining` with `copyJobs` workers. Throws the first error of a worker after all of them have ended. */
 async function runGeneration(
   scope: TaskScope,
@@ -182,6 +147,7 @@ async function runGeneration(
           sessions ??= await openSessions(scope, generation, options.encoding);
           tally.begin(part, format);
           tell(part, await copyPart(scope, sessions, { ...options, part, format, generation }));
+          queue.leave(part);
           failures = 0;
         } catch (error) {
           if (sessions) await closeSessions(sessions, generation);
@@ -216,7 +182,7 @@ async function openSessions(
   encoding: string,
 ): Promise<PartSessions> {
   const { signal } = generation;
-  const source = await scope.source.session({ purpose: 'copy', signal });
+  const source = await scope.source.session({ purpose: 'copy', signal, readsCopy: true });
   generation.watch(source.pid);
   let target: Session | null = null;
   try {

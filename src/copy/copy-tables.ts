@@ -6,6 +6,7 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
 import type { Side } from '../postgres/connections.ts';
 import { markCopyComplete } from '../postgres/copy-state.ts';
+import { copyJobsOf } from '../postgres/host.ts';
 import { slotOf } from '../postgres/slot.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { copyParts } from './copy-parts.ts';
@@ -47,11 +48,11 @@ export async function copyTables(scope: TaskScope): Promise<void> {
     const parts = planParts(plan.tables, cuts);
     const tally = new Tally(scope, parts);
     const encoding = await commonEncoding(scope);
-    const indexes = (builder = await makeIndexBuilder(scope, plan, waits, signal));
+    const copyJobs = await copyJobsOf(scope);
+    const indexes = (builder = await makeIndexBuilder(scope, plan, copyJobs, waits, signal));
     const onComplete = (relation: string): void => {
       builds.push(indexes.build(relation, tally.isOneSnapshot(relation)).catch(fail));
     };
-    const { copyJobs } = scope.spec.options;
     const pace = new Pace(scope);
     const watch = new AbortController();
     const watching = watchSourceLag(scope, pace, waits, AbortSignal.any([signal, watch.signal]));
@@ -71,6 +72,7 @@ export async function copyTables(scope: TaskScope): Promise<void> {
       watch.abort();
       await watching;
     }
+    indexes.copyEnded();
     await Promise.all(builds);
     if (!signal.aborted && indexes.waiting.length > 0) {
       markCopyComplete(scope, { uniqueLater: true });

@@ -4,6 +4,7 @@ import { relationKey } from '../model/relation.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import type { PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
+import { defaultIndexJobs, readHost } from '../postgres/host.ts';
 import type { Session } from '../postgres/connections.ts';
 import { runStatement, statementsDone } from '../postgres/statement-journal.ts';
 import type { IndexProgress } from '../model/task.ts';
@@ -15,12 +16,49 @@ const MAX_FAILURES = 5;
 const WATCH_INTERVAL_MS = 1_000;
 const GIGABYTE = 1024 ** 3;
 
+/** What a build may take of the target's machine. */
+export interface BuildLimits {
+  readonly jobs: number;
+  /** Null: unknown. */
+  readonly cores: number | null;
+  /** `max_parallel_maintenance_workers`. */
+  readonly maxWorkers: number;
+  /** `maintenance_work_mem` of one build, in bytes. */
+  readonly memoryBytes: number;
+}
+
 /**
- * `maintenance_work_mem` of one build, in bytes: the builds together take what the server gives its buffers (usually a
- * quarter of the memory), one at most 1 GB (a sort gains little beyond), none less than the server's own setting.
+ * `maintenance_work_mem` of one build, in bytes: the builds together take a quarter of the memory that is free, or what
+ * the server gives its buffers (usually a quarter of all) where it does not say; one at most 1 GB (a sort gains little
+ * beyond), none less than the server's own setting.
  */
-export function buildMemoryBytes(sharedBuffers: number, present: number, jobs: number): number {
-  return Math.max(present, Math.min(GIGABYTE, Math.floor(sharedBuffers / jobs)));
+export function buildMemoryBytes(
+  {
+    freeBytes,
+    sharedBuffers,
+    present,
+  }: {
+    readonly freeBytes: number | null;
+    readonly sharedBuffers: number;
+    readonly present: number;
+  },
+  jobs: number,
+): number {
+  const share = (freeBytes === null ? sharedBuffers : freeBytes / 4) / jobs;
+  return Math.max(present, Math.min(GIGABYTE, Math.floor(share)));
+}
+
+/**
+ * Parallel workers of one build beside `busy - 1` other builds and parts: cores that nobody else uses. A build of several
+ * processes takes about half as much CPU again as one that sorts alone, so it must not take the cores from the others.
+ * Null leaves the server's setting, where its cores are unknown.
+ */
+export function buildWorkers(
+  { cores, maxWorkers }: Pick<BuildLimits, 'cores' | 'maxWorkers'>,
+  busy: number,
+): number | null {
+  if (cores === null) return null;
+  return Math.max(0, Math.min(maxWorkers, Math.floor(cores / Math.max(1, busy)) - 1));
 }
 
 export class IndexBuilder {
@@ -28,7 +66,7 @@ export class IndexBuilder {
   readonly #plan: IndexPlan;
   readonly #signal: AbortSignal;
   readonly #waits: Waits;
-  readonly #settings: Readonly<Record<string, string>>;
+  readonly #limits: BuildLimits;
   readonly #idle: Session[] = [];
   readonly #unique = new Map<string, readonly PlannedStatement[]>();
   readonly #queue: { readonly isKey: boolean; readonly start: () => void }[] = [];
@@ -36,17 +74,21 @@ export class IndexBuilder {
   readonly #building = new Map<number, PlannedStatement>();
   #isWatching = false;
   #running = 0;
+  /** Parts that are copied at the same time. */
+  #copying: number;
 
   constructor(
     scope: TaskScope,
     plan: IndexPlan,
-    settings: Readonly<Record<string, string>>,
+    limits: BuildLimits,
+    copyJobs: number,
     waits: Waits,
     signal: AbortSignal,
   ) {
     this.#scope = scope;
     this.#plan = plan;
-    this.#settings = settings;
+    this.#limits = limits;
+    this.#copying = copyJobs;
     this.#waits = waits;
     this.#signal = signal;
   }
@@ -91,6 +133,11 @@ export class IndexBuilder {
       if (table !== null) this.#scope.progress.updateTable(table, { state: 'ready' }, true);
   }
 
+  /** No part is copied any more: the builds have the machine for themselves. */
+  copyEnded(): void {
+    this.#copying = 0;
+  }
+
   /** Closes the idle sessions; running statements are ended by the signal, not here. */
   async close(): Promise<void> {
     await Promise.all(this.#idle.splice(0).map((session) => session.close()));
@@ -127,7 +174,7 @@ export class IndexBuilder {
       this.#scope.failpoint('copy.before-index');
       this.#building.set(session.pid, statement);
       if (!this.#isWatching) void this.#watch();
-      await runStatement(this.#scope, session, statement, this.#settings);
+      await runStatement(this.#scope, session, statement, this.#settings());
     } catch (error) {
       await session.close();
       throw error;
@@ -135,6 +182,16 @@ export class IndexBuilder {
       this.#building.delete(session.pid);
     }
     this.#idle.push(session);
+  }
+
+  #settings(): Record<string, string> {
+    const workers = buildWorkers(this.#limits, this.#copying + this.#running + this.#queue.length);
+    return {
+      maintenance_work_mem: `${Math.floor(this.#limits.memoryBytes / 1024)}kB`,
+      lock_timeout: '60s', // then the statement is tried again, with the reason shown
+      synchronous_commit: 'on',
+      ...(workers === null ? {} : { max_parallel_maintenance_workers: String(workers) }),
+    };
   }
 
   /** Shows how far the builds are, until none runs. */
@@ -174,7 +231,7 @@ export class IndexBuilder {
   }
 
   async #enter(isKey: boolean): Promise<void> {
-    if (this.#running < this.#scope.spec.options.indexJobs) {
+    if (this.#running < this.#limits.jobs) {
       this.#running++;
       return;
     }
@@ -195,28 +252,33 @@ export class IndexBuilder {
   }
 }
 
-/** Asks the target for its memory and its journal. */
+/** Asks the target for its machine and its journal. `copyJobs`: parts that are copied beside the builds. */
 export async function makeIndexBuilder(
   scope: TaskScope,
   plan: SchemaPlan,
+  copyJobs: number,
   waits: Waits,
   signal: AbortSignal,
 ): Promise<IndexBuilder> {
   const done = await statementsDone(scope);
-  const { rows } = await scope.target.query<{ shared: string; present: string }>(
-    `select pg_size_bytes(current_setting('shared_buffers'))::text as shared,
-            pg_size_bytes(current_setting('maintenance_work_mem'))::text as present`,
-  );
-  const bytes = buildMemoryBytes(
-    Number(rows[0]?.shared ?? 0),
-    Number(rows[0]?.present ?? 0),
-    scope.spec.options.indexJobs,
-  );
-  const settings = {
-    maintenance_work_mem: `${Math.floor(bytes / 1024)}kB`,
-    lock_timeout: '60s', // then the statement is tried again, with the reason shown
-    synchronous_commit: 'on',
+  const [host, { rows }] = await Promise.all([
+    readHost(scope.target),
+    scope.target.query<{ shared: string; present: string; workers: number }>(
+      `select pg_size_bytes(current_setting('shared_buffers'))::text as shared,
+              pg_size_bytes(current_setting('maintenance_work_mem'))::text as present,
+              current_setting('max_parallel_maintenance_workers')::int as workers`,
+    ),
+  ]);
+  const jobs = scope.spec.options.indexJobs ?? defaultIndexJobs(host);
+  const { shared = '0', present = '0', workers = 0 } = rows[0] ?? {};
+  const memory = { ...host, sharedBuffers: Number(shared), present: Number(present) };
+  const limits: BuildLimits = {
+    jobs,
+    cores: host.cores,
+    maxWorkers: workers,
+    memoryBytes: buildMemoryBytes(memory, jobs),
   };
+  scope.log.info({ ...limits, copyJobs }, 'what the copy takes of the target');
   const leaves = new Set(plan.tables.map((table) => relationKey(table.source)));
-  return new IndexBuilder(scope, planIndexes(plan.statements, leaves, done), settings, waits, signal);
+  return new IndexBuilder(scope, planIndexes(plan.statements, leaves, done), limits, copyJobs, waits, signal);
 }

@@ -29,15 +29,15 @@ export function partKey(part: { readonly relation: string; readonly part: number
   return `${part.relation}#${part.part}`;
 }
 
-/** Size of a part where nobody says otherwise; large tables are cut into at least SHARES of at least MIN_PART_BYTES. */
+/**
+ * Size of a part where nobody says otherwise. What a crash costs is a part a job; smaller ones cost the copy: the source
+ * reads a range of keys through the index, and parts side by side leave the heap in disorder for the index builds.
+ */
 const PART_BYTES = 256 * 1024 ** 2;
-const MIN_PART_BYTES = 64 * 1024 ** 2;
-const SHARES = 16;
 
 /** Parts that a table of so many bytes should have; `partBytes` is the option, null its default. */
 export function partsWanted(bytes: number, partBytes: number | null): number {
-  if (partBytes !== null) return Math.max(1, Math.ceil(bytes / partBytes));
-  return Math.max(1, Math.ceil(bytes / PART_BYTES), Math.min(SHARES, Math.floor(bytes / MIN_PART_BYTES)));
+  return Math.max(1, Math.ceil(bytes / (partBytes ?? PART_BYTES)));
 }
 
 /** What decides how a table is cut. */

@@ -6,6 +6,7 @@ import { relationKey } from '../model/relation.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
 import { copyError, copyStream } from '../postgres/copy-stream.ts';
+import { copyJobsOf } from '../postgres/host.ts';
 import { emptyTable } from '../postgres/existing-tables.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
@@ -23,7 +24,8 @@ const LOCK_TIMEOUT = '10s';
 export async function copyUnlogged(scope: TaskScope): Promise<void> {
   const { unlogged = [] } = schemaPlanOf(scope);
   if (unlogged.length === 0) return;
-  const { copyJobs, validationTimeoutMs } = scope.spec.options;
+  const { validationTimeoutMs } = scope.spec.options;
+  const copyJobs = await copyJobsOf(scope);
   const stop = new AbortController();
   const deadline = AbortSignal.timeout(Math.min(validationTimeoutMs, 2 ** 31 - 1));
   const signal = AbortSignal.any([scope.signal, stop.signal, deadline]);
@@ -66,7 +68,7 @@ async function copyTable(
   signal: AbortSignal,
 ): Promise<void> {
   const context = { relation: relationKey(table.source) };
-  const source = await scope.source.session({ purpose: 'copy', signal });
+  const source = await scope.source.session({ purpose: 'copy', signal, readsCopy: true });
   try {
     const target = await scope.target.session({ purpose: 'copy', signal });
     try {

@@ -172,8 +172,8 @@ const options = z.strictObject({
   replicaIdentity: z
     .enum(['keep', 'full'], 'must be keep, or full: REPLICA IDENTITY FULL for tables without a key')
     .default('keep'),
-  copyJobs: z.int().min(1).max(32).default(4),
-  indexJobs: z.int().min(1).max(32).default(2),
+  copyJobs: z.int().min(1).max(32).nullable().default(null),
+  indexJobs: z.int().min(1).max(32).nullable().default(null),
   schema: z.enum(['create', 'existing']).default('create'),
   owners: z.union([z.enum(['none', 'same']), nameMap]).default('none'),
   privileges: z.boolean().default(false),

@@ -122,10 +122,10 @@ export interface TaskOptions {
    * `keep`: such tables are a blocking finding.
    */
   readonly replicaIdentity: 'keep' | 'full';
-  /** Parts copied at once. */
-  readonly copyJobs: number;
-  /** Indexes built at once. */
-  readonly indexJobs: number;
+  /** Parts copied at once; null: by the cores of both machines. */
+  readonly copyJobs: number | null;
+  /** Indexes built at once; null: by the cores of the target. */
+  readonly indexJobs: number | null;
   /** `existing`: the tables stand on the target already and are empty; no statement of the schema is run. */
   readonly schema: 'create' | 'existing';
   /**

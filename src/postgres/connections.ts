@@ -12,6 +12,7 @@ import pg, {
 import { MigrationError } from '../model/errors.ts';
 import type { Endpoint, EndpointSecrets, Role } from '../model/task.ts';
 import { closeClient, destroySocket, negotiate } from './connect.ts';
+import { CopySocket } from './copy-socket.ts';
 import { fromPostgres } from './errors.ts';
 import { sessionSettings } from './session-settings.ts';
 
@@ -26,6 +27,8 @@ export interface SessionOptions {
   readonly signal: AbortSignal;
   /** Send queries without waiting for the answers of earlier ones (`pg`'s pipeline mode). */
   readonly pipeline?: boolean;
+  /** Reads COPY OUT through copy-stream.ts. */
+  readonly readsCopy?: boolean;
   /** A walsender of this database: takes replication commands beside SQL. */
   readonly replication?: boolean;
 }
@@ -142,6 +145,7 @@ export class Side {
     const client = new pg.Client({
       ...config,
       ...(options.pipeline ? { pipeline: true } : {}),
+      ...(options.readsCopy && config.ssl === false ? { stream: () => new CopySocket() } : {}),
       ...(options.replication ? { replication: 'database' } : {}),
     });
     client.on('error', () => undefined); // every query in flight rejects with it

@@ -8,6 +8,8 @@ const READY_FOR_QUERY = 0x5a; // Z
 /** CopyOutResponse, CopyDone, CommandComplete, Error, Notice, ParameterStatus, Notification. */
 const CONTROL = new Set([0x48, 0x63, 0x43, 0x45, 0x4e, 0x53, 0x41]);
 const HEADER_BYTES = 5;
+/** Bytes from which `copyWithin` is faster than a loop; measured on node 20. */
+const MOVE_BY_CALL = 40;
 
 /** Payload bytes of a CopyData message that we send. */
 export const FRAME_BYTES = 128 * 1024;
@@ -41,6 +43,11 @@ export class CopyOutWalker {
     let at = 0;
     let kept = 0; // payload moved to the chunk's front; never ahead of `at`
     for (;;) {
+      if (this.#headerFill === 0) {
+        const rows = packRows(chunk, at, kept);
+        this.messages += rows.count;
+        ({ at, kept } = rows);
+      }
       if (this.#headerFill < HEADER_BYTES) {
         if (at === end) break;
         at = this.#readHeader(chunk, at);
@@ -81,13 +88,36 @@ export class CopyOutWalker {
   }
 }
 
+/**
+ * Moves the payload of the CopyData messages that lie wholly in the chunk from `at` on to its front, behind `kept`: the
+ * loop that most rows go through. Stops at anything else.
+ */
+function packRows(chunk: Buffer, at: number, kept: number): { at: number; kept: number; count: number } {
+  const end = chunk.length;
+  let count = 0;
+  for (; at + HEADER_BYTES <= end && chunk[at] === COPY_DATA; count++) {
+    const length =
+      ((chunk[at + 1] as number) << 24) |
+      ((chunk[at + 2] as number) << 16) |
+      ((chunk[at + 3] as number) << 8) |
+      (chunk[at + 4] as number);
+    const stop = at + 1 + length; // the length counts itself, not the type
+    if (length < 4 || stop > end) break;
+    kept = move(chunk, kept, at + HEADER_BYTES, stop);
+    at = stop;
+  }
+  return { at, kept, count };
+}
+
 /** Moves `[from, to)` to `at` within the chunk; returns the end of the moved bytes. */
 function move(chunk: Buffer, at: number, from: number, to: number): number {
-  const length = to - from;
   if (at === from) return to;
-  if (length >= 48) chunk.copyWithin(at, from, to);
-  else for (let i = 0; i < length; i++) chunk[at + i] = chunk[from + i] ?? 0; // cheaper than a call for short rows
-  return at + length;
+  if (to - from >= MOVE_BY_CALL) {
+    chunk.copyWithin(at, from, to);
+    return at + to - from;
+  }
+  while (from < to) chunk[at++] = chunk[from++] as number; // cheaper than a call for short rows
+  return at;
 }
 
 /** Gathers payload into CopyData messages of FRAME_BYTES. Frames are reused: `release` gives one back. */

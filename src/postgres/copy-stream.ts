@@ -5,6 +5,7 @@ import type { Client } from 'pg';
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
 import type { Session } from './connections.ts';
+import { CopySocket } from './copy-socket.ts';
 import { CopyInFramer, CopyOutWalker } from './copy-messages.ts';
 import { fromPostgres, type ErrorContext } from './errors.ts';
 
@@ -110,6 +111,7 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
   const takeOver = (): void => {
     const { stream } = from;
     const listeners = stream.listeners('data') as ((chunk: Buffer) => void)[];
+    const ownsReads = stream instanceof CopySocket;
     const onData = (chunk: Buffer): void => {
       movedAt = Date.now();
       try {
@@ -122,13 +124,19 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
       for (const listener of listeners) listener.call(stream, chunk);
     };
     giveBack = (rest) => {
-      stream.removeListener('data', onData);
-      for (const listener of listeners) stream.on('data', listener);
+      if (ownsReads) stream.onGulp = null;
+      else {
+        stream.removeListener('data', onData);
+        for (const listener of listeners) stream.on('data', listener);
+      }
       if (rest.length > 0) pgReads(Buffer.from(rest));
       stream.resume();
     };
-    for (const listener of listeners) stream.removeListener('data', listener);
-    stream.on('data', onData);
+    if (ownsReads) stream.onGulp = onData;
+    else {
+      for (const listener of listeners) stream.removeListener('data', listener);
+      stream.on('data', onData);
+    }
   };
 
   if (signal.aborted) throw new MigrationError('aborted', 'stopped on request');

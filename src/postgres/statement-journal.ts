@@ -45,6 +45,61 @@ export async function runStatement(
   }
 }
 
+/** Statements of one transaction: each table takes locks until its end, and the server's table of locks is for all. */
+const MAX_TOGETHER = 100;
+
+/**
+ * Like `runStatement` for one after the other, with few transactions: a thousand tables take seconds. They grow, so that
+ * a short list is not all or nothing. One that fails is done again statement by statement, which names the culprit and
+ * leaves those before it done. Told of each statement that is done.
+ */
+export async function runStatements(
+  scope: TaskScope,
+  session: Session,
+  statements: readonly PlannedStatement[],
+  settings: Readonly<Record<string, string>>,
+  afterEach: () => void,
+): Promise<void> {
+  let size = 1;
+  for (let at = 0; at < statements.length; ) {
+    scope.signal.throwIfAborted();
+    const batch = plainFrom(statements, at, size);
+    size = Math.min(size * 2, MAX_TOGETHER);
+    if (batch.length > 1) {
+      const done = await runTogether(scope, session, batch, settings).then(
+        () => true,
+        () => false,
+      );
+      if (done) {
+        at += batch.length;
+        afterEach();
+        continue;
+      }
+    }
+    for (const statement of batch) {
+      scope.signal.throwIfAborted();
+      await runStatement(scope, session, statement, settings);
+      at++;
+      afterEach();
+    }
+  }
+}
+
+/** At most `most` statements that need no look before they run; at least one, whatever it needs. */
+function plainFrom(
+  statements: readonly PlannedStatement[],
+  from: number,
+  most: number,
+): readonly PlannedStatement[] {
+  let to = from;
+  while (to < statements.length && to - from < most) {
+    const { unlessExists, completes } = statements[to] ?? {};
+    if (unlessExists !== undefined || completes !== undefined) break;
+    to++;
+  }
+  return statements.slice(from, Math.max(to, from + 1));
+}
+
 function leftAlone(object: string): string {
   return `${object} (existed)`;
 }
@@ -117,29 +172,51 @@ async function runOnce(
   statement: PlannedStatement,
   settings: Readonly<Record<string, string>>,
 ): Promise<void> {
-  const { client } = session;
   try {
-    const local = Object.entries(settings).map(
-      ([name, value]) => `select set_config(${literal(name)}, ${literal(value)}, true)`,
-    );
-    await client.query(['begin', ...local].join('; ')); // thousands of statements: one round trip
-    await client.query(statement.sql);
-    await client.query(
-      `insert into dts.statement (task_id, n, object, creates_schema, creates_name) values ($1, $2, $3, $4, $5)`,
-      [
-        scope.taskId,
-        statement.n,
-        statement.object,
-        statement.creates?.schema ?? null,
-        statement.creates?.name ?? null,
-      ],
-    );
-    await client.query('commit');
-    noteStatements(scope, [statement.n], false);
+    await runTogether(scope, session, [statement], settings);
   } catch (error) {
-    await client.query('rollback').catch(() => undefined);
     throw statementError(scope, statement, error);
   }
+}
+
+/**
+ * Runs statements and their journal rows in one transaction and one round trip. Errors are as `pg` throws them, after a
+ * rollback; which statement it was, the server does not say.
+ */
+async function runTogether(
+  scope: TaskScope,
+  { client }: Session,
+  statements: readonly PlannedStatement[],
+  settings: Readonly<Record<string, string>>,
+): Promise<void> {
+  const local = Object.entries(settings).map(
+    ([name, value]) => `select set_config(${literal(name)}, ${literal(value)}, true)`,
+  );
+  const rows = statements.map(({ n, object, creates }) => {
+    const { schema = null, name = null } = creates ?? {};
+    const [ofSchema, ofName] = [schema, name].map((text) => (text === null ? 'null' : literal(text)));
+    return `(${literal(scope.taskId)}, ${n}, ${literal(object)}, ${ofSchema}, ${ofName})`;
+  });
+  try {
+    await client.query(
+      [
+        'begin',
+        ...local,
+        ...statements.map(({ sql }) => sql),
+        `insert into dts.statement (task_id, n, object, creates_schema, creates_name) values ${rows.join(', ')}`,
+        'commit',
+        // a line of its own: a statement may end in a comment
+      ].join('\n;\n'),
+    );
+  } catch (error) {
+    await client.query('rollback').catch(() => undefined);
+    throw error;
+  }
+  noteStatements(
+    scope,
+    statements.map(({ n }) => n),
+    false,
+  );
 }
 
 /** What a failed planned statement means: `aborted`, `schema_failed` with the object named, or what the connection says. */

@@ -4,6 +4,7 @@ import type { Finding } from '../model/finding.ts';
 import { relationKey } from '../model/relation.ts';
 import type { Role } from '../model/task.ts';
 import { readSelection, type CatalogTable, type TableSelection } from '../postgres/catalog.ts';
+import { defaultCopyJobs, readHost, unknownHost } from '../postgres/host.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { taskObjectName } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -133,7 +134,7 @@ async function checkSource(
     }),
     ...assessWalsenders(walsenders),
     ...assessDatabasePrivileges('source', privileges),
-    ...assessConnections('source', limits, scope.spec.options.copyJobs),
+    ...assessConnections('source', limits, await mostCopyJobs(scope, 'source')),
   );
   const selected = await readSelection(scope.source, scope.spec.tables, scope.spec.options);
   const isNew = ({ relation }: CatalogTable): boolean => !beside.has(relationKey(relation));
@@ -168,10 +169,17 @@ async function checkTarget(scope: TaskScope, ask: Ask, findings: Finding[]): Pro
     ...assessMajor('target', major),
     ...assessReadOnly('target', readOnly),
     ...assessDatabasePrivileges('target', privileges),
-    ...assessConnections('target', limits, scope.spec.options.copyJobs),
+    ...assessConnections('target', limits, await mostCopyJobs(scope, 'target')),
     ...(await checkWayBackOnTarget(scope, ask)),
   );
   return { major, encoding };
+}
+
+/** As many as the other side's machine, which may be out of reach now, could bring it to. */
+async function mostCopyJobs(scope: TaskScope, role: Role): Promise<number> {
+  const { copyJobs } = scope.spec.options;
+  const hosts = { source: unknownHost, target: unknownHost, [role]: await readHost(scope[role]) };
+  return copyJobs ?? defaultCopyJobs(hosts.source, hosts.target);
 }
 
 /** What the target has to say about the selected tables. */

@@ -9,7 +9,7 @@ import { ensureBookkeeping } from '../postgres/bookkeeping.ts';
 import type { Session, Side } from '../postgres/connections.ts';
 import { markCopyIncomplete } from '../postgres/copy-state.ts';
 import {
-  runStatement,
+  runStatements,
   statementError,
   statementsDone,
   tryStatements,
@@ -37,12 +37,8 @@ export async function createTables(
   if (taken.length > 0) throw conflictError(taken);
   const session = await scope.target.session({ purpose: 'schema', signal: scope.signal });
   try {
-    for (const statement of plan.statements) {
-      if (statement.phase !== 'pre-data' || done.has(statement.n)) continue;
-      scope.signal.throwIfAborted();
-      await execute(scope, session, statement);
-      scope.failpoint('creatingTables.mid-statements');
-    }
+    const wanted = plan.statements.filter(({ phase, n }) => phase === 'pre-data' && !done.has(n));
+    await execute(scope, session, wanted);
     await rehearseRest(scope, session, plan);
   } finally {
     await session.close();
@@ -176,12 +172,19 @@ function conflictError(taken: readonly RelationName[], cause?: unknown): Migrati
   });
 }
 
-async function execute(scope: TaskScope, session: Session, statement: PlannedStatement): Promise<void> {
+async function execute(
+  scope: TaskScope,
+  session: Session,
+  statements: readonly PlannedStatement[],
+): Promise<void> {
   try {
-    await runStatement(scope, session, statement, { lock_timeout: LOCK_TIMEOUT });
+    await runStatements(scope, session, statements, { lock_timeout: LOCK_TIMEOUT }, () =>
+      scope.failpoint('creatingTables.mid-statements'),
+    );
   } catch (error) {
-    const state = error instanceof MigrationError ? error.details?.['sqlstate'] : undefined;
-    if (statement.takes !== undefined && state === '42P07') throw conflictError(statement.takes, error); // duplicate_table
+    const { sqlstate, object } = error instanceof MigrationError ? (error.details ?? {}) : {};
+    const takes = statements.find((statement) => statement.object === object)?.takes;
+    if (takes !== undefined && sqlstate === '42P07') throw conflictError(takes, error); // duplicate_table
     throw error;
   }
 }

@@ -8,6 +8,7 @@ import type { PlannedTable } from '../model/schema-plan.ts';
 import type { TableVerdict } from '../model/task.ts';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
+import { copyJobsOf } from '../postgres/host.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { compareChanges } from './delta.ts';
 import { combineDigest, digestSql, limitsOf, type DigestRow } from './digest.ts';
@@ -24,7 +25,8 @@ import { verifySourceColumns } from './source-columns.ts';
 export async function compareTables(scope: TaskScope): Promise<{ tables: TableVerdict[] }> {
   const plan = schemaPlanOf(scope);
   const tables = [...plan.tables, ...(plan.unlogged ?? [])];
-  const { copyJobs, validationTimeoutMs } = scope.spec.options;
+  const { validationTimeoutMs } = scope.spec.options;
+  const copyJobs = await copyJobsOf(scope);
   await verifySourceColumns(scope);
   const recode = await needsRecoding(scope);
   const verdicts = new Map<string, TableVerdict>();

@@ -8,12 +8,20 @@ import {
   type SideTypes,
 } from '../../src/postgres/binary-form.ts';
 import { planIndexes } from '../../src/copy/index-plan.ts';
-import { buildMemoryBytes } from '../../src/copy/indexes.ts';
+import { buildMemoryBytes, buildWorkers } from '../../src/copy/indexes.ts';
+import { PartQueue } from '../../src/copy/part-queue.ts';
 import { copyStatements } from '../../src/copy/part.ts';
-import { cutTable, partsWanted, planParts, type TableFacts } from '../../src/copy/plan.ts';
+import { cutTable, partsWanted, planParts, type CopyPart, type TableFacts } from '../../src/copy/plan.ts';
 import type { PartRange } from '../../src/model/part-range.ts';
 import type { PlannedColumn, PlannedStatement, PlannedTable } from '../../src/model/schema-plan.ts';
 import { CopyInFramer, CopyOutWalker, FRAME_BYTES } from '../../src/postgres/copy-messages.ts';
+import {
+  defaultCopyJobs,
+  defaultIndexJobs,
+  hostFrom,
+  unknownHost,
+  type Host,
+} from '../../src/postgres/host.ts';
 
 function message(type: string, body: Buffer): Buffer {
   const header = Buffer.alloc(5);
@@ -230,9 +238,8 @@ describe('the plan', () => {
   const megabyte = 1024 ** 2;
   it.each([
     [0, null, 1],
-    [127 * megabyte, null, 1],
-    [640 * megabyte, null, 10],
-    [2_000 * megabyte, null, 16],
+    [256 * megabyte, null, 1],
+    [640 * megabyte, null, 3],
     [100_000 * megabyte, null, 391],
     [10 * megabyte, megabyte, 10],
     [0, megabyte, 1],
@@ -278,10 +285,95 @@ describe('the plan', () => {
     expect(cutTable(3, facts({ key: disorder, hasTidRangeScan: false }))).toBe(null);
   });
 
-  it('gives index builds the memory of the buffers, at most 1 GB each, never less than the server does', () => {
-    expect(buildMemoryBytes(8 * 1024 ** 3, 64 * 1024 ** 2, 2)).toBe(1024 ** 3);
-    expect(buildMemoryBytes(1024 ** 3, 64 * 1024 ** 2, 4)).toBe(256 * 1024 ** 2);
-    expect(buildMemoryBytes(64 * 1024 ** 2, 128 * 1024 ** 2, 2)).toBe(128 * 1024 ** 2);
+  it('gives index builds a quarter of the free memory, or that of the buffers, at most 1 GB each, never less than the server', () => {
+    const gigabyte = 1024 ** 3;
+    const memory = { freeBytes: null, sharedBuffers: gigabyte, present: 64 * megabyte };
+    expect(buildMemoryBytes({ ...memory, sharedBuffers: 8 * gigabyte }, 2)).toBe(gigabyte);
+    expect(buildMemoryBytes(memory, 4)).toBe(gigabyte / 4);
+    expect(buildMemoryBytes({ ...memory, present: 512 * megabyte }, 4)).toBe(512 * megabyte);
+    expect(buildMemoryBytes({ ...memory, freeBytes: 8 * gigabyte }, 4)).toBe(gigabyte / 2);
+  });
+
+  it('gives an index build the cores that nobody else uses, at most what the server allows', () => {
+    const limits = { cores: 16, maxWorkers: 2 };
+    expect(buildWorkers(limits, 1)).toBe(2);
+    expect(buildWorkers(limits, 8)).toBe(1);
+    expect(buildWorkers(limits, 12)).toBe(0);
+    expect(buildWorkers({ ...limits, cores: null }, 8)).toBe(null);
+  });
+});
+
+describe('what is done at once', () => {
+  const host = {
+    cpus: 'processor\t: 0\nmodel name\t: processor: x\nprocessor\t: 1\n',
+    memory: '',
+    cpuMax: '',
+    memoryMax: '',
+    memoryUsed: '',
+  };
+
+  it('reads cores and free memory, within the limits of a container', () => {
+    const memory = 'MemTotal: 9 kB\nMemAvailable:    8192 kB\n';
+    expect(hostFrom({ ...host, memory })).toEqual({ cores: 2, freeBytes: 8_388_608 });
+    expect(
+      hostFrom({ ...host, memory, cpuMax: 'max 100000\n', memoryMax: 'max\n', memoryUsed: '7\n' }),
+    ).toEqual({
+      cores: 2,
+      freeBytes: 8_388_608,
+    });
+    expect(
+      hostFrom({ ...host, memory, cpuMax: '150000 100000\n', memoryMax: '5000\n', memoryUsed: '1000\n' }),
+    ).toEqual({
+      cores: 1,
+      freeBytes: 4_000,
+    });
+    expect(hostFrom({ ...host, cpus: '' })).toEqual(unknownHost);
+  });
+
+  it('follows the smaller machine, and leaves half of the source to its applications', () => {
+    const cores = (n: number | null): Host => ({ cores: n, freeBytes: null });
+    expect(defaultCopyJobs(cores(null), cores(null))).toBe(4);
+    expect(defaultCopyJobs(cores(2), cores(2))).toBe(4);
+    expect(defaultCopyJobs(cores(16), cores(32))).toBe(8);
+    expect(defaultCopyJobs(cores(64), cores(6))).toBe(6);
+    expect(defaultCopyJobs(cores(96), cores(null))).toBe(16);
+    expect(defaultIndexJobs(cores(null))).toBe(2);
+    expect(defaultIndexJobs(cores(1))).toBe(2);
+    expect(defaultIndexJobs(cores(64))).toBe(8);
+  });
+
+  const part = (relation: string, n: number, range: CopyPart['range'] = null): CopyPart => ({
+    table: table(relation, 0),
+    relation,
+    part: n,
+    range,
+  });
+  const parts = [part('a', 0), part('a', 1), part('b', 0), part('b', 1), part('c', 0)];
+  const names = (taken: readonly (CopyPart | undefined)[]): string[] =>
+    taken.map((each) => (each ? `${each.relation}${each.part}` : '–'));
+
+  it('spreads workers over tables, and doubles up only when every table that has parts left has one', () => {
+    const queue = new PartQueue({ begunAt: Date.now() }, parts, () => 60_000);
+    const [first] = [queue.take(), queue.take(), queue.take()];
+    expect(names([queue.take(), queue.take(), queue.take()])).toEqual(['a1', 'b1', '–']);
+    if (first) queue.putBack(first);
+    expect(names([queue.take(), queue.take()])).toEqual(['a0', '–']);
+    const other = new PartQueue({ begunAt: Date.now() }, parts, () => 60_000);
+    const begun = [other.take(), other.take(), other.take()];
+    expect(names(begun)).toEqual(['a0', 'b0', 'c0']);
+    if (begun[1]) other.leave(begun[1]);
+    expect(names([other.take(), other.take()])).toEqual(['b1', 'a1']);
+    expect(other.length).toBe(0);
+  });
+
+  it('begins no part of an old generation, except of tables cut by blocks that it has begun', () => {
+    const blocks = (n: number): CopyPart['range'] => ({ kind: 'ctid', from: n, to: n + 1 });
+    const old = new PartQueue(
+      { begunAt: Date.now() - 1_000 },
+      [part('a', 0, blocks(0)), part('b', 0, blocks(0)), part('a', 1, blocks(1))],
+      () => 1_000,
+    );
+    expect(names([old.take(), old.take(), old.take()])).toEqual(['a0', 'a1', '–']);
   });
 });
 
