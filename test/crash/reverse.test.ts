@@ -60,12 +60,17 @@ async function written(writers: Writers): Promise<void> {
   await waitFor(() => writers.writes() > before + 100);
 }
 
-async function migrated(pair: DatabasePair, dataDir: string, failpoint?: string): Promise<ServiceProcess> {
+async function migrated(
+  pair: DatabasePair,
+  dataDir: string,
+  failpoint?: string,
+  options: Record<string, unknown> = {},
+): Promise<ServiceProcess> {
   await loadShop(pair.source, 300);
   const service = await startService({ dataDir, ...(failpoint === undefined ? {} : { failpoint }) });
   await startMigration(
     service,
-    migrationBody(pair, { id: 'shop', table_suffix: '_migrated', options: { reverse: true } }),
+    migrationBody(pair, { id: 'shop', table_suffix: '_migrated', options: { reverse: true, ...options } }),
   );
   return service;
 }
@@ -139,7 +144,9 @@ describe.each(rollingBack)('killed at %s of the rollback', (failpoint) => {
   test('no write of either side is lost, back and forward again', async () => {
     const pair = await makePair();
     const dataDir = makeDataDir();
-    const first = await migrated(pair, dataDir);
+    // the online validation done: then the certificate's digests are of snapshots from before the opening
+    const options = { cutover_max_validation_age_ms: 60_000 };
+    const first = await migrated(pair, dataDir, undefined, options);
     await completes(first, 'shop', 'shop', 'cutover');
     await first.kill('SIGTERM');
     const onTarget = await startWriters(pair.target, 2, '_migrated');
@@ -158,6 +165,8 @@ describe.each(rollingBack)('killed at %s of the rollback', (failpoint) => {
     const service = await startService({ dataDir });
     await completes(service, 'shop_reverse', 'shop', 'rollback');
     await onTarget.stop();
+    const { body } = await service.call('GET', '/migrations/shop_reverse/certificate');
+    expect(body).toMatchObject({ equal: true });
     onSource ??= await startWriters(pair.source, 2);
     await written(onSource);
     await onSource.stop();

@@ -1,5 +1,7 @@
 // The way back: after a cutover with options.reverse the old source follows the target, and a rollback loses nothing.
-import { describe, expect, test } from 'vitest';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { describe, expect, onTestFinished, test } from 'vitest';
 import type { Service } from '../../src/index.ts';
 import type { TaskView } from '../../src/model/task.ts';
 import { expectEqualTables, rowsOf } from '../support/compare.ts';
@@ -195,6 +197,27 @@ test('a database that is read-only for everybody else is written by the stream b
   expect(await attempt(pair.target)).toBe('accepted');
 });
 
+test('the source takes writes at once, though a reader keeps its fence from being taken away', async () => {
+  const pair = await makePair();
+  await loadShop(pair.source, 20);
+  const service = startLibrary();
+  await migrate(service, pair, 'shop', '');
+  await reaches(service, 'shop_reverse', 'syncingWal');
+  const reader = await pair.source.connect();
+  await reader.query('begin');
+  await reader.query('select from public.users');
+  await service.rollback('shop');
+  await waitFor(async () =>
+    (await service.getTask('shop_reverse')).detail.waitingFor?.includes('removing the fence'),
+  );
+  expect(await sqlstateOf(pair.source.query('update public.users set balance = 1'))).toBe('accepted');
+  await reader.query('commit');
+  await reaches(service, 'shop_reverse', 'completed');
+  await service.finish('shop');
+  await reaches(service, 'shop_forward_2', 'completed');
+  await service.unfenceTask('shop_reverse');
+});
+
 describe('a migration that does not get so far', () => {
   test('leaves nothing when it is cancelled before its cutover', async () => {
     const pair = await makePair();
@@ -259,6 +282,45 @@ describe('a migration that does not get so far', () => {
     await service.unfenceTask('shop');
     expect([...(await leaksOf(pair.source)), ...(await leaksOf(pair.target))]).toEqual([]);
   });
+});
+
+test('a cutover that turns back after the arming leaves no slot, and the next one begins with a new one', async () => {
+  const pair = await makePair();
+  await loadShop(pair.source, 20);
+  let answer = 500;
+  const hook = createServer((_request, response) => response.writeHead(answer).end());
+  await new Promise<void>((resolve) => hook.listen(0, '127.0.0.1', resolve));
+  onTestFinished(() => void hook.close());
+  const { port } = hook.address() as AddressInfo;
+  const service = startLibrary();
+  await service.createTask({
+    id: 'shop',
+    sourceDb: pair.source.connection,
+    targetDb: pair.target.connection,
+    options: { reverse: true, hooks: { beforeOpen: { url: `http://127.0.0.1:${port}/` } } },
+  });
+  await service.startTask('shop');
+  await reaches(service, 'shop', 'syncingWal');
+  await service.cutover('shop');
+  await waitFor(async () => (await service.getTask('shop')).error?.code === 'hook_failed');
+  await reaches(service, 'shop', 'syncingWal');
+  expect((await leaksOf(pair.target)).filter((leak) => leak.includes(': slot'))).toEqual([]);
+  // of these the stream forward brings the target what a slot from before would bring back
+  await pair.source.query(
+    `insert into public.audit (at, what) select now(), 'between' from generate_series(1, 10)`,
+  );
+  await caughtUp(service, 'shop', pair.source);
+
+  answer = 200;
+  await service.cutover('shop');
+  await reaches(service, 'shop', 'completed');
+  await reaches(service, 'shop_reverse', 'syncingWal');
+  await pair.target.query(`update public.audit set what = 'after' where what = 'between'`);
+  await caughtUp(service, 'shop_reverse', pair.target);
+  await expectEqualTables(pair.target, pair.source, back(''));
+  await service.finish('shop');
+  await reaches(service, 'shop_reverse', 'completed');
+  await service.unfenceTask('shop');
 });
 
 test('ids of reverse tasks are kept free', async () => {
