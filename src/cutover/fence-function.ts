@@ -33,6 +33,23 @@ export function fenceFunction(taskId: string): RelationName {
   return { schema: DTS_SCHEMA, name: `fence_${taskId}` };
 }
 
+/** Name of the row triggers, on tables that a subscription writes. */
+export function rowFenceTriggerName(taskId: string): string {
+  return `dts_rowfence_${taskId}`;
+}
+
+export function rowFenceFunction(taskId: string): RelationName {
+  return { schema: DTS_SCHEMA, name: `rowfence_${taskId}` };
+}
+
+/** Both are replaced in one transaction; the row triggers' is there only where a table has such a trigger. */
+const kinds = ['statement', 'row'] as const;
+type FenceKind = (typeof kinds)[number];
+
+function functionOf(taskId: string, kind: FenceKind): RelationName {
+  return kind === 'row' ? rowFenceFunction(taskId) : fenceFunction(taskId);
+}
+
 /** What the sessions of the reverse task are known by; custom parameters are not shown to other sessions. */
 export const FENCE_PASS_SETTING = 'dts.fence_pass';
 
@@ -41,34 +58,36 @@ export const FENCE_PASS_SETTING = 'dts.fence_pass';
  * privileges can change what it does; a SET clause would only add its cost to every statement of the application.
  * `pass`: of the reverse task's sessions; anybody may read the body, so that it has the word's hash alone.
  */
-function fenceBody(taskId: string, armed: boolean, pass?: string): string {
-  if (!armed) return 'begin return null; end';
+function fenceBody(taskId: string, kind: FenceKind, armed: boolean, pass?: string): string {
+  // null from a row trigger would drop the row
+  const accept = kind === 'row' ? `if tg_op = 'DELETE' then return old; end if; return new;` : 'return null;';
+  if (!armed) return `begin ${accept} end`;
   const message = literal(`DTS: table %.% is fenced for the cutover of migration ${taskId}`);
   const hint = literal(
     'Write to the new database, or try again: if the cutover is given up, writes are allowed again.',
   );
-  const passing = pass === undefined ? '' : passCheck(pass);
+  const passing = pass === undefined ? '' : passCheck(pass, accept);
   return `begin${passing}
   raise exception ${message}, tg_table_schema, tg_table_name
     using errcode = ${literal(FENCED_SQLSTATE)}, hint = ${hint};
 end`;
 }
 
-function passCheck(pass: string): string {
+function passCheck(pass: string, accept: string): string {
   const hash = createHash('sha256').update(pass).digest('hex');
   return `
   if pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(
        coalesce(pg_catalog.current_setting(${literal(FENCE_PASS_SETTING)}, true), ''), 'UTF8')), 'hex')
      operator(pg_catalog.=) ${literal(hash)} then
-    return null;
+    ${accept}
   end if;`;
 }
 
-function replaceSql(scope: TaskScope, armed: boolean): string {
+function replaceSql(scope: TaskScope, kind: FenceKind, armed: boolean): string {
   const { taskId } = scope;
   const pass = scope.checkpoints.get<ReverseNote>(reverseNotes.reverse)?.pass;
-  return `create or replace function ${identRelation(fenceFunction(taskId))}() returns trigger
-    language plpgsql security invoker as ${literal(fenceBody(taskId, armed, pass))}`;
+  return `create or replace function ${identRelation(functionOf(taskId, kind))}() returns trigger
+    language plpgsql security invoker as ${literal(fenceBody(taskId, kind, armed, pass))}`;
 }
 
 function signature(scope: TaskScope): string {
@@ -85,8 +104,8 @@ interface FoundFunction {
   readonly isOurs: boolean;
 }
 
-async function findFunction(scope: TaskScope, client?: ClientBase): Promise<FoundFunction> {
-  const { schema, name } = fenceFunction(scope.taskId);
+async function findFunction(scope: TaskScope, kind: FenceKind, client?: ClientBase): Promise<FoundFunction> {
+  const { schema, name } = functionOf(scope.taskId, kind);
   const sql = `select p.prosrc as body, obj_description(p.oid, 'pg_proc') as comment
      from pg_proc p join pg_namespace n on n.oid = p.pronamespace
      where n.nspname = $1 and p.proname = $2 and p.pronargs = 0`;
@@ -96,26 +115,29 @@ async function findFunction(scope: TaskScope, client?: ClientBase): Promise<Foun
   const row = rows[0];
   if (!row) return { state: 'none', isOurs: true };
   // Anything but our harmless body counts as armed: in doubt it is lifted.
-  const armed = row.body !== fenceBody(scope.taskId, false);
+  const armed = row.body !== fenceBody(scope.taskId, kind, false);
   return { state: armed ? 'armed' : 'disarmed', isOurs: row.comment === signature(scope) };
 }
 
 /** What the source says about this task's fence; a stranger's fence of the same name is none of ours. */
 export async function fenceState(scope: TaskScope): Promise<FenceState> {
-  const found = await findFunction(scope);
+  const found = await findFunction(scope, 'statement');
   return found.isOurs ? found.state : 'none';
 }
 
 /** Makes schema `dts` and the harmless function where they are missing. Throws `fence_failed` for a stranger's fence. */
-export async function ensureFenceFunction(scope: TaskScope): Promise<FenceState> {
-  const found = await findFunction(scope);
+export async function ensureFenceFunction(
+  scope: TaskScope,
+  kind: FenceKind = 'statement',
+): Promise<FenceState> {
+  const found = await findFunction(scope, kind);
   const { taskId } = scope;
   if (!found.isOurs) {
     throw new MigrationError(
       'fence_failed',
       `source: a fence of another migration with the id ${taskId} exists`,
       {
-        hint: `choose another id, or, if that migration is gone: drop function ${identRelation(fenceFunction(taskId))}() cascade`,
+        hint: `choose another id, or, if that migration is gone: drop function ${identRelation(functionOf(taskId, kind))}() cascade`,
       },
     );
   }
@@ -129,9 +151,9 @@ export async function ensureFenceFunction(scope: TaskScope): Promise<FenceState>
       [DTS_SCHEMA],
     );
     if (!rows[0]?.present) await client.query(`create schema ${ident(DTS_SCHEMA)}`);
-    await client.query(replaceSql(scope, false));
+    await client.query(replaceSql(scope, kind, false));
     await client.query(
-      `comment on function ${identRelation(fenceFunction(taskId))}() is ${literal(signature(scope))}`,
+      `comment on function ${identRelation(functionOf(taskId, kind))}() is ${literal(signature(scope))}`,
     );
   });
   return 'disarmed';
@@ -150,13 +172,16 @@ export async function setFence(scope: TaskScope, armed: boolean): Promise<void> 
       const replace = async (client: ClientBase): Promise<void> => {
         await client.query(`select set_config('lock_timeout', $1, true)`, [LOCK_TIMEOUT]);
         await client.query('select pg_advisory_xact_lock($1, hashtext($2))', [FENCE_LOCK, scope.taskId]);
-        const found = await findFunction(scope, client);
+        const found = await findFunction(scope, 'statement', client);
         if (found.state === 'none' || !found.isOurs) {
           if (armed) throw new MigrationError('fence_failed', 'source: there is no fence to arm');
           return;
         }
         // Un-fencing always replaces it: somebody without the lock may be changing it, too.
-        if (!armed || found.state !== 'armed') await client.query(replaceSql(scope, armed));
+        if (!armed || found.state !== 'armed') await client.query(replaceSql(scope, 'statement', armed));
+        const row = await findFunction(scope, 'row', client);
+        if (row.state !== 'none' && row.isOurs && (!armed || row.state !== 'armed'))
+          await client.query(replaceSql(scope, 'row', armed));
       };
       if (armed) await scope.source.transaction(replace);
       else await onNewConnection(scope, (client) => inTransaction(client, replace));
@@ -227,7 +252,8 @@ export async function dropFenceFunction(scope: TaskScope): Promise<void> {
       [DTS_SCHEMA],
     );
     if (!rows[0]?.present) return;
-    await client.query(`drop function if exists ${identRelation(fenceFunction(scope.taskId))}()`);
+    for (const kind of kinds)
+      await client.query(`drop function if exists ${identRelation(functionOf(scope.taskId, kind))}()`);
     await dropSchemaIfEmpty(client);
   });
 }

@@ -6,7 +6,7 @@ import { ALL_MODES, CREATE_TRIGGER_CONFLICTS } from '../postgres/lock-holders.ts
 import { onePerTransaction, type TableWork } from '../postgres/one-per-transaction.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
-import { fenceFunction, fenceTriggerName } from './fence-function.ts';
+import { fenceFunction, fenceTriggerName, rowFenceTriggerName } from './fence-function.ts';
 
 /** Every relation that the fence guards: tables, leaves and partitioned parents. */
 export function fencedRelations(scope: TaskScope): RelationName[] {
@@ -52,16 +52,18 @@ export async function installTriggers(scope: TaskScope, giveUpAfterMs: number): 
 
 /** Drops every trigger of the task's fence, wherever the catalog finds one. Errors: `lock_timeout` as above. */
 export async function dropTriggers(scope: TaskScope, giveUpAfterMs: number): Promise<void> {
-  const trigger = fenceTriggerName(scope.taskId);
-  const { rows } = await scope.source.query<RelationName>(
-    `select n.nspname::text as schema, c.relname::text as name
+  const names = [fenceTriggerName(scope.taskId), rowFenceTriggerName(scope.taskId)];
+  const { rows } = await scope.source.query<RelationName & { triggers: string[] }>(
+    `select n.nspname::text as schema, c.relname::text as name, array_agg(t.tgname::text) as triggers
      from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
-     where t.tgname = $1 and not t.tgisinternal order by 1, 2`,
-    [trigger],
+     where t.tgname = any ($1) and not t.tgisinternal group by 1, 2 order by 1, 2`,
+    [names],
   );
-  const pending = rows.map((relation) => ({
+  const pending = rows.map(({ triggers, ...relation }) => ({
     relation,
-    sql: `drop trigger if exists ${ident(trigger)} on ${identRelation(relation)};`,
+    sql: triggers
+      .map((name) => `drop trigger if exists ${ident(name)} on ${identRelation(relation)};`)
+      .join(' '),
   }));
   await onePerTransaction(scope, pending, 'removing the fence', ALL_MODES, giveUpAfterMs);
 }

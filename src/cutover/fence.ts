@@ -1,14 +1,11 @@
 // The write fence on the source: installed harmless while the application writes, armed at the cutover, proved, and
 // lifted again. Called by the statechart's syncingWal and stoppingWrites. After armFence no transaction commits a change
 // to a table of the migration until the fence is lifted.
-import type { QueryResultRow } from 'pg';
 import { cutoverNotes, type FenceNote } from '../model/cutover-notes.ts';
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
 import { relationKey } from '../model/relation.ts';
 import { fromPostgres } from '../postgres/errors.ts';
-import { ident } from '../postgres/sql.ts';
-import { subscriptionsWriting } from '../postgres/subscriptions.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import {
   dropFenceFunction,
@@ -18,6 +15,7 @@ import {
   setFence,
 } from './fence-function.ts';
 import { armDatabase, isDatabaseArmed, liftDatabase, olderSessions } from './fence-database.ts';
+import { installRowTriggers, refuseSubscriptions } from './fence-rows.ts';
 import { dropTriggers, fencedRelations, installTriggers } from './fence-triggers.ts';
 import {
   describeHolders,
@@ -47,6 +45,7 @@ export async function installFence(
   if (scope.spec.options.fence === 'triggers') {
     if ((await ensureFenceFunction(scope)) === 'armed') await disarmFence(scope);
     await installTriggers(scope, patienceMs);
+    await installRowTriggers(scope, await fencedOids(scope), patienceMs);
   }
   scope.failpoint('fence.installed');
 }
@@ -76,9 +75,9 @@ export async function armFence(scope: TaskScope): Promise<{ fenceLsn: Lsn }> {
     await ensureFenceFunction(scope);
     await installTriggers(scope, deadline - Date.now());
   }
-  const relations = fencedRelations(scope);
-  const oids = (await relationOids(scope.source, relations)).filter((oid) => oid !== undefined);
-  await refuseSubscriptions(scope, oids);
+  const oids = await fencedOids(scope);
+  if (fence === 'triggers') await installRowTriggers(scope, oids, deadline - Date.now());
+  else await refuseSubscriptions(scope, oids);
   scope.checkpoints.delete(cutoverNotes.fence);
   const armedAt = noteArming(scope);
   if (fence === 'triggers') await setFence(scope, true);
@@ -101,9 +100,8 @@ export async function armFence(scope: TaskScope): Promise<{ fenceLsn: Lsn }> {
  * Who would hold the fence up now. Errors: what would make it fail: `fence_failed` for a subscription, `source_ddl`.
  */
 export async function forecastFence(scope: TaskScope): Promise<readonly LockHolder[]> {
-  const found = await relationOids(scope.source, fencedRelations(scope));
-  const oids = found.filter((oid) => oid !== undefined);
-  await refuseSubscriptions(scope, oids);
+  const oids = await fencedOids(scope);
+  if (scope.spec.options.fence !== 'triggers') await refuseSubscriptions(scope, oids);
   await refuseNewRelatives(scope, oids);
   const holders = await lockHolders(scope.source, oids, WRITING_MODES);
   return holders.filter((holder) => holder.backendType !== 'autovacuum worker');
@@ -142,10 +140,13 @@ export async function confirmFence(scope: TaskScope): Promise<void> {
       details: { role: 'source', relations: bare },
     });
   }
-  await refuseNewRelatives(
-    scope,
-    rows.flatMap(({ oid }) => oid ?? []),
-  );
+  const oids = rows.flatMap(({ oid }) => oid ?? []);
+  await refuseSubscriptions(scope, oids);
+  await refuseNewRelatives(scope, oids);
+}
+
+async function fencedOids(scope: TaskScope): Promise<number[]> {
+  return (await relationOids(scope.source, fencedRelations(scope))).filter((oid) => oid !== undefined);
 }
 
 /** Whether the source keeps refusing writes after completion. */
@@ -235,24 +236,6 @@ async function terminate(scope: TaskScope, blockers: readonly LockHolder[]): Pro
     await scope.source.query('select pg_terminate_backend($1)', [pid]).catch((error: unknown) => {
       if (fromPostgres(error).code !== 'insufficient_privilege') throw error;
     });
-}
-
-/** Apply workers do not fire statement triggers (ExecSimpleRelationInsert in execReplication.c): the fence is air to them. */
-async function refuseSubscriptions(scope: TaskScope, oids: readonly number[]): Promise<void> {
-  const names = await subscriptionsWriting(
-    async <R extends QueryResultRow>(sql: string, params: readonly unknown[]) =>
-      (await scope.source.query<R>(sql, params)).rows,
-    oids,
-  );
-  if (names.length === 0) return;
-  throw new MigrationError(
-    'fence_failed',
-    `source: subscriptions write tables of the migration: ${names.join(', ')}`,
-    {
-      hint: `${names.map((name) => `drop subscription ${ident(name)}`).join('; ')}; then request the cutover again`,
-      details: { role: 'source', subscriptions: names },
-    },
-  );
 }
 
 /**

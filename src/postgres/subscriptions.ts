@@ -1,6 +1,7 @@
-// Logical subscriptions on a source. Preflight refuses them and the fence does again: their apply workers walk through
-// statement triggers, an armed fence's included.
+// Logical subscriptions on a source. Their apply workers walk through statement triggers, an armed fence's included, and
+// meet row triggers: preflight and the fence ask what they write.
 import type { QueryResultRow } from 'pg';
+import type { RelationName } from '../model/relation.ts';
 
 type Ask = <R extends QueryResultRow>(sql: string, params: readonly unknown[]) => Promise<readonly R[]>;
 
@@ -16,4 +17,17 @@ export async function subscriptionsWriting(ask: Ask, oids: readonly number[]): P
     [oids],
   );
   return rows.map(({ name }) => name);
+}
+
+/** Those of the tables that subscriptions write, also as leaves of a partitioned table that one writes. */
+export async function tablesOfSubscriptions(ask: Ask, oids: readonly number[]): Promise<RelationName[]> {
+  const rows = await ask<RelationName & QueryResultRow>(
+    `select distinct n.nspname::text as schema, c.relname::text as name
+     from pg_subscription_rel r
+       cross join lateral (select r.srrelid as relid union select relid from pg_partition_tree(r.srrelid)) w
+       join pg_class c on c.oid = w.relid and c.relkind = 'r' join pg_namespace n on n.oid = c.relnamespace
+     where c.oid = any($1::oid[]) order by 1, 2`,
+    [oids],
+  );
+  return [...rows];
 }

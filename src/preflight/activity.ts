@@ -1,6 +1,7 @@
 // Check of run.ts: who else is at work on the source. Slot creation waits for every write transaction that is running,
-// WAL that the slot holds is limited by a setting, and a subscription's apply worker walks through statement triggers.
+// WAL that the slot holds is limited by a setting, and a subscription's apply worker meets no fence but row triggers.
 import type { Finding } from '../model/finding.ts';
+import type { TaskOptions } from '../model/task.ts';
 import { ident, literal } from '../postgres/sql.ts';
 import { subscriptionsWriting } from '../postgres/subscriptions.ts';
 import { onlyRow, type Ask } from './ask.ts';
@@ -42,7 +43,7 @@ export async function readActivity(ask: Ask, oids: readonly number[]): Promise<A
   return { transactions, prepared, keepSize, subscriptions };
 }
 
-export function assessActivity(activity: Activity): Finding[] {
+export function assessActivity(activity: Activity, fence: TaskOptions['fence'] = 'triggers'): Finding[] {
   return [
     ...activity.transactions.map(
       ({ pid, user, seconds, query }): Finding => ({
@@ -77,10 +78,17 @@ export function assessActivity(activity: Activity): Finding[] {
     ...activity.subscriptions.map(
       (name): Finding => ({
         code: 'subscription_writes_tables',
-        severity: 'blocking',
+        severity: fence === 'triggers' ? 'warning' : 'blocking',
         object: name,
-        message: `source: the subscription ${name} writes selected tables; its apply worker passes the write fence`,
-        remedy: `drop subscription ${ident(name)}`,
+        ...(fence === 'triggers'
+          ? {
+              message: `source: the subscription ${name} writes selected tables: the write stop refuses its rows, its worker tries again and again, and its publisher keeps the WAL`,
+              remedy: `before the cutover: alter subscription ${ident(name)} disable`,
+            }
+          : {
+              message: `source: the subscription ${name} writes selected tables; its apply worker passes the fence ${fence}`,
+              remedy: `set options.fence to triggers, or: drop subscription ${ident(name)}`,
+            }),
       }),
     ),
   ];

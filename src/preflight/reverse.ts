@@ -108,7 +108,7 @@ function assessWayBack(facts: WayBackFacts): Finding[] {
     table.firing
       .filter(
         ({ name, enabled }) =>
-          !name.startsWith('dts_fence_') && (enabled === 'O' ? !silenced : enabled === 'A' || silenced),
+          !/^dts_(row)?fence_/.test(name) && (enabled === 'O' ? !silenced : enabled === 'A' || silenced),
       )
       .map((each) => ({ ...each, table })),
   );

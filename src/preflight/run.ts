@@ -151,7 +151,7 @@ async function checkSource(
     ...(await checkTableOptions(scope, selection, major)),
     ...assessTablePrivileges(tables, role.name),
     ...assessRowSecurity(restricted, role.name),
-    ...assessActivity(activity),
+    ...assessActivity(activity, scope.spec.options.fence),
     ...(await checkWayBackOnSource(scope, ask, selection.tables, role.name, major)),
   );
   return { major, encoding, selection, extensions };

@@ -4,12 +4,13 @@ import { describe, expect, onTestFinished, test } from 'vitest';
 import { startEmbeddedPostgres } from '../../src/cli/embedded-postgres.ts';
 import { cutoverNotes, type WriteStop } from '../../src/model/cutover-notes.ts';
 import { MigrationError } from '../../src/model/errors.ts';
+import { reverseNotes } from '../../src/model/reverse.ts';
 import { compareLsn } from '../../src/model/lsn.ts';
 import { liftFence } from '../../src/cutover/clean-up.ts';
 import { armFence, confirmFence, disarmFence, installFence, removeFence } from '../../src/cutover/fence.ts';
 import { fenceFunction, fenceState, FENCED_SQLSTATE, setFence } from '../../src/cutover/fence-function.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
-import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
+import { leaksOf, makePair, waitFor, type TestDatabase } from '../support/databases.ts';
 import { makeProxy, through } from '../support/proxy.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
 
@@ -576,8 +577,83 @@ test('two migrations fence the same tables and leave each other alone', async ()
   await source.query('delete from users');
 });
 
-test('a subscription that writes a fenced table passes the fence, so arming refuses it by name', async () => {
+test('a subscription is fenced by row triggers, on the tables that it writes and nowhere else', async () => {
   const { source, scope } = await fenced(16);
+  const publisher = (await makePair()).target;
+  await publisher.query(`create table users (id bigserial primary key, name text);
+    create table orders (id bigserial primary key, user_id bigint, n int); create publication p for table users`);
+  const { port, dbname, password } = publisher;
+  onTestFinished(async () => {
+    await source.query('drop subscription if exists "Feed"');
+    await publisher.query('drop publication p');
+  });
+  await installFence(scope);
+  await source.query(
+    `create subscription "Feed" connection 'host=127.0.0.1 port=${port} dbname=${dbname} user=postgres password=${password}'
+     publication p with (copy_data = false, slot_name = 'feed_${dbname}')`,
+  );
+  const name = async (id: number): Promise<string | undefined> =>
+    (await source.query<{ name: string }>('select name from users where id = $1', [id])).rows[0]?.name;
+  await publisher.query(`insert into users values (99, 'before')`);
+  await waitFor(() => name(99));
+  // without row triggers its worker walks through
+  await setFence(scope, true);
+  await publisher.query(`insert into users values (100, 'through the fence')`);
+  await waitFor(() => name(100));
+  await disarmFence(scope);
+
+  scope.checkpoints.set(reverseNotes.reverse, { pass: 'a word' });
+  await armFence(scope);
+  const guarded = await source.query(
+    `select tgrelid::regclass::text as relation from pg_trigger where tgname = 'dts_rowfence_${scope.taskId}'`,
+  );
+  expect(guarded.rows).toEqual([{ relation: 'users' }]);
+  await confirmFence(scope);
+  await publisher.query(`update users set name = 'refused' where id = 99; delete from users where id = 100;
+    insert into users values (101, 'refused')`);
+  await waitFor(async () => {
+    const { rows } = await source.query<{ errors: string }>(
+      'select apply_error_count as errors from pg_stat_subscription_stats',
+    );
+    return rows[0]?.errors !== '0';
+  });
+  expect([await name(99), await name(100), await name(101)]).toEqual([
+    'before',
+    'through the fence',
+    undefined,
+  ]);
+  // the stream back is let through both kinds of triggers, and whoever does not know the word by none
+  const [ours, other] = [await source.connect(), await source.connect()];
+  await ours.query(`set dts.fence_pass = 'a word'`);
+  await other.query(`set dts.fence_pass = 'another word'`);
+  await ours.query(
+    `insert into users (id, name) values (300, 'a'); update users set name = 'b' where id = 300`,
+  );
+  expect(await name(300)).toBe('b');
+  expect((await ours.query('delete from users where id = 300')).rowCount).toBe(1);
+  expect(await sqlstateOf(other.query('delete from users'))).toBe(FENCED_SQLSTATE);
+  // one that begins under the fence is found before the point of no return
+  await publisher.query('alter publication p add table orders');
+  await source.query('alter subscription "Feed" refresh publication with (copy_data = false)');
+  expect(await errorOf(confirmFence(scope))).toMatchObject({
+    code: 'fence_failed',
+    details: { subscriptions: ['Feed'], relations: ['public.orders'] },
+  });
+
+  await disarmFence(scope);
+  await waitFor(async () => (await name(99)) === 'refused');
+  await waitFor(() => name(101));
+  expect(await name(100)).toBeUndefined();
+  await source.query(
+    `insert into users (id, name) values (200, 'a'); update users set name = 'b' where id = 200`,
+  );
+  expect(await name(200)).toBe('b'); // the disarmed row triggers change nothing
+  await liftFence(scope);
+  expect((await leaksOf(source)).filter((leak) => /trigger|schema/.test(leak))).toEqual([]);
+});
+
+test('a subscription stops the arming of a fence that would not stop it', async () => {
+  const { source, scope: before } = await fenced(16);
   const publisher = (await makePair()).target;
   await publisher.query(
     'create table users (id bigserial primary key, name text); create publication p for table users',
@@ -591,16 +667,15 @@ test('a subscription that writes a fenced table passes the fence, so arming refu
     `create subscription "Feed" connection 'host=127.0.0.1 port=${port} dbname=${dbname} user=postgres password=${password}'
      publication p with (copy_data = false, slot_name = 'feed_${dbname}')`,
   );
-  await installFence(scope);
-  await setFence(scope, true);
-  await publisher.query(`insert into users values (99, 'through the fence')`);
-  await waitFor(async () => (await source.query('select from users where id = 99')).rowCount === 1);
-  await disarmFence(scope);
+  const scope = makeScope(
+    { source, target: publisher },
+    { options: { fence: 'database-read-only', terminateBlockers: true } },
+    before,
+  );
   const error = await errorOf(armFence(scope));
   expect(error).toMatchObject({ code: 'fence_failed', details: { subscriptions: ['Feed'] } });
   expect(error.hint).toContain('drop subscription "Feed"');
   await source.query('drop subscription "Feed"');
-  await armFence(scope);
   await liftFence(scope);
 });
 

@@ -410,9 +410,10 @@ describe.each([13, 16] as const)('source %i', (major) => {
       code: 'subscription_writes_tables',
       spoil: `create subscription "Feed" connection 'host=127.0.0.1 port=${port} dbname=${dbname} user=postgres password=${password}'
         publication p with (copy_data = false, slot_name = 'feed_${dbname}')`,
-      request: { tableSuffix: '_new' },
+      request: { tableSuffix: '_new', options: { fence: 'database-read-only' } },
       object: 'Feed',
-      remedy: 'drop subscription "Feed"',
+      remedy: 'set options.fence to triggers, or: drop subscription "Feed"',
+      statement: 'drop subscription "Feed"',
     });
   });
 

@@ -124,7 +124,13 @@ describeCheck(
     [
       'a subscription',
       activity({ subscriptions: ['Feed'] }),
-      ['subscription_writes_tables', 'blocking', 'Feed', 'drop subscription "Feed"', 'the subscription Feed'],
+      [
+        'subscription_writes_tables',
+        'warning',
+        'Feed',
+        'before the cutover: alter subscription "Feed" disable',
+        'the subscription Feed',
+      ],
     ],
   ],
 );
