@@ -644,9 +644,23 @@ describe('rows that a crash of the source takes back', () => {
       't',
     ]);
     await prepareCopy(scope, plan);
-    await scope.source.query('insert into public.t select generate_series(1, 1000)');
-    await copyTables(scope);
-    await server.crash();
+    await scope.source.transaction(async (client) => {
+      await client.query('set local synchronous_commit = off'); // our own sessions do without it
+      await client.query('insert into public.t select generate_series(1, 1000)');
+    });
+    // at once: within seconds the WAL writer flushes by itself
+    const crashes: Promise<void>[] = [];
+    Object.assign(scope, {
+      failpoint: (name: Failpoint) => {
+        if (name === 'copy.marker-committed') crashes.push(server.crash());
+      },
+    });
+    const stop = new AbortController();
+    Object.assign(scope, { signal: stop.signal });
+    const copied = copyTables(scope).catch(() => undefined); // it may have lost the source by then
+    await waitFor(() => crashes.length > 0);
+    stop.abort();
+    await Promise.all([...crashes, copied]);
     await server.restart();
     await waitFor(async () => {
       const { rows } = await scope.source
