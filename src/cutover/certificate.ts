@@ -20,9 +20,11 @@ export function certificateSoFar(scope: TaskScope): Partial<Certificate> {
   const fence = scope.checkpoints.get<FenceNote>(cutoverNotes.fence);
   const markerLsn = scope.checkpoints.get<DrainNote>(cutoverNotes.drain)?.markerLsn ?? null;
   const verdicts = scope.checkpoints.get<VerdictsNote>(cutoverNotes.verdicts);
+  const rolesPastFence = scope.checkpoints.get<readonly string[]>(cutoverNotes.rolesPastFence) ?? [];
   return {
     taskId: scope.taskId,
     fence: scope.spec.options.fence,
+    ...(rolesPastFence.length > 0 && { rolesPastFence }),
     ...(fence && { fenceLsn: fence.fenceLsn, armedAt: fence.armedAt, sourceVersion: fence.sourceVersion }),
     ...(markerLsn === null ? {} : { markerLsn }),
     ...(verdicts && {
@@ -62,8 +64,16 @@ function shortened({
 
 /** Throws `internal` when a step has left no note. */
 export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certificate {
-  const { fenceLsn, armedAt, sourceVersion, markerLsn, validatedAt, sequences, largeObjects } =
-    certificateSoFar(scope);
+  const {
+    fenceLsn,
+    armedAt,
+    sourceVersion,
+    markerLsn,
+    validatedAt,
+    sequences,
+    largeObjects,
+    rolesPastFence,
+  } = certificateSoFar(scope);
   const openedAt = scope.checkpoints.get<WriteStop>(cutoverNotes.writeStop)?.openedAt ?? null;
   if (
     fenceLsn === undefined ||
@@ -89,6 +99,7 @@ export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certif
     completedAt: new Date().toISOString(),
     equal: facts.tables.every((table) => table.equal),
     ...(largeObjects && { largeObjects }),
+    ...(rolesPastFence && { rolesPastFence }),
     ...(facts.schema === null ? {} : { schema: shortened(facts.schema) }),
     ...(facts.afterOpen === undefined ? {} : { afterOpen: facts.afterOpen }),
     ...(facts.unvalidated.length === 0 ? {} : { unvalidatedConstraints: facts.unvalidated }),

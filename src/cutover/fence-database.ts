@@ -3,6 +3,7 @@
 import type { QueryResultRow } from 'pg';
 import { cutoverNotes, type DatabaseFenceNote } from '../model/cutover-notes.ts';
 import { MigrationError } from '../model/errors.ts';
+import { rolesPastReadOnly } from '../postgres/read-only-roles.ts';
 import { ident, literal } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { onNewConnection } from './fence-function.ts';
@@ -30,6 +31,13 @@ export async function armDatabase(scope: TaskScope): Promise<void> {
     } satisfies DatabaseFenceNote);
   }
   await scope.source.query(`alter database ${ident(source.dbname)} set ${SETTING} = on`);
+  const rolesPast = await rolesPastReadOnly(scope.source);
+  if (rolesPast.length > 0)
+    scope.log.warn(
+      { roles: rolesPast },
+      'roles whose own setting lets them write past the read-only database',
+    );
+  scope.checkpoints.set(cutoverNotes.rolesPastFence, rolesPast);
 }
 
 /** Whether the database still is as it was armed. */

@@ -9,6 +9,8 @@ export const cutoverNotes = {
   drain: 'drain',
   /** What `fence: database-read-only` has to restore. */
   databaseFence: 'databaseFence',
+  /** Names of roles whose own setting wins over that. */
+  rolesPastFence: 'rolesPastFence',
   verdicts: 'verdicts',
   sequences: 'sequences',
   certificate: 'certificate',

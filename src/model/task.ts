@@ -404,6 +404,8 @@ export interface Certificate {
   readonly taskId: string;
   /** What kept the source from being written; only `triggers` is proven. */
   readonly fence: TaskOptions['fence'];
+  /** With `database-read-only`: roles whose own setting let them write all the same. */
+  readonly rolesPastFence?: readonly string[];
   readonly sourceVersion: string;
   readonly targetVersion: string;
   /** Source position after the last writer was gone. */

@@ -63,3 +63,14 @@ export function assessReadOnly(role: Role, facts: ReadOnlyFacts): Finding[] {
     ];
   return [];
 }
+
+/** Of a source with `fence: database-read-only`: roles whose own setting wins over the database's write on under it. */
+export function assessRolesPast(roles: readonly string[]): Finding[] {
+  return roles.map((name) => ({
+    code: 'role_passes_fence',
+    severity: 'warning',
+    object: name,
+    message: `source: role ${name} has default_transaction_read_only = off of its own: fence database-read-only does not stop it`,
+    remedy: `alter role ${ident(name)} reset default_transaction_read_only (or the same with: in database …); or options.fence: triggers`,
+  }));
+}

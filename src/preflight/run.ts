@@ -6,6 +6,7 @@ import type { Role } from '../model/task.ts';
 import { readSelection, type CatalogTable, type TableSelection } from '../postgres/catalog.ts';
 import { defaultCopyJobs, readHost, unknownHost } from '../postgres/host.ts';
 import { fromPostgres } from '../postgres/errors.ts';
+import { rolesPastReadOnly } from '../postgres/read-only-roles.ts';
 import { taskObjectName } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { assessActivity, readActivity } from './activity.ts';
@@ -21,7 +22,7 @@ import {
 } from './capacity.ts';
 import { assessConnection } from './connection.ts';
 import { assessDatabasePrivileges, readDatabasePrivileges } from './database-privileges.ts';
-import { assessReadOnly, readReadOnly } from './read-only.ts';
+import { assessReadOnly, assessRolesPast, readReadOnly } from './read-only.ts';
 import { assessReplicationConnection, readOurAddress, tryReplication } from './replication-connection.ts';
 import { assessReplicationRole, readRole } from './replication-role.ts';
 import { checkWayBackOnSource, checkWayBackOnTarget } from './reverse.ts';
@@ -152,6 +153,9 @@ async function checkSource(
     ...assessTablePrivileges(tables, role.name),
     ...assessRowSecurity(restricted, role.name),
     ...assessActivity(activity, scope.spec.options.fence),
+    ...(scope.spec.options.fence === 'database-read-only'
+      ? assessRolesPast(await rolesPastReadOnly(scope.source))
+      : []),
     ...(await checkWayBackOnSource(scope, ask, selection.tables, role.name, major)),
   );
   return { major, encoding, selection, extensions };

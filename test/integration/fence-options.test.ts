@@ -1,8 +1,10 @@
 // The other ways to stop the source's writers, and what they do not promise.
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test } from 'vitest';
+import { certificateSoFar } from '../../src/cutover/certificate.ts';
 import { armFence, confirmFence, disarmFence, installFence } from '../../src/cutover/fence.ts';
 import { copySequences } from '../../src/cutover/sequences.ts';
 import { MigrationError } from '../../src/model/errors.ts';
+import { runPreflight } from '../../src/preflight/run.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
@@ -90,6 +92,36 @@ test('database-read-only waits for the old sessions, refuses new ones, and gives
   expect(await settingOf(pair)).toEqual(['default_transaction_read_only=off']);
   await (await pair.source.connect()).query('insert into t values (3)');
   expect((await errorOf(confirmFence(restarted))).code).toBe('fence_failed');
+});
+
+test('database-read-only names the roles that write on under it, in preflight and in the certificate', async () => {
+  const pair = await makePair();
+  const role = `past_${pair.source.dbname}`;
+  await pair.source.query(
+    `create role ${role} login; create role ${role}_kept login; create role ${role}_other login`,
+  );
+  onTestFinished(
+    async () => void (await pair.source.query(`drop role ${role}, ${role}_kept, ${role}_other`)),
+  );
+  await pair.source.query(`alter role ${role} set default_transaction_read_only = false`);
+  // what is set for this database wins over what is set everywhere
+  await pair.source.query(`alter role ${role}_kept set default_transaction_read_only = off`);
+  await pair.source.query(
+    `alter role ${role}_kept in database ${pair.source.dbname} set default_transaction_read_only = on`,
+  );
+  await pair.source.query(
+    `alter role ${role}_other in database postgres set default_transaction_read_only = off`,
+  );
+  const scope = await planned(pair, { fence: 'database-read-only', terminateBlockers: true });
+  const named = async (): Promise<string[]> =>
+    (await runPreflight(scope))
+      .filter(({ code }) => code === 'role_passes_fence')
+      .map(({ object }) => object);
+  expect((await named()).filter((name) => name.startsWith(role))).toEqual([role]);
+  await armFence(scope);
+  expect(certificateSoFar(scope).rolesPastFence).toContain(role);
+  expect(certificateSoFar(scope).rolesPastFence).not.toContain(`${role}_kept`);
+  await disarmFence(scope);
 });
 
 test('database-read-only is refused where it would shut the target, too', async () => {
