@@ -7,6 +7,7 @@ import type { Lsn } from '../model/lsn.ts';
 import type { Side } from '../postgres/connections.ts';
 import { markCopyComplete } from '../postgres/copy-state.ts';
 import { copyJobsOf } from '../postgres/host.ts';
+import { endSessions } from '../postgres/end-sessions.ts';
 import { slotOf } from '../postgres/slot.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { copyParts } from './copy-parts.ts';
@@ -91,16 +92,10 @@ export async function copyTables(scope: TaskScope): Promise<void> {
   markCopyComplete(scope);
 }
 
-/** Ends backends of ours that outlived a killed process: they hold locks and may be in the middle of an index. */
+/** Backends of ours that outlived a killed process hold locks and may be in the middle of an index, or of a part's commit. */
 async function endLeftovers(scope: TaskScope): Promise<void> {
-  const end = async (side: Side): Promise<void> => {
-    await side.query(
-      `select pg_terminate_backend(pid) from pg_stat_activity
-        where datname = current_database() and pid <> pg_backend_pid() and application_name = any($1::text[])`,
-      [['holder', 'copy', 'index'].map((purpose) => `dts/${scope.taskId}/${side.role}/${purpose}`)],
-    );
-  };
-  await Promise.all([end(scope.source), end(scope.target)]);
+  const purposes = ['holder', 'copy', 'index'];
+  await Promise.all([endSessions(scope, scope.source, purposes), endSessions(scope, scope.target, purposes)]);
 }
 
 /** Waits until the stream has applied everything that the copies of `tables` may have seen in part. */

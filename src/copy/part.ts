@@ -6,6 +6,7 @@ import { relationKey } from '../model/relation.ts';
 import { rangeCondition } from '../postgres/copy-range.ts';
 import { copyError, copyStream, type StreamPace } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
+import { deleteAllSql, writesExisting } from '../postgres/existing-tables.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
@@ -161,7 +162,7 @@ async function beginPart(
   const [known] = (results[3]?.rows ?? []) as readonly MarkerRow[];
   if (known) return markerFromRow(known);
   const [found] = (results[4]?.rows ?? []) as readonly { readonly strange: boolean }[];
-  if (found?.strange !== false) throw strangeRows(part);
+  if (found?.strange !== false) throw strangeRows(scope, part);
   return null;
 }
 
@@ -202,10 +203,14 @@ async function streamPart(
   }
 }
 
-function strangeRows(part: CopyPart): MigrationError {
+function strangeRows(scope: TaskScope, part: CopyPart): MigrationError {
   const name = relationKey(part.table.target);
+  // TRUNCATE is refused where a foreign key of another table names this one
+  const empty = writesExisting(scope)
+    ? deleteAllSql(part.table.target)
+    : `truncate ${identRelation(part.table.target)}`;
   return new MigrationError('target_conflict', `target: ${name} has rows that this task did not copy`, {
-    hint: `empty it (truncate ${identRelation(part.table.target)}) or choose another suffix, then resume`,
+    hint: `empty it (${empty}) or choose another suffix, then resume`,
     details: { role: 'target', relation: part.relation, target: name, part: part.part },
   });
 }

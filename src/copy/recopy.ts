@@ -10,10 +10,11 @@ import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import type { SchemaPlan } from '../model/schema-plan.ts';
 import { markCopyIncomplete } from '../postgres/copy-state.ts';
+import { endSessions } from '../postgres/end-sessions.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { abandonPublication } from '../postgres/publication.ts';
 import { abandonSlot } from '../postgres/slot.ts';
-import { sleep, type TaskScope } from '../postgres/task-scope.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
 import { hasUnique } from './index-plan.ts';
 import { startOver } from './markers.ts';
 import { leaveWhole } from './plan-read.ts';
@@ -29,8 +30,6 @@ export interface RecopyRequest {
 }
 
 const RECOPY = 'recopy';
-const END_POLL_MS = 50;
-const END_TIMEOUT_MS = 30_000;
 
 /** Checkpoint: `pending` until the old rows are gone. */
 interface RecopyRecord extends RecopyRequest {
@@ -110,23 +109,7 @@ export async function forgetCopies(
   scope.checkpoints.set(RECOPY, { ...record, pending: false } satisfies RecopyRecord);
 }
 
-/**
- * Waits until the sessions of the stream that was stopped are gone from the target. A backend goes on with what it has
- * been sent after its client has left: such a batch must not commit between the old rows and the new ones.
- */
-async function endAppliers(scope: TaskScope): Promise<void> {
-  for (const deadline = Date.now() + END_TIMEOUT_MS; ; ) {
-    const { rowCount } = await scope.target.query(
-      `select pg_terminate_backend(pid) from pg_stat_activity
-        where datname = current_database() and application_name = $1`,
-      [`dts/${scope.taskId}/target/apply`],
-    );
-    if (rowCount === 0) return;
-    if (Date.now() > deadline)
-      throw new MigrationError(
-        'deadline_exceeded',
-        'target: the session that applied the stream does not end',
-      );
-    await sleep(END_POLL_MS, scope.signal);
-  }
+/** A batch of the stream that was stopped must not commit between the old rows and the new ones. */
+function endAppliers(scope: TaskScope): Promise<void> {
+  return endSessions(scope, scope.target, ['apply']);
 }

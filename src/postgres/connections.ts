@@ -17,6 +17,8 @@ import { fromPostgres } from './errors.ts';
 import { sessionSettings } from './session-settings.ts';
 
 const POOL_SIZE = 4;
+/** Of one statement by `query`: they look at catalogs and positions, or change one row. */
+const STATEMENT_TIMEOUT_MS = 120_000;
 /** Longest wait for the connection that ends what our other connections still run. */
 const TERMINATE_TIMEOUT_MS = 3_000;
 
@@ -99,12 +101,32 @@ export class Side {
     }
   }
 
-  /** One statement on a pooled connection. Errors are MigrationErrors that name the role. */
+  /**
+   * One statement on a pooled connection. Errors are MigrationErrors that name the role; `deadline_exceeded` after
+   * `timeoutMs`: a peer that vanished says nothing until TCP gives up, which takes a quarter of an hour.
+   */
   async query<R extends QueryResultRow = QueryResultRow>(
     sql: string,
     params: readonly unknown[] = [],
+    { timeoutMs = STATEMENT_TIMEOUT_MS }: { readonly timeoutMs?: number } = {},
   ): Promise<QueryResult<R>> {
-    return this.withClient((client) => client.query<R>(sql, [...params]));
+    return this.withClient(async (client) => {
+      const timer = setTimeout(() => {
+        const pid = backendPid(client);
+        const error = new MigrationError(
+          'deadline_exceeded',
+          `${this.role}: no answer to a statement within ${timeoutMs} ms: ${sql.trim().replace(/\s+/g, ' ').slice(0, 100)}`,
+          { hint: 'look for a lock that it waits for, and at the network', details: { role: this.role } },
+        );
+        destroySocket(client, error);
+        if (pid !== null && !this.#closing) void this.#terminate([pid]).catch(() => undefined);
+      }, timeoutMs);
+      try {
+        return await client.query<R>(sql, [...params]);
+      } finally {
+        clearTimeout(timer);
+      }
+    });
   }
 
   /** Borrows a pooled connection; it goes back whatever happens, and is thrown away after an error. */

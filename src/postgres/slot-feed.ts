@@ -156,6 +156,7 @@ export class SlotFeed {
       `select pg_replication_slot_advance(slot_name, $2::pg_lsn) from pg_replication_slots
        where slot_name = $1 and not active and confirmed_flush_lsn < $2::pg_lsn`,
       [this.#options.slot.name, lsn],
+      { timeoutMs: SILENCE_TIMEOUT_MS },
     );
   }
 

@@ -10,8 +10,10 @@ import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test } f
 import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import type { Endpoint, EndpointSecrets } from '../../src/model/task.ts';
+import { endSessions } from '../../src/postgres/end-sessions.ts';
 import { Side, TaskConnections } from '../../src/postgres/connections.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
+import { makeScope } from '../support/scope.ts';
 
 let server: EmbeddedServer;
 let folder: string;
@@ -352,6 +354,43 @@ describe('a side', () => {
     await session.close();
     expect(side.connectionCount).toBe(0);
     await waitFor(async () => (await running(source, '%pg_sleep(600)%')) === 0);
+  });
+
+  test('a pooled statement has a deadline, which names it, and ends it on the server', async () => {
+    const { source } = await makePair();
+    const { source: side } = connectionsTo(source);
+    const error = await failure(side.query('select pg_sleep(601)', [], { timeoutMs: 300 }));
+    expect(error).toMatchObject({
+      code: 'deadline_exceeded',
+      kind: 'transient',
+      details: { role: 'source' },
+    });
+    expect(error.message).toContain('select pg_sleep(601)');
+    await waitFor(async () => (await running(source, '%pg_sleep(601)%')) === 0);
+    expect((await side.query('select 1 as one')).rows).toEqual([{ one: 1 }]);
+    await side.close();
+  });
+
+  test('sessions of a dead process are gone when endSessions returns, others stay', async () => {
+    const pair = await makePair();
+    const scope = makeScope(pair);
+    const name = (purpose: string): string => `dts/${scope.taskId}/target/${purpose}`;
+    const open = async (purpose: string): Promise<void> => {
+      const client = await pair.target.connect();
+      client.on('error', () => undefined);
+      await client.query(`select set_config('application_name', $1, false)`, [name(purpose)]);
+      void client.query('select pg_sleep(602)').catch(() => undefined);
+    };
+    await open('copy');
+    await open('validate');
+    await waitFor(async () => (await running(pair.target, '%pg_sleep(602)%')) === 2);
+    await endSessions(scope, scope.target, ['holder', 'copy']);
+    const { rows } = await pair.target.query<{ name: string }>(
+      `select application_name as name from pg_stat_activity where starts_with(application_name, $1)`,
+      [name('')],
+    );
+    expect(rows).toEqual([{ name: name('validate') }]);
+    await endSessions(scope, scope.target, ['validate']);
   });
 
   test('close ends sessions, pooled statements and open transactions on the server too', async () => {
