@@ -19,6 +19,8 @@ import type { AdditionRequest } from '../schema/addition.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
 import { allowWrites } from '../cutover/fence.ts';
 import { settle } from '../cutover/settle.ts';
+import { compareSchema } from '../schema/compare.ts';
+import { holdSnapshots } from '../validate/snapshots.ts';
 import { taskActors, type ActivityHost } from './activities.ts';
 import { ActivityRunner } from './activity-runner.ts';
 import { deadline } from './deadline.ts';
@@ -423,7 +425,7 @@ export class Supervisor implements TaskManager, ActivityHost {
       const pending = await this.withScope(id, 'periodicCleanup', async (scope) => {
         if (!goesForward(row))
           return (await cleanUp(scope, { dropTarget: this.dropTargetOf(id) })).cleanupPending;
-        const settled = await settle(scope);
+        const settled = await settle(scope, holdSnapshots, compareSchema);
         this.settled(id);
         return settled.cleanupPending;
       });

@@ -153,14 +153,25 @@ async function ensurePlan(scope: TaskScope, addition: AdditionRequest): Promise<
  * would otherwise show only after the copy.
  */
 async function conflicts(target: Side, plan: SchemaPlan, done: ReadonlySet<number>): Promise<RelationName[]> {
-  const wanted = plan.statements.filter(({ n }) => !done.has(n)).flatMap(({ takes }) => takes ?? []);
+  const coming = plan.statements.filter(({ n }) => !done.has(n));
+  const wanted = coming.flatMap(({ takes }) => takes ?? []);
+  // a table (unlike an index) makes a type of its name, too
+  const types = coming.flatMap(({ takes, creates }) => (takes && creates ? [creates] : []));
   const { rows } = await target.query<RelationName>(
     `select w.schema, w.name from unnest($1::text[], $2::text[]) with ordinality as w(schema, name, n)
        join pg_namespace s on s.nspname = w.schema join pg_class c on c.relnamespace = s.oid and c.relname = w.name
      order by w.n`,
     [wanted.map(({ schema }) => schema), wanted.map(({ name }) => name)],
   );
-  return rows;
+  const { rows: taken } = await target.query<RelationName>(
+    // row types are those above; array types give way by themselves (moveArrayTypeName)
+    `select w.schema, w.name from unnest($1::text[], $2::text[]) with ordinality as w(schema, name, n)
+       join pg_namespace s on s.nspname = w.schema join pg_type t on t.typnamespace = s.oid and t.typname = w.name
+       left join pg_class c on c.oid = t.typrelid
+     where coalesce(c.relkind, 'c') = 'c' and not exists (select from pg_type e where e.typarray = t.oid) order by w.n`,
+    [types.map(({ schema }) => schema), types.map(({ name }) => name)],
+  );
+  return [...rows, ...taken];
 }
 
 function conflictError(taken: readonly RelationName[], cause?: unknown): MigrationError {

@@ -335,7 +335,9 @@ test('a function whose body names a renamed table is reported', async () => {
 test('a table that somebody else made is a conflict, found before anything is written', async () => {
   const pair = await makePair();
   await pair.source.query('create table a (id int primary key); create table b (id int primary key)');
-  await pair.target.query('create table a_pkey (x int); create table b (id int, mine text)');
+  await pair.target.query(
+    `create table a_pkey (x int); create table b (id int, mine text); create type a as enum ('a type of the name')`,
+  );
   const scope = scopeOf(pair);
   cleanUpAfter(scope);
   const found = await planFindings(scope);
@@ -344,7 +346,7 @@ test('a table that somebody else made is a conflict, found before anything is wr
       .filter(({ code }) => code === 'target_conflict')
       .map(({ object }) => object)
       .sort(),
-  ).toEqual(['public.a_pkey', 'public.b']);
+  ).toEqual(['public.a', 'public.a_pkey', 'public.b']);
   await expect(createTables(scope)).rejects.toMatchObject({ code: 'target_conflict' });
   const { rows } = await pair.target.query(`select to_regclass('public.a') as a`);
   expect(rows).toEqual([{ a: null }]);
