@@ -91,12 +91,12 @@ export function assessSlots(
       message: `${side}: idle_replication_slot_timeout is ${facts.idleTimeout}: a copy or a pause that takes longer loses the slot`,
       remedy: 'alter system set idle_replication_slot_timeout = 0; select pg_reload_conf()',
     });
-  findings.push(...assessFailover(facts));
+  findings.push(...assessFailover(facts, side));
   return findings;
 }
 
 /** What becomes of the slot when a standby takes over: see wantsFailover in postgres/slot.ts. */
-function assessFailover({ physicalSlots, standbys, synchronizedStandbys }: SlotFacts): Finding[] {
+function assessFailover({ physicalSlots, standbys, synchronizedStandbys }: SlotFacts, side: Role): Finding[] {
   if (synchronizedStandbys !== null && synchronizedStandbys !== '')
     return [
       {
@@ -104,7 +104,7 @@ function assessFailover({ physicalSlots, standbys, synchronizedStandbys }: SlotF
         severity: 'info',
         object: 'synchronized_standby_slots',
         message:
-          `source: the slot is made with FAILOVER: a standby with sync_replication_slots gets a copy, and after its promotion the task ` +
+          `${side}: the slot is made with FAILOVER: a standby with sync_replication_slots gets a copy, and after its promotion the task ` +
           `goes on there. The stream waits for ${synchronizedStandbys}: one of them that is down holds it up`,
         remedy: null,
       },
@@ -116,7 +116,10 @@ function assessFailover({ physicalSlots, standbys, synchronizedStandbys }: SlotF
       severity: 'info',
       object: 'synchronized_standby_slots',
       message:
-        'source: it has standbys, and the slot is not copied to them: after a failover every table must be copied again (POST …/recopy)',
+        `${side}: it has standbys, and the slot is not copied to them: ` +
+        (side === 'source'
+          ? 'after a failover every table must be copied again (POST …/recopy)'
+          : 'after a failover there is no way back any more'),
       remedy:
         synchronizedStandbys === null
           ? null
