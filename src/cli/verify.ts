@@ -8,6 +8,7 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { parseRequest } from '../model/request.ts';
 import type { Certificate, Role } from '../model/task.ts';
 import { TaskConnections } from '../postgres/connections.ts';
+import type { LargeObjectsCheck } from '../validate/large-objects.ts';
 import { verifyCertificate, type TableCheck } from '../validate/verify-certificate.ts';
 
 export interface VerifyOptions {
@@ -45,6 +46,7 @@ export async function verify(
         write('FAILED  the file is not the certificate that was made: its hash differs');
       for (const sequence of check.sequences.filter(({ holds }) => !holds))
         write(`FAILED  sequence ${sequence.target}: ${sequence.found} is behind ${sequence.certified}`);
+      if (check.largeObjects) write(lineOfLargeObjects(check.largeObjects));
       write(check.passed ? 'the certificate holds' : 'the certificate does not hold');
       return check.passed ? 0 : 1;
     } finally {
@@ -67,6 +69,16 @@ function lineOf(check: TableCheck): string {
   return faults.length === 0
     ? `ok      ${name}: ${check.sourceRows} rows`
     : `FAILED  ${name}: ${faults.join('; ')}`;
+}
+
+function lineOfLargeObjects({ count, sourceUnchanged, differing }: LargeObjectsCheck): string {
+  const faults = [
+    ...(differing.length > 0 ? [`differ now: ${differing.join(', ')}`] : []),
+    ...(sourceUnchanged ? [] : ['the source has changed since']),
+  ];
+  return faults.length === 0
+    ? `ok      large objects: ${count}`
+    : `FAILED  large objects: ${faults.join('; ')}`;
 }
 
 function urlOf(role: Role, flag: string | undefined, env: NodeJS.ProcessEnv): string {

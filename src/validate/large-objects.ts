@@ -35,34 +35,13 @@ export async function compareLargeObjects(scope: TaskScope): Promise<LargeObject
 }
 
 async function compare(scope: TaskScope, source: Session, target: Session): Promise<LargeObjectsVerdict> {
-  const hash = createHash('sha256');
-  const differing: string[] = [];
-  let count = 0;
-  let bytes = 0n;
-  for (let after = '0', more = true; more; ) {
-    scope.progress.setWaitingFor(`the comparison of large objects, ${count} done`);
-    const last = await lastOfPage(source, after);
-    more = last !== null;
-    // behind the source's last one there must be none of ours
-    const upTo = last ?? '4294967295';
-    const [ofSource, ofTarget] = await Promise.all([
-      digests(source, 'source', 'select oid from pg_largeobject_metadata', [after, upTo]),
-      digests(
-        target,
-        'target',
-        // of one that somebody has removed only our note is left
-        'select l.oid from dts.large_object l join pg_largeobject_metadata m using (oid) where l.task_id = $4',
-        [after, upTo, scope.taskId],
-      ),
-    ]);
-    differing.push(...differences(ofSource, ofTarget).slice(0, SHOWN + 1 - differing.length));
-    for (const object of ofSource) {
-      hash.update(`${object.oid} ${object.bytes} ${object.digest}\n`);
-      bytes += BigInt(object.bytes);
-    }
-    count += ofSource.length;
-    after = upTo;
-  }
+  const { verdict, differing } = await digestBoth(source, target, {
+    // of one that somebody has removed only our note is left
+    ofTarget:
+      'select l.oid from dts.large_object l join pg_largeobject_metadata m using (oid) where l.task_id = $4',
+    parameter: () => scope.taskId,
+    onPage: (count) => scope.progress.setWaitingFor(`the comparison of large objects, ${count} done`),
+  });
   if (differing.length > 0)
     throw new MigrationError(
       'validation_failed',
@@ -72,7 +51,69 @@ async function compare(scope: TaskScope, source: Session, target: Session): Prom
         details: { oids: differing.slice(0, SHOWN) },
       },
     );
-  return { count, bytes: String(bytes), digest: hash.digest('hex') };
+  return verdict;
+}
+
+export interface LargeObjectsCheck {
+  /** Of the source, now. */
+  readonly count: number;
+  /** The source holds what was certified. */
+  readonly sourceUnchanged: boolean;
+  /** OIDs, the first ones, of the source's that the target lacks or has differently. */
+  readonly differing: readonly string[];
+}
+
+/** For `dts verify`. Large objects that only the target has are its own: which of them were ours is not known any more. */
+export async function checkLargeObjects(
+  { source, target }: { readonly source: Session; readonly target: Session },
+  certified: LargeObjectsVerdict,
+): Promise<LargeObjectsCheck> {
+  const { verdict, differing } = await digestBoth(source, target, {
+    ofTarget: 'select oid from pg_largeobject_metadata where oid = any ($4::oid[])',
+    parameter: (ofSource) => ofSource.map(({ oid }) => oid),
+  });
+  const sourceUnchanged =
+    verdict.count === certified.count &&
+    verdict.bytes === certified.bytes &&
+    verdict.digest === certified.digest;
+  return { count: verdict.count, sourceUnchanged, differing };
+}
+
+/** Page by page. `ofTarget`: the target's OIDs to look at, by one parameter of the source's page. */
+async function digestBoth(
+  source: Session,
+  target: Session,
+  options: {
+    readonly ofTarget: string;
+    readonly parameter: (ofSource: readonly ObjectDigest[]) => string | readonly string[];
+    readonly onPage?: (count: number) => void;
+  },
+): Promise<{ readonly verdict: LargeObjectsVerdict; readonly differing: readonly string[] }> {
+  const hash = createHash('sha256');
+  const differing: string[] = [];
+  let count = 0;
+  let bytes = 0n;
+  for (let after = '0', more = true; more; ) {
+    options.onPage?.(count);
+    const last = await lastOfPage(source, after);
+    more = last !== null;
+    // behind the source's last one there must be none of ours
+    const upTo = last ?? '4294967295';
+    const ofSource = await digests(source, 'source', 'select oid from pg_largeobject_metadata', [
+      after,
+      upTo,
+    ]);
+    const parameter = options.parameter(ofSource);
+    const ofTarget = await digests(target, 'target', options.ofTarget, [after, upTo, parameter]);
+    differing.push(...differences(ofSource, ofTarget).slice(0, SHOWN + 1 - differing.length));
+    for (const object of ofSource) {
+      hash.update(`${object.oid} ${object.bytes} ${object.digest}\n`);
+      bytes += BigInt(object.bytes);
+    }
+    count += ofSource.length;
+    after = upTo;
+  }
+  return { verdict: { count, bytes: String(bytes), digest: hash.digest('hex') }, differing };
 }
 
 function differences(ofSource: readonly ObjectDigest[], ofTarget: readonly ObjectDigest[]): string[] {
@@ -99,7 +140,7 @@ async function digests(
   session: Session,
   role: 'source' | 'target',
   oids: string,
-  params: readonly string[],
+  params: readonly [after: string, upTo: string, ...rest: (string | readonly string[])[]],
 ): Promise<readonly ObjectDigest[]> {
   const [after, upTo, ...rest] = params;
   try {

@@ -6,6 +6,7 @@ import type { Certificate } from '../model/task.ts';
 import type { Side } from '../postgres/connections.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { compareTable } from './compare.ts';
+import { checkLargeObjects, type LargeObjectsCheck } from './large-objects.ts';
 import { closePair, needsRecoding, openPair } from './sessions.ts';
 
 export interface CertificateCheck {
@@ -13,6 +14,8 @@ export interface CertificateCheck {
   readonly hashMatches: boolean;
   readonly tables: readonly TableCheck[];
   readonly sequences: readonly SequenceCheck[];
+  /** Null where the certificate has none. */
+  readonly largeObjects: LargeObjectsCheck | null;
   /** Everything above holds, and what was certified was equal. */
   readonly passed: boolean;
 }
@@ -46,6 +49,7 @@ export async function verifyCertificate(
   const recode = await needsRecoding(scope);
   const pair = await openPair(scope, scope.signal);
   const tables: TableCheck[] = [];
+  let largeObjects: LargeObjectsCheck | null = null;
   try {
     for (const certified of certificate.tables) {
       const source = parseRelationName(certified.table);
@@ -69,6 +73,7 @@ export async function verifyCertificate(
       tables.push(check);
       onTable(check);
     }
+    if (certificate.largeObjects) largeObjects = await checkLargeObjects(pair, certificate.largeObjects);
   } finally {
     await closePair(pair);
   }
@@ -79,8 +84,9 @@ export async function verifyCertificate(
   const passed =
     hashMatches &&
     tables.every((table) => table.certifiedEqual && table.equal && table.sourceUnchanged !== false) &&
-    sequences.every((sequence) => sequence.holds);
-  return { hashMatches, tables, sequences, passed };
+    sequences.every((sequence) => sequence.holds) &&
+    (largeObjects === null || (largeObjects.sourceUnchanged && largeObjects.differing.length === 0));
+  return { hashMatches, tables, sequences, largeObjects, passed };
 }
 
 async function columnsOf(side: Side, relation: RelationName): Promise<{ name: string }[]> {

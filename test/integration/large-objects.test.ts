@@ -8,7 +8,8 @@ import { removeBookkeeping } from '../../src/postgres/bookkeeping.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { createTables } from '../../src/schema/create-tables.ts';
 import { planSchema } from '../../src/schema/plan.ts';
-import { compareLargeObjects } from '../../src/validate/large-objects.ts';
+import { checkLargeObjects, compareLargeObjects } from '../../src/validate/large-objects.ts';
+import { closePair, openPair } from '../../src/validate/sessions.ts';
 import { makePair, makeRole, type DatabasePair, type TestDatabase } from '../support/databases.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
 
@@ -54,6 +55,20 @@ test('all arrive with their OIDs and bytes; again after changes; what changes af
   expect(first.map(({ length }) => length).slice(0, 5)).toEqual([0, 1, 98_309 * 32, 65_536, 200_001]);
   expect(await contents(pair.target)).toEqual(first);
   const verdict = await compareLargeObjects(scope);
+  if (!verdict) throw new Error('no verdict');
+  const sessions = await openPair(scope, scope.signal);
+  onTestFinished(() => closePair(sessions));
+  const check = () => checkLargeObjects(sessions, verdict);
+  await pair.target.query(`select lo_create(99999)`); // the target's own
+  expect(await check()).toEqual({ count: 105, sourceUnchanged: true, differing: [] });
+  await pair.target.query(`begin; select lo_put(70003, 5, '\\x00'), lo_unlink(80007); commit`);
+  expect(await check()).toEqual({ count: 105, sourceUnchanged: true, differing: ['70003', '80007'] });
+  await pair.source.query(`select lo_put(70002, 0, '\\x07')`);
+  expect(await check()).toMatchObject({ sourceUnchanged: false, differing: ['70002', '70003', '80007'] });
+  await pair.source.query(`select lo_put(70002, 0, '\\x00')`);
+  await pair.target.query(`select lo_unlink(99999)`);
+  await copyLargeObjects(scope);
+  expect(await contents(pair.target)).toEqual(first);
   expect(verdict).toMatchObject({
     count: 105,
     bytes: String(first.reduce((sum, { length }) => sum + length, 0)),
