@@ -124,7 +124,7 @@ export class Replay {
   /** Returns when the feed has ended or after `leave`; otherwise only by a throw. */
   async run(): Promise<void> {
     for (;;) {
-      const waitsForTarget = this.#underWay !== null && this.#hasWork() && this.#feed.drained;
+      const waitsForTarget = this.#underWay !== null && this.#feed.drained;
       const waitedSince = performance.now();
       const gulps = await this.#feed.take(this.#waitMs());
       this.#figures[waitsForTarget ? 'targetWaitMs' : 'feedWaitMs'] += performance.now() - waitedSince;

@@ -137,6 +137,7 @@ export async function sampleReplay(
   let caughtUp: boolean | null = null;
   let last = { at: Date.now(), ...view.figures };
   let shown: string | null = null;
+  let limitedBy: 'source' | 'target' | null = null;
   let checkedAt = Date.now();
   let catalogCheckedAt = Date.now();
   for (;;) {
@@ -149,7 +150,10 @@ export async function sampleReplay(
     const changes = view.figures.changesApplied;
     const changesPerSecond = seconds > 0 ? Math.round((changes - last.changesApplied) / seconds) : 0;
     const { feedWaitMs, targetWaitMs } = view.figures;
-    const limitedBy = feedWaitMs - last.feedWaitMs >= targetWaitMs - last.targetWaitMs ? 'source' : 'target';
+    const ofFeed = feedWaitMs - last.feedWaitMs;
+    const ofTarget = targetWaitMs - last.targetWaitMs;
+    // a wait is counted when it ends: while none has, it is the one that was
+    if (ofFeed + ofTarget > 0) limitedBy = ofFeed >= ofTarget ? 'source' : 'target';
     last = { at: now, ...view.figures };
     // The applied position first: sampled later it could lie beyond the source's.
     const at = { appliedLsn: view.position(), receivedLsn: view.receivedLsn() };

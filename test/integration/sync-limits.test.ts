@@ -285,6 +285,36 @@ describe('a slot whose WAL was removed', () => {
   });
 });
 
+describe('the guard of the slot', () => {
+  it('shows what decoding spills to the disk of the source, and keeps an idle slot moving', async () => {
+    const { pair } = await ownSource({ logical_decoding_work_mem: '64kB' }, 'disable');
+    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key, v text)');
+    await pair.source.query(
+      'insert into public.t select g, repeat(md5(g::text), 4) from generate_series(1, 20000) g',
+    );
+    await drainStream(scope, pair, stream);
+    await waitFor(() => (scope.sync.at(-1)?.slot?.spillBytes ?? 0) > 100_000, 30_000, 'spilled bytes');
+    await stream.stop();
+    // nobody writes any more: what comes is the heartbeat
+    await pair.source.query(`select pg_create_logical_replication_slot('probe', 'pgoutput')`);
+    const again = makeScope(pair, {}, scope);
+    const second = startStream(again);
+    await waitFor(
+      async () => {
+        const { rowCount } = await pair.source.query(
+          `select from pg_logical_slot_peek_binary_changes('probe', null, null, 'proto_version', '1', 'publication_names', $1,
+             'messages', 'true') where position('heartbeat'::bytea in data) > 0`,
+          [slotOf(scope).name],
+        );
+        return (rowCount ?? 0) > 0;
+      },
+      30_000,
+      'a heartbeat',
+    );
+    await second.stop();
+  });
+});
+
 describe('max_retained_wal_bytes', () => {
   it('drops the slot of a stream that cannot follow, and says so', async () => {
     const pair = await makePair();

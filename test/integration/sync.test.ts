@@ -439,6 +439,12 @@ describe('the stream', () => {
     await pair.source.query(`insert into public.t select g, md5(g::text) from generate_series(1, 5000) g`);
     await untilEvent(stream, 'FELL_BEHIND');
     await waitFor(() => scope.waits.some((wait) => wait?.includes('holds a lock')), 10_000, 'a named lock');
+    // it will never catch up like this, and the status says because of whom: also between the ends of our waits
+    await waitFor(() => scope.sync.at(-1)?.limitedBy === 'target', 10_000, 'the side that limits');
+    const from = scope.sync.length;
+    await waitFor(() => scope.sync.length >= from + 6, 10_000, 'further samples');
+    expect(new Set(scope.sync.slice(from).map((status) => status.limitedBy))).toEqual(new Set(['target']));
+    expect(scope.sync.at(-1)?.appliedBytesPerSecond).toBe(0);
     await locker.query('commit');
     await drainStream(scope, pair, stream);
     await waitFor(() => stream.events.filter((event) => event.type === 'CAUGHT_UP').length === 2);
