@@ -121,6 +121,15 @@ export const taskSetup = setup({
       const error = errorOf(event);
       return { error, findings: withDroppedSlot(context.findings, error) };
     }),
+    /** What was found equal before was compared without the new columns. */
+    noteSchemaChange: assign(({ context, event }) =>
+      event.type === 'SCHEMA_CHANGED'
+        ? {
+            findings: withFindings(context.findings, event.findings),
+            validationPass: context.validationPass + 1,
+          }
+        : {},
+    ),
     scheduleRetry: assign({
       attempt: ({ context }) => context.attempt + 1,
       retryAt: ({ context }) => inMs(retryDelayMs(context.attempt + 1, Math.random())),

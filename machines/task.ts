@@ -177,6 +177,7 @@ export const taskMachine = taskSetup.createMachine({
         CAUGHT_UP: { guard: 'isBehind', actions: ['recover', assign({ caughtUp: true })] },
         FELL_BEHIND: { guard: 'isCaughtUp', actions: assign({ caughtUp: false }) },
         STREAM_PROGRESS: { guard: 'hasFailedBefore', actions: 'recover' },
+        SCHEMA_CHANGED: { actions: 'noteSchemaChange' },
         PART_DONE: { guard: 'hasFailedBefore', actions: 'recover' },
         STREAM_FAILED: [...onError],
         PAUSE: 'paused',
@@ -268,6 +269,7 @@ export const taskMachine = taskSetup.createMachine({
                     error: null,
                   }),
                 },
+                SCHEMA_CHANGED: { actions: ['noteSchemaChange', raise({ type: 'VALIDATION_DUE' })] },
                 VALIDATE: {
                   actions: [
                     assign({ validationPass: ({ context }) => context.validationPass + 1 }),

@@ -1,7 +1,7 @@
 // Binary or text, per table, decided before the copy from both catalogs.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
-import type { PlannedTable } from '../model/schema-plan.ts';
+import { isLeftOut, type PlannedTable } from '../model/schema-plan.ts';
 import { chooseFormat, describeColumn, readTypes, type CopyFormat } from '../postgres/binary-form.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 
@@ -25,7 +25,7 @@ export async function chooseFormats(
     const relation = relationKey(table.source);
     const planned = table.columns.map((column) => describeColumn(column.name, column));
     const found = (source.described.get(relation) ?? [])
-      .filter(([name]) => table.leftOut?.includes(name) !== true)
+      .filter(([name]) => !isLeftOut(table, name))
       .map(([, column]) => column);
     if (planned.length !== found.length || planned.some((column, at) => column !== found[at]))
       throw new MigrationError('source_ddl', `source: the columns of ${relation} are not those of the plan`, {

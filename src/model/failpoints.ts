@@ -19,6 +19,7 @@ export const failpoints = [
   'sync.before-target-commit',
   'sync.committed-not-acknowledged',
   'sync.batch-applied',
+  'ddl.column-added',
   'fence.installed',
   'fence.armed',
   'drain.marker-emitted',

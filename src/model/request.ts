@@ -129,6 +129,11 @@ const lagBytes = z.int().min(1024 * 1024);
 /** Names of objects on the left, so their case and spelling are theirs. */
 const nameMap = z.record(text.max(63), text.max(63));
 
+const onDdl = z.enum(
+  ['pause', 'apply-additive', 'ignore'],
+  'must be pause, apply-additive (new columns and enum values are carried out), or ignore (new columns are not carried)',
+);
+
 /** Names of tables on the left. */
 const tableOptions = z.record(
   tableName.refine((name) => name === '' || !isGlob(name), 'must be one table: no * or ?'),
@@ -172,6 +177,7 @@ const options = z.strictObject({
   replicaIdentity: z
     .enum(['keep', 'full'], 'must be keep, or full: REPLICA IDENTITY FULL for tables without a key')
     .default('keep'),
+  onDdl: onDdl.default('pause'),
   copyJobs: z.int().min(1).max(32).nullable().default(null),
   indexJobs: z.int().min(1).max(32).nullable().default(null),
   schema: z.enum(['create', 'existing']).default('create'),
@@ -339,12 +345,16 @@ const optionsPatch = z
     maxSourceLagBytes: lagBytes.nullable(),
     maxSnapshotAgeMs: milliseconds,
     maxRetainedWalBytes: walBytes.nullable(),
+    onDdl,
   })
   .partial();
 
 /** Options that may change while the task runs; those left out stay. */
 export type OptionsPatch = Partial<
-  Pick<TaskOptions, 'maxBytesPerSecond' | 'maxSourceLagBytes' | 'maxSnapshotAgeMs' | 'maxRetainedWalBytes'>
+  Pick<
+    TaskOptions,
+    'maxBytesPerSecond' | 'maxSourceLagBytes' | 'maxSnapshotAgeMs' | 'maxRetainedWalBytes' | 'onDdl'
+  >
 >;
 
 /** Validates; throws `invalid_request` with every fault in `details.fields`. */

@@ -66,6 +66,8 @@ export interface PlannedColumn {
   /** GENERATED ALWAYS AS IDENTITY: inserts need OVERRIDING SYSTEM VALUE, updates of it are refused. */
   readonly identityAlways: boolean;
   readonly notNull: boolean;
+  /** The source got it during the migration: messages from before do not have it. Absent: planned. */
+  readonly added?: true;
 }
 
 /** A relation that holds rows: an ordinary table or a leaf partition (partitioned parents hold none). */
@@ -78,9 +80,20 @@ export interface PlannedTable extends TableMapping {
   readonly where?: string;
   /** `options.table`: columns of the source that are not migrated; not among `columns`. Absent: none. */
   readonly leftOut?: readonly string[];
+  /** Columns that the source got during the migration and that are not carried (`on_ddl: ignore`). Absent: none. */
+  readonly ignored?: readonly string[];
   /** From the source's statistics. */
   readonly rowsEstimated: number;
   readonly bytesEstimated: number;
+}
+
+/** Whether a column of the source is not migrated. What the source gets later is on no column list. */
+export function isLeftOut(
+  { columns, leftOut, ignored }: Pick<PlannedTable, 'columns' | 'leftOut' | 'ignored'>,
+  name: string,
+): boolean {
+  if (leftOut !== undefined) return columns.every((column) => column.name !== name);
+  return ignored?.includes(name) === true;
 }
 
 export interface PlannedSequence {

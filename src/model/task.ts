@@ -122,6 +122,11 @@ export interface TaskOptions {
    * `keep`: such tables are a blocking finding.
    */
   readonly replicaIdentity: 'keep' | 'full';
+  /**
+   * What becomes of DDL on the source. `apply-additive`: new columns whose old rows are known, and new enum values, are
+   * carried out on the target; `ignore`: new columns are not carried. Everything else pauses. Changeable while it runs.
+   */
+  readonly onDdl: 'pause' | 'apply-additive' | 'ignore';
   /** Parts copied at once; null: by the cores of both machines. */
   readonly copyJobs: number | null;
   /** Indexes built at once; null: by the cores of the target. */

@@ -8,6 +8,7 @@
 //   4 a partition detached or dropped               its rows are no longer the table's, and the stream says nothing
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
+import { isLeftOut } from '../model/schema-plan.ts';
 import { describeColumn, readTypes } from '../postgres/binary-form.ts';
 import type { Side } from '../postgres/connections.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
@@ -31,7 +32,8 @@ const undo =
   'DDL is not replicated: undo it on the source and resume, or cancel this migration and start a new one';
 
 async function checkColumns(scope: TaskScope): Promise<void> {
-  const { tables } = schemaPlanOf(scope);
+  const plan = schemaPlanOf(scope);
+  const tables = [...plan.tables, ...(plan.unlogged ?? [])];
   const { described } = await readTypes(
     scope.source,
     tables.map((table) => table.source),
@@ -41,7 +43,7 @@ async function checkColumns(scope: TaskScope): Promise<void> {
     // A table that is gone is the publication's to report.
     const found = described
       .get(key)
-      ?.filter(([name]) => table.leftOut?.includes(name) !== true)
+      ?.filter(([name]) => !isLeftOut(table, name))
       .map(([, column]) => column);
     const planned = table.columns.map((column) => describeColumn(column.name, column));
     if (!found || (found.length === planned.length && found.every((column) => planned.includes(column))))
@@ -63,7 +65,10 @@ interface EnumType {
 }
 
 /** Enums of the relations' columns, also within arrays and domains. */
-async function readEnums(side: Side, relations: readonly RelationName[]): Promise<readonly EnumType[]> {
+export async function readEnums(
+  side: Side,
+  relations: readonly RelationName[],
+): Promise<readonly EnumType[]> {
   const { rows } = await side.query<EnumType>(
     `with recursive used(type) as (
        select a.atttypid from unnest($1::text[], $2::text[]) as w(schema, name)

@@ -24,6 +24,19 @@ export interface RawChange {
 
 type RowMessage = Exclude<ChangeMessage, TruncateMessage>;
 
+/** Without the values of columns that are not carried. */
+function onlyKept(message: RowMessage, kept: readonly number[]): RowMessage {
+  const pick = (row: Tuple): Tuple => kept.map((at) => row[at] ?? null);
+  switch (message.tag) {
+    case 'insert':
+      return { ...message, new: pick(message.new) };
+    case 'update':
+      return { ...message, new: pick(message.new), old: message.old && pick(message.old) };
+    case 'delete':
+      return { ...message, old: pick(message.old) };
+  }
+}
+
 export class ChangeWriter {
   readonly #scope: TaskScope;
   readonly #applier: Applier;
@@ -52,9 +65,10 @@ export class ChangeWriter {
       return false;
     }
     const { table } = relation;
+    const change = table.kept === null ? message : onlyKept(message, table.kept);
     return transaction.filtered
-      ? this.#filtered(message, table, transaction, raw)
-      : this.#apply(message, table, transaction, raw);
+      ? this.#filtered(change, table, transaction, raw)
+      : this.#apply(change, table, transaction, raw);
   }
 
   #apply(

@@ -2,7 +2,7 @@
 // still is what was planned. The stream brings no DDL; its only trace is a Relation message that looks different.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
-import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
+import { isLeftOut, type PlannedColumn, type PlannedTable } from '../model/schema-plan.ts';
 import type { Side } from '../postgres/connections.ts';
 import type { RelationMessage } from '../postgres/pgoutput.ts';
 import type { BatchShape } from './table-batch.ts';
@@ -14,6 +14,8 @@ export interface StreamedTable {
   readonly plan: PlannedTable;
   /** In the order of the message's tuples; generated columns are not among them. */
   readonly columns: readonly PlannedColumn[];
+  /** Of a tuple as it comes, where columns are ignored: those of `columns`. Null: all, in this order. */
+  readonly kept: readonly number[] | null;
   /** Positions of the replica identity's columns in a tuple; empty under identity full. */
   readonly keyPositions: readonly number[];
   /** How its changes are coalesced (table-batch.ts); null: every change goes the ordered way. */
@@ -38,18 +40,25 @@ export function relationDifference(
 ): string | null {
   const planned = plan.columns.filter((column) => !column.generated);
   const names = new Map(message.columns.map((column, position) => [column.name, position]));
-  const missing = planned.filter((column) => !names.has(column.name)).map((column) => column.name);
+  // messages from before the DDL that brought it do not have an added column
+  const missing = planned
+    .filter((column) => !names.has(column.name) && !column.added)
+    .map((column) => column.name);
   const known = new Set(plan.columns.map((column) => column.name));
-  const added = message.columns.filter((column) => !known.has(column.name)).map((column) => column.name);
+  const isForeign = ({ name }: { readonly name: string }): boolean =>
+    !known.has(name) && !isLeftOut(plan, name);
+  const added = message.columns.filter(isForeign).map((column) => column.name);
   if (missing.length === 1 && added.length === 1)
     return `column ${missing[0]} was renamed to ${added[0]}, or dropped while ${added[0]} was added`;
   if (missing.length > 0) return `column ${missing.join(', ')} was dropped or renamed`;
   if (added.length > 0) return `column ${added.join(', ')} was added`;
-  for (const column of planned) {
+  const sent = planned.filter((column) => names.has(column.name));
+  for (const column of sent) {
     const type = types[names.get(column.name) ?? -1];
     if (type !== column.type) return `column ${column.name} changed its type from ${column.type} to ${type}`;
   }
-  if (message.columns.length !== planned.length) return 'a column changed between generated and ordinary';
+  const expected = message.columns.filter(({ name }) => known.has(name));
+  if (expected.length !== sent.length) return 'a column changed between generated and ordinary';
   // A plan without a key is `default` for `nothing`, too: neither can send an update or delete.
   const keyless = plan.replicaIdentity === 'default' && plan.keyColumns.length === 0;
   const identity = keyless && message.replicaIdentity === 'nothing' ? 'default' : message.replicaIdentity;
@@ -96,6 +105,10 @@ function coalescingOf(
   return { shape: { columns: columns.length, keys, integerKey }, setUpdates };
 }
 
+function shapeOf(message: RelationMessage): string {
+  return JSON.stringify([relationKey(message), message.replicaIdentity, message.columns]);
+}
+
 /** The tables by the relation ids of one walsender connection. */
 export class RelationMap {
   readonly #source: Side;
@@ -118,9 +131,15 @@ export class RelationMap {
   /** Takes a Relation message in. Throws `source_ddl` when the table is not the planned one any more. */
   async learn(message: RelationMessage): Promise<void> {
     const key = relationKey(message);
-    const shape = JSON.stringify([key, message.replicaIdentity, message.columns]);
+    const shape = shapeOf(message);
     if (this.#known.get(message.relationId)?.shape === shape) return;
     this.#known.set(message.relationId, { shape, relation: await this.#identify(key, message) });
+  }
+
+  /** Whether a relation that is known has got other columns: what came before the message is to be read with the old ones. */
+  reshapes(message: RelationMessage): boolean {
+    const known = this.#known.get(message.relationId);
+    return known !== undefined && known.shape !== shapeOf(message);
   }
 
   /** Throws `internal` for an id without a Relation message: the protocol sends it first. */
@@ -141,7 +160,11 @@ export class RelationMap {
     const difference = relationDifference(plan, message, await this.#types(message));
     if (difference !== null) throw sourceDdl(key, difference);
     const byName = new Map(plan.columns.map((column) => [column.name, column]));
-    const columns = message.columns.map((column): PlannedColumn => {
+    const kept = message.columns.flatMap(({ name }, at) =>
+      byName.has(name) || !isLeftOut(plan, name) ? [at] : [],
+    );
+    const columns = kept.map((at): PlannedColumn => {
+      const column = message.columns[at] ?? { name: '' };
       const planned = byName.get(column.name);
       if (!planned) throw sourceDdl(key, `column ${column.name} was added`);
       return planned;
@@ -150,7 +173,18 @@ export class RelationMap {
     const keyColumns = plan.replicaIdentity === 'full' ? [] : plan.keyColumns;
     const keyPositions = keyColumns.map((name) => position.get(name) ?? -1);
     const coalescing = coalescingOf(columns, keyPositions, await this.#bytewise(plan));
-    return { kind: 'table', table: { key, plan, columns, keyPositions, ...coalescing } };
+    const isWhole = kept.length === message.columns.length;
+    return {
+      kind: 'table',
+      table: {
+        key,
+        plan,
+        columns,
+        kept: isWhole ? null : kept,
+        keyPositions,
+        ...(isWhole ? coalescing : { shape: null, setUpdates: false }),
+      },
+    };
   }
 
   /** The target's columns whose `=` holds for identical values only: rows may be told apart by their bytes. */

@@ -220,6 +220,11 @@ export class Replay {
       case 'commit':
         throw new MigrationError('internal', `source: a ${message.tag} of ${end - start} bytes`);
       case 'relation':
+        if (this.#relations.reshapes(message)) {
+          // Messages that are kept would be sent again under the new columns: these are read again instead.
+          await this.#settle();
+          this.#batch.log = null;
+        }
         await this.#relations.learn(message);
         return;
       case 'truncate':

@@ -64,6 +64,7 @@ export class SetWriter {
       const batch = new TableBatch(shape);
       set = { table, batch, sql, binary: this.#binary, updates: 'absent', deletes: 'absent' };
       this.#sets.set(table, set);
+      this.write(table); // what it has pending under the columns that it had before
     }
     const { batch } = set;
     const before = batch.used;
@@ -82,14 +83,17 @@ export class SetWriter {
 
   /** Whether the table has something pending. */
   has(table: StreamedTable): boolean {
-    const set = this.#sets.get(table);
-    return set !== undefined && this.#touched.has(set);
+    return this.#pendingOf(table).length > 0;
   }
 
   /** Sends what the table has pending. */
   write(table: StreamedTable): void {
-    const set = this.#sets.get(table);
-    if (set && this.#touched.delete(set)) this.#write(set);
+    for (const set of this.#pendingOf(table)) if (this.#touched.delete(set)) this.#write(set);
+  }
+
+  /** More than one, in order, where the source has changed its columns in between. */
+  #pendingOf({ key }: StreamedTable): TableSet[] {
+    return [...this.#touched].filter(({ table }) => table.key === key);
   }
 
   writeAll(): void {

@@ -5,7 +5,7 @@
 //
 // Before every connection both servers are asked what is true: the source still the same cluster, the slot still ours, the
 // publication as we made it, dts.progress where to go on.
-import type { MigrationError } from '../model/errors.ts';
+import { MigrationError } from '../model/errors.ts';
 import { lagBytes, type Lsn } from '../model/lsn.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import type { StreamEvent } from '../model/stream.ts';
@@ -29,6 +29,7 @@ import { RelationMap } from './relations.ts';
 import { Replay, ReplayInOrder } from './replay.ts';
 import { newFigures, type ReplayFigures } from './replay-figures.ts';
 import { sampleReplay, sampleUntilCopied, type ReplayView } from './sampler.ts';
+import { followDdl, noteFilenodes } from './source-ddl.ts';
 import { chooseStreamFormat } from './stream-format.ts';
 
 /** Connections in a row that brought no progress before the error goes to the statechart, which waits longer. */
@@ -49,6 +50,9 @@ export async function runStream(
   try {
     // A cluster that is not the slot's has no publication either, and that is not the reason to report.
     if (findSlot(scope)) await ensureSlot(scope);
+    await noteFilenodes(scope);
+    const { findings } = await followDdl(scope);
+    if (findings.length > 0) emit({ type: 'SCHEMA_CHANGED', findings });
     await makeIdentitiesFull(scope);
     await extendPublication(scope);
     await ensurePublication(scope);
@@ -101,6 +105,11 @@ async function keepStreaming(
         continue;
       }
       const failure = fromPostgres(error);
+      // a row with a new enum value may be refused before the catalog has been looked at
+      if (failure.code === 'source_ddl' || failure.code === 'sql_failed') {
+        await follow(scope, failure, emit);
+        continue;
+      }
       attempt++;
       const mayPass = failure.kind === 'transient' || failure.kind === 'ambiguous';
       if (!mayPass || attempt > MAX_RECONNECTS) throw failure;
@@ -116,6 +125,23 @@ async function keepStreaming(
       scope.progress.setWaitingFor(null);
     }
   }
+}
+
+/** Returns when the plan is as the source is again: the stream goes on. Throws `failure`, and why it could not be followed. */
+async function follow(
+  scope: TaskScope,
+  failure: MigrationError,
+  emit: (event: StreamEvent) => void,
+): Promise<void> {
+  const { findings, refused } = await followDdl(scope);
+  if (findings.length === 0 && refused === null) throw failure;
+  if (refused !== null)
+    throw new MigrationError(failure.code, failure.message, {
+      hint: `${refused}; ${failure.hint ?? 'undo it on the source and resume'}`,
+      ...(failure.details === undefined ? {} : { details: failure.details }),
+      cause: failure,
+    });
+  emit({ type: 'SCHEMA_CHANGED', findings });
 }
 
 /**

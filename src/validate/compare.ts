@@ -100,7 +100,7 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
 
 /** Whole digests of both sides, at once. Errors: those of the servers, with role and relation. */
 export async function compareTable(
-  table: Pick<PlannedTable, 'source' | 'target' | 'where' | 'leftOut'> & {
+  table: Pick<PlannedTable, 'source' | 'target' | 'where' | 'leftOut' | 'ignored'> & {
     readonly columns: readonly { readonly name: string }[];
   },
   pair: SidePair,

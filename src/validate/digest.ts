@@ -61,13 +61,14 @@ export function digestSql(
 export function limitsOf({
   where,
   leftOut,
+  ignored,
   columns,
-}: Pick<PlannedTable, 'where' | 'leftOut'> & {
+}: Pick<PlannedTable, 'where' | 'leftOut' | 'ignored'> & {
   readonly columns: readonly { readonly name: string }[];
 }): Pick<TableVerdict, 'where' | 'columns'> {
   return {
     ...(where === undefined ? {} : { where }),
-    ...(leftOut === undefined ? {} : { columns: columns.map(({ name }) => name) }),
+    ...(leftOut === undefined && ignored === undefined ? {} : { columns: columns.map(({ name }) => name) }),
   };
 }
 

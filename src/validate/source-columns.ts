@@ -2,6 +2,7 @@
 // to the table sends nothing down the stream, and a digest of the old columns would find both sides equal.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
+import { isLeftOut } from '../model/schema-plan.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 
 /** Throws `source_ddl` naming each changed table with its columns. */
@@ -22,9 +23,8 @@ export async function verifySourceColumns(scope: TaskScope): Promise<void> {
   const changed: { relation: string; planned: string[]; found: string[] }[] = [];
   for (const [index, table] of tables.entries()) {
     const planned = table.columns.map((column) => `${column.name} ${column.type}`);
-    const leftOut = new Set(table.leftOut);
     const names = rows[index]?.names;
-    const found = (rows[index]?.columns ?? []).filter((_, at) => !leftOut.has(names?.[at] ?? ''));
+    const found = (rows[index]?.columns ?? []).filter((_, at) => !isLeftOut(table, names?.[at] ?? ''));
     const same = planned.length === found.length && planned.every((column, at) => column === found[at]);
     if (!same) changed.push({ relation: relationKey(table.source), planned, found });
   }

@@ -8,6 +8,7 @@ const table = (keyPositions: readonly number[], key = 'public.t'): StreamedTable
   key,
   keyPositions,
   columns: [],
+  kept: null,
   shape: null,
   setUpdates: false,
   plan: {

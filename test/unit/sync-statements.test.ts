@@ -34,6 +34,7 @@ function table(
     plan,
     columns: streamed,
     keyPositions: keyColumns.map((name) => streamed.findIndex((each) => each.name === name)),
+    kept: null,
     shape: null,
     setUpdates: false,
   };

@@ -1,0 +1,204 @@
+// `options.on_ddl` through the running service: what is provably additive is carried out on the target in order with the
+// stream, what is ignored is said, and everything else pauses. Never a silent divergence.
+import { expect, test } from 'vitest';
+import type { Finding } from '../../src/model/finding.ts';
+import { expectEqualTables, rowsOf } from '../support/compare.ts';
+import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { startServers } from '../support/extra-servers.ts';
+import {
+  cutOver,
+  makeDataDir,
+  migrationBody,
+  startMigration,
+  startService,
+  type ServiceProcess,
+} from '../support/service-process.ts';
+
+startServers(15);
+
+const schema = `
+  create type public.mood as enum ('b', 'd');
+  create table public.t (id int primary key, v text, m public.mood);
+  create table public.keyless (v text); alter table public.keyless replica identity full;
+  create table public.parts (id int, at int, primary key (id, at)) partition by range (at);
+  create table public.parts_1 partition of public.parts for values from (0) to (100);
+  create table public.parts_2 partition of public.parts for values from (100) to (200);
+  insert into public.t select i, 'v' || i, 'b' from generate_series(1, 500) i;
+  insert into public.keyless select 'k' || i % 7 from generate_series(1, 50) i;
+  insert into public.parts select i, i % 200 from generate_series(1, 300) i`;
+
+const tables = ['t', 'keyless', 'parts'];
+const pairs = tables.map((name) => [`public.${name}`, `public.${name}`] as const);
+
+async function begin(
+  pair: DatabasePair,
+  service: ServiceProcess,
+  options: Record<string, unknown>,
+): Promise<string> {
+  await pair.source.query(schema);
+  return startMigration(service, migrationBody(pair, { tables, options }));
+}
+
+/** Rows from before, changed under the old columns and under the new ones. */
+async function write(pair: DatabasePair, from: number): Promise<void> {
+  for (let n = from; n < from + 30; n++) {
+    await pair.source.query(`insert into t (id, v) values (${1000 + n}, 'new ${n}')`);
+    await pair.source.query(`update t set v = 'changed ${n}' where id = ${1 + n}`);
+    await pair.source.query(`delete from t where id = ${200 + n}`);
+    await pair.source.query(`insert into keyless (v) values ('k1')`);
+    await pair.source.query(
+      `delete from keyless where ctid = (select min(ctid) from keyless where v = 'k${n % 7}')`,
+    );
+    await pair.source.query(`update parts set at = (at + 90) % 200 where id = ${1 + n}`);
+  }
+}
+
+const findingsOf = async (service: ServiceProcess, id: string): Promise<string[]> => {
+  const { body } = await service.call<{ findings: Finding[] }>('GET', `/migrations/${id}`);
+  return body.findings.map(({ code }) => code);
+};
+
+async function reachesPaused(
+  service: ServiceProcess,
+  id: string,
+): Promise<{ message: string; hint: string }> {
+  const { body } = await waitFor(async () => {
+    const answer = await service.call<{
+      state: string;
+      error: { code: string; message: string; hint: string };
+    }>('GET', `/migrations/${id}`);
+    return answer.body.state === 'paused' ? answer : null;
+  }, 60_000);
+  expect(body.error.code).toBe('source_ddl');
+  return body.error;
+}
+
+test.each([
+  [13, 15],
+  [16, 18],
+] as const)(
+  'apply-additive carries columns and enum values from %i to %i, and is killed in between',
+  async (from, to) => {
+    const pair = await makePair({ source: from, target: to });
+    const dataDir = makeDataDir();
+    let service = await startService({ dataDir, failpoint: 'ddl.column-added' });
+    const id = await begin(pair, service, { on_ddl: 'apply-additive' });
+    await service.reaches(id, 'syncingWal');
+    await write(pair, 0);
+    await pair.source.query(`
+    alter table t add column note text;
+    alter table t add column at timestamptz not null default now(), add column price numeric(6, 2) default 1.50;
+    alter table keyless add column tags text[] default '{a,"b c"}';
+    alter table parts add column kind varchar(9) collate "C" not null default 'it''s'`);
+    await write(pair, 30);
+    expect(await service.exited).toEqual({ code: null, signal: 'SIGKILL' });
+    await write(pair, 60);
+    service = await startService({ dataDir });
+    await pair.source.query(`
+    alter type mood add value 'a' before 'b'; alter type mood add value 'c' after 'b'; alter type mood add value 'e'`);
+    await pair.source.query(`
+    update t set m = 'c', note = 'told', price = 2 where id % 2 = 0; update t set m = 'a' where id % 5 = 0;
+    alter table t alter column price set default 9; insert into t (id, m) values (5000, 'e')`);
+    await write(pair, 90);
+    await service.reaches(id, 'syncingWal');
+    await waitFor(async () =>
+      (await rowsOf(pair.target, 'public.t')).some((row) => row.startsWith('(5000,')),
+    );
+    const codes = await findingsOf(service, id);
+    expect(codes).toContain('column_added');
+    expect(codes).toContain('enum_value_added');
+    await cutOver(service, id);
+    await expectEqualTables(pair.source, pair.target, pairs);
+    // the defaults are the real ones now, no longer what the rows from before got
+    await pair.target.query(`insert into t (id) values (9000)`);
+    const { rows } = await pair.target.query<{ fresh: boolean }>(
+      `select at > (select max(at) from t where id = 1) as fresh from t where id = 9000`,
+    );
+    expect(rows).toEqual([{ fresh: true }]);
+    await service.call('POST', `/migrations/${id}/unfence`);
+  },
+);
+
+test.each([
+  [
+    'a volatile default',
+    'alter table t add column r double precision default random()',
+    /not one value for all rows/,
+  ],
+  [
+    'values that a dropped default left',
+    'alter table t add column r text default gen_random_uuid()::text; alter table t alter column r drop default',
+    /rewritten or truncated/,
+  ],
+  [
+    'a generated column',
+    'alter table t add column g text generated always as (upper(v)) stored',
+    /is generated/,
+  ],
+  ['an identity', 'alter table t add column i int generated always as identity', /is an identity/],
+  ['a renamed enum value', `alter type mood rename value 'd' to 'z'`, /may have been renamed/],
+  ['a dropped column', 'alter table t drop column v', /has lost a column/],
+  [
+    'a column beside a retyped one',
+    'alter table t add column n int; alter table t alter column v type varchar(50)',
+    /another type/,
+  ],
+])('apply-additive pauses at %s', async (_, change, hint) => {
+  const pair = await makePair({ source: 16, target: 18 });
+  const service = await startService({ dataDir: makeDataDir() });
+  const id = await begin(pair, service, { on_ddl: 'apply-additive' });
+  await service.reaches(id, 'syncingWal');
+  await pair.source.query(change);
+  await pair.source.query(`insert into t (id) values (7000)`);
+  expect((await reachesPaused(service, id)).hint).toMatch(hint);
+  await service.call('POST', `/migrations/${id}/cancel`);
+  await waitFor(async () => (await service.status(id)).state === 'cancelled');
+});
+
+test('ignore leaves new columns out, in copy, stream and certificate, and says so', async () => {
+  const pair = await makePair({ source: 16, target: 18 });
+  const service = await startService({ dataDir: makeDataDir() });
+  const id = await begin(pair, service, { on_ddl: 'ignore' });
+  await service.reaches(id, 'syncingWal');
+  await write(pair, 0);
+  await pair.source.query(`alter table t add column r double precision default random();
+    alter table keyless add column extra text; alter table parts add column x int default 5`);
+  await write(pair, 30);
+  await pair.source.query(`update t set r = 5 where id = 7; update keyless set extra = 'x'`);
+  await write(pair, 60);
+  await waitFor(async () => (await rowsOf(pair.target, 'public.t')).some((row) => row.startsWith('(1089,')));
+  expect(await findingsOf(service, id)).toContain('column_ignored');
+  await cutOver(service, id);
+  await expectEqualTables(pair.source, pair.target, [
+    ['(select id, v, m from public.t)', 'public.t'],
+    ['(select v from public.keyless)', 'public.keyless'],
+    ['(select id, at from public.parts)', 'public.parts'],
+  ]);
+  const { body } = await service.call<{ equal: boolean; tables: { table: string; columns?: string[] }[] }>(
+    'GET',
+    `/migrations/${id}/certificate`,
+  );
+  expect(body.equal).toBe(true);
+  expect(body.tables.find(({ table }) => table === 'public.t')?.columns).toEqual(['id', 'v', 'm']);
+  await service.call('POST', `/migrations/${id}/unfence`);
+});
+
+test('a task that has paused at DDL goes on when on_ddl is changed', async () => {
+  const pair = await makePair({ source: 16, target: 18 });
+  const service = await startService({ dataDir: makeDataDir() });
+  const id = await begin(pair, service, {});
+  await service.reaches(id, 'syncingWal');
+  await pair.source.query('alter table t add column note text');
+  await write(pair, 0);
+  await reachesPaused(service, id);
+  const refused = await service.call('PATCH', `/migrations/${id}/options`, { on_ddl: 'always' });
+  expect(refused.status).toBe(400);
+  const changed = await service.call('PATCH', `/migrations/${id}/options`, { on_ddl: 'apply-additive' });
+  expect(changed.status).toBe(200);
+  await service.call('POST', `/migrations/${id}/resume`);
+  await waitFor(async () => (await service.status(id)).state === 'syncingWal');
+  await pair.source.query(`update t set note = 'known' where id = 3`);
+  await cutOver(service, id);
+  await expectEqualTables(pair.source, pair.target, pairs);
+  await service.call('POST', `/migrations/${id}/unfence`);
+});
