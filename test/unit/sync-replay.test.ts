@@ -11,7 +11,7 @@ import { newFigures } from '../../src/sync/replay-figures.ts';
 import { Replay } from '../../src/sync/replay.ts';
 import { encode, gulpOf, keepaliveMessage } from '../support/pgoutput-messages.ts';
 
-const table = { key: 'public.t' } as StreamedTable;
+const table = { kept: null, key: 'public.t' } as StreamedTable;
 const message = (sent: PgoutputMessage): Buffer => encode(sent);
 const keepalive = (walEnd: Lsn, replyRequested = false): Buffer => keepaliveMessage(walEnd, replyRequested);
 const begin = (commitLsn: Lsn, xid = 1): Buffer => message({ tag: 'begin', commitLsn, commitTime: 0n, xid });
