@@ -18,7 +18,7 @@ try {
     if (state === 'syncingWal') break;
     if (['paused', 'failed', 'cancelled'].includes(state))
       throw new Error(`the task is ${state}: ${JSON.stringify(error)}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    await new Promise((resolve) => setTimeout(resolve, 50));
   }
 } finally {
   await service.stop();
