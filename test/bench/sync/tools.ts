@@ -33,7 +33,9 @@ async function makeTables({ source, target, backlog, scale }: SyncWork): Promise
 
 async function writeBacklog({ source, backlog, scale }: SyncWork): Promise<void> {
   const statements = [...backlog.write(scale), 'insert into mark values (1)'];
-  await source.query(DATABASE, 'set synchronous_commit = off', ...statements, 'checkpoint');
+  // loops plan their statements once, for tables that are still empty: without this they scan them for every row
+  const settings = ['set synchronous_commit = off', 'set enable_seqscan = off'];
+  await source.query(DATABASE, ...settings, ...statements, 'checkpoint');
 }
 
 /** Until the target has the mark: on a connection of its own that holds no snapshot between two looks. */
@@ -54,7 +56,7 @@ async function untilMarked(target: BenchServer): Promise<void> {
 async function expectEqual({ source, target }: SyncWork): Promise<void> {
   const [list] = await source.query(
     DATABASE,
-    `select string_agg(format('select %L, count(*), sum(hashtextextended(t::text, 0)) from %I t', relname, relname), ' union all ' order by relname) as q
+    `select string_agg(format('select %L, count(*), sum(hashtextextended(t::text, 0)) from %I t', relname, relname), ' union all ' order by relname) || ' order by 1' as q
      from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace`,
   );
   const digest = (server: BenchServer): Promise<unknown> => server.query(DATABASE, String(list?.['q']));
