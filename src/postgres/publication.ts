@@ -112,6 +112,7 @@ export async function ensurePublication(scope: TaskScope): Promise<void> {
   const changed = found === null ? 'it is gone' : difference(found, wanted, record?.limits);
   if (record?.state === 'created' || record?.state === 'dropped') {
     if (record.state === 'created' && changed === null) return;
+    if (record.state === 'created' && found !== null) await refuseRenames(scope, found.tables, wanted);
     throw new MigrationError(
       'publication_lost',
       `source: publication ${name}: ${changed ?? 'it was dropped by this task'}`,
@@ -132,6 +133,35 @@ export async function ensurePublication(scope: TaskScope): Promise<void> {
     addition: schemaPlanOf(scope).addition?.pass ?? 0,
     ...(limits === undefined ? {} : { limits }),
   } satisfies PublicationRecord);
+}
+
+/**
+ * A publication names its tables by OID: one that was renamed is still published. Nothing is missing from the stream then,
+ * and renaming it back makes all of it good. Errors: `source_ddl`.
+ */
+async function refuseRenames(
+  scope: TaskScope,
+  found: readonly string[],
+  wanted: readonly string[],
+): Promise<void> {
+  const missing = wanted.filter((table) => !found.includes(table));
+  const surplus = found.filter((table) => !wanted.includes(table));
+  if (missing.length === 0 || missing.length !== surplus.length) return;
+  const names = schemaPlanOf(scope).tables.map(({ source }) => source);
+  const gone = names.filter((name) => missing.includes(relationKey(name))).map(identRelation);
+  const { rows } = await scope.source.query<{ exists: boolean }>(
+    'select to_regclass(name) is not null as exists from unnest($1::text[]) as w(name)',
+    [gone],
+  );
+  if (gone.length !== missing.length || rows.some(({ exists }) => exists)) return;
+  throw new MigrationError(
+    'source_ddl',
+    `source: ${missing.join(', ')} was renamed, or moved to another schema: ${surplus.join(', ')} is published in its place`,
+    {
+      hint: 'DDL is not replicated: undo it on the source and resume, or cancel this migration and start a new one',
+      details: { object: missing[0], change: 'renamed' },
+    },
+  );
 }
 
 /** While no slot relies on it: a publication that is gone or was changed is made anew by `ensurePublication`. */
