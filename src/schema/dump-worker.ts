@@ -24,15 +24,22 @@ export type DumpWorkerResult =
   | { readonly entries: readonly DumpEntry[] }
   | { readonly failed: 'pg_dump' | 'parse'; readonly message: string };
 
+/** Should a wake-up be missed. */
+const LOOK_AGAIN_MS = 100;
+
 async function bundledDump({ args, parameters, port, answered }: BundledDump): Promise<string> {
   const counter = new Int32Array(answered);
   const connection = new LentConnection(parameters);
   const exchange = (request: Uint8Array): Uint8Array => {
-    const before = Atomics.load(counter, 0);
     port.postMessage(Uint8Array.from(request));
-    Atomics.wait(counter, 0, before); // the main thread ends this worker when its socket or its deadline does
-    const answer: { readonly message: Uint8Array } | undefined = receiveMessageOnPort(port);
-    return answer?.message ?? new Uint8Array();
+    // Looked for again and again: no answer yet must never be read as an empty one, which libpq takes for the server's
+    // end. The main thread ends this worker when its socket or its deadline does.
+    for (;;) {
+      const seen = Atomics.load(counter, 0);
+      const answer: { readonly message: Uint8Array } | undefined = receiveMessageOnPort(port);
+      if (answer) return answer.message;
+      Atomics.wait(counter, 0, seen, LOOK_AGAIN_MS);
+    }
   };
   // pgDump asks for a whole PGlite but uses only these three; `query` and `exec` restore a search_path that we never set.
   const server = {
