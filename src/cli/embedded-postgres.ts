@@ -254,6 +254,17 @@ export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Pro
       shell?.stdin?.end();
       await exited;
     },
-    restart: start,
+    async restart() {
+      // the backends of a killed postmaster notice it one by one, and hold its shared memory until then
+      for (const deadline = Date.now() + 20_000; ; ) {
+        try {
+          return await start();
+        } catch (error) {
+          const isHeld = error instanceof Error && error.message.includes('still in use');
+          if (!isHeld || Date.now() > deadline) throw error;
+          await new Promise((resolve) => setTimeout(resolve, 200));
+        }
+      }
+    },
   };
 }
