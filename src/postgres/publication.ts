@@ -13,6 +13,10 @@ import { onePerTransaction } from './one-per-transaction.ts';
 import { recopyRemedy } from './slot.ts';
 import { schemaPlanOf, type TaskScope } from './task-scope.ts';
 
+/** The remedy for DDL that cannot be followed. */
+export const undoDdl =
+  'DDL is not replicated: undo it on the source and resume, or cancel this migration and start a new one';
+
 /** Checkpoint that says whether the task has its publication. */
 export const publicationNote = 'publication';
 /** CREATE PUBLICATION waits for VACUUM, ANALYZE and DDL on the tables; queued lock requests would stall nobody else's DML. */
@@ -158,7 +162,7 @@ async function refuseRenames(
     'source_ddl',
     `source: ${missing.join(', ')} was renamed, or moved to another schema: ${surplus.join(', ')} is published in its place`,
     {
-      hint: 'DDL is not replicated: undo it on the source and resume, or cancel this migration and start a new one',
+      hint: undoDdl,
       details: { object: missing[0], change: 'renamed' },
     },
   );

@@ -182,8 +182,9 @@ async function checkTarget(scope: TaskScope, ask: Ask, findings: Finding[]): Pro
 /** As many as the other side's machine, which may be out of reach now, could bring it to. */
 async function mostCopyJobs(scope: TaskScope, role: Role): Promise<number> {
   const { copyJobs } = scope.spec.options;
+  if (copyJobs !== null) return copyJobs;
   const hosts = { source: unknownHost, target: unknownHost, [role]: await readHost(scope[role]) };
-  return copyJobs ?? defaultCopyJobs(hosts.source, hosts.target);
+  return defaultCopyJobs(hosts.source, hosts.target);
 }
 
 /** What the target has to say about the selected tables. */

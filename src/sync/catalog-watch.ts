@@ -11,6 +11,7 @@ import { relationKey, type RelationName } from '../model/relation.ts';
 import { isLeftOut } from '../model/schema-plan.ts';
 import { describeColumn, readTypes } from '../postgres/binary-form.ts';
 import type { Side } from '../postgres/connections.ts';
+import { undoDdl } from '../postgres/publication.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 
@@ -27,9 +28,6 @@ function sourceDdl(object: string, change: string, hint: string): MigrationError
     details: { object, change },
   });
 }
-
-const undo =
-  'DDL is not replicated: undo it on the source and resume, or cancel this migration and start a new one';
 
 async function checkColumns(scope: TaskScope): Promise<void> {
   const plan = schemaPlanOf(scope);
@@ -54,7 +52,7 @@ async function checkColumns(scope: TaskScope): Promise<void> {
       ...added.map((column) => `column ${column} was not planned`),
       ...missing.map((column) => `column ${column} is gone`),
     ].join(', ');
-    throw sourceDdl(key, change, undo);
+    throw sourceDdl(key, change, undoDdl);
   }
 }
 
@@ -159,7 +157,7 @@ async function checkPartitions(scope: TaskScope): Promise<void> {
   }
   const present = new Set(found.map(({ key }) => key));
   const gone = note?.planned.find((key) => !present.has(key));
-  if (gone !== undefined) throw sourceDdl(gone, 'it was detached from its table, or dropped', undo);
+  if (gone !== undefined) throw sourceDdl(gone, 'it was detached from its table, or dropped', undoDdl);
   if (note !== known) scope.checkpoints.set(PARTITIONS, note);
 }
 
