@@ -1,6 +1,7 @@
 // What activities and the progress display keep per task: checkpoints, figures per table, sealed secrets.
 import { and, asc, eq } from 'drizzle-orm';
-import type { Role, TableProgress } from '../src/model/task.ts';
+import type { Role } from '../src/model/endpoint.ts';
+import type { TableProgress } from '../src/model/progress.ts';
 import { checkpoint, secret, tableProgress } from './schema.ts';
 import type { Store } from './open.ts';
 

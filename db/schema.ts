@@ -1,7 +1,9 @@
 // Tables of our own SQLite file. `npm run db:generate` writes the migration after a change here.
 import { blob, index, integer, primaryKey, sqliteTable, text } from 'drizzle-orm/sqlite-core';
 import type { ErrorReport } from '../src/model/errors.ts';
-import type { TableProgress, TaskSpec, TaskState } from '../src/model/task.ts';
+import type { TableProgress } from '../src/model/progress.ts';
+import type { TaskSpec } from '../src/model/task.ts';
+import type { TaskState } from '../src/model/task-state.ts';
 
 /** One row per task: its request without secrets and the last committed actor snapshot. */
 export const task = sqliteTable(

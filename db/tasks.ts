@@ -1,7 +1,8 @@
 // Rows of tasks: created once, advanced by committed transitions, read for views and the queue.
 import { and, asc, count, desc, eq, inArray, max, sql } from 'drizzle-orm';
 import type { ErrorReport } from '../src/model/errors.ts';
-import type { TaskSpec, TaskState } from '../src/model/task.ts';
+import type { TaskSpec } from '../src/model/task.ts';
+import type { TaskState } from '../src/model/task-state.ts';
 import { journal, task } from './schema.ts';
 import type { Store } from './open.ts';
 

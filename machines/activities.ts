@@ -3,7 +3,7 @@
 // restored invoke gets the input of its first start again.
 import type { ErrorReport } from '../src/model/errors.ts';
 import type { Finding } from '../src/model/finding.ts';
-import type { Certificate, TableVerdict } from '../src/model/task.ts';
+import type { Certificate, TableVerdict } from '../src/model/certificate.ts';
 
 export interface TaskRef {
   readonly taskId: string;

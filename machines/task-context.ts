@@ -2,7 +2,9 @@
 import type { ErrorReport } from '../src/model/errors.ts';
 import type { Finding } from '../src/model/finding.ts';
 import type { StreamEvent } from '../src/model/stream.ts';
-import type { Certificate, TaskSpec, TaskState } from '../src/model/task.ts';
+import type { Certificate } from '../src/model/certificate.ts';
+import type { TaskSpec } from '../src/model/task.ts';
+import type { TaskState } from '../src/model/task-state.ts';
 
 /** Where a paused or retrying task goes on. Never under the fence: un-fencing comes first. */
 export type ResumePoint = Extract<

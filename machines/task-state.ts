@@ -1,6 +1,6 @@
 // From a statechart value to the one word of the API.
 import type { StateValue } from 'xstate';
-import { taskStates, type TaskState } from '../src/model/task.ts';
+import { taskStates, type TaskState } from '../src/model/task-state.ts';
 
 const known: ReadonlySet<string> = new Set(taskStates);
 

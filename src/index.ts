@@ -23,7 +23,10 @@ export {
 export type { Finding } from './model/finding.ts';
 export type { TaskRequest } from './model/request.ts';
 export type { CommandResult, LiveTask, Service, TaskEvent, TaskManager, TaskPage } from './model/service.ts';
-export type { Certificate, TableProgress, TaskProgress, TaskState, TaskView } from './model/task.ts';
+export type { Certificate } from './model/certificate.ts';
+export type { TableProgress, TaskProgress } from './model/progress.ts';
+export type { TaskState } from './model/task-state.ts';
+export type { TaskView } from './model/task.ts';
 
 const silent: Log = {
   debug: () => undefined,

@@ -7,7 +7,7 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { defaultIndexJobs, readHost } from '../postgres/host.ts';
 import type { Session } from '../postgres/connections.ts';
 import { runStatement, statementsDone } from '../postgres/statement-journal.ts';
-import type { IndexProgress } from '../model/task.ts';
+import type { IndexProgress } from '../model/progress.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { planIndexes, splitUnique, type IndexPlan } from './index-plan.ts';
 import type { Waits } from './waits.ts';

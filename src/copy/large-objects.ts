@@ -4,7 +4,7 @@
 //
 // Their rows (pg_largeobject) may be read by superusers only: lo_get reads what a role has been granted.
 import { MigrationError } from '../model/errors.ts';
-import type { TaskOptions } from '../model/task.ts';
+import type { TaskOptions } from '../model/task-options.ts';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { unlinkLargeObjects } from '../postgres/large-objects.ts';

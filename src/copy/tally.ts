@@ -1,7 +1,7 @@
 // What the tables of a copy show: the finished parts of each, and what has been read of the running ones. Told by
 // copy-parts.ts; says when a table is complete.
 import { relationKey } from '../model/relation.ts';
-import type { TableProgress } from '../model/task.ts';
+import type { TableProgress } from '../model/progress.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
 import type { CopyPart, Marker } from './plan.ts';

@@ -2,7 +2,7 @@
 // dead source our bookkeeping on the target. Used by settle and cleanUp.
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import { MigrationError, type ErrorCode, type ErrorReport } from '../model/errors.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 

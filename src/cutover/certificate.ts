@@ -7,10 +7,10 @@ import {
   type VerdictsNote,
   type WriteStop,
 } from '../model/cutover-notes.ts';
-import { certificateHash } from '../model/certificate.ts';
+import { certificateHash } from '../model/certificate-hash.ts';
 import { MigrationError } from '../model/errors.ts';
 import type { SchemaVerdict } from '../model/schema-plan.ts';
-import type { Certificate, SchemaSummary, SequenceVerdict, TableVerdict } from '../model/task.ts';
+import type { Certificate, SchemaSummary, SequenceVerdict, TableVerdict } from '../model/certificate.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 
 const SCHEMA_DIFFERENCES_SHOWN = 20;

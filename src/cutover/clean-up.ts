@@ -2,7 +2,7 @@
 // statechart's cancelling and failing, by the periodic clean-up and by `unfence`. Writes are allowed again first.
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import type { ErrorReport } from '../model/errors.ts';
-import type { Certificate } from '../model/task.ts';
+import type { Certificate } from '../model/certificate.ts';
 import { removeBookkeeping } from '../postgres/bookkeeping.ts';
 import { dropPublication } from '../postgres/publication.ts';
 import { restoreIdentities } from '../postgres/replica-identity.ts';

@@ -4,7 +4,8 @@
 import { readFile } from 'node:fs/promises';
 import { toSnake } from '../model/case.ts';
 import { MigrationError } from '../model/errors.ts';
-import type { Certificate, Hook, HookName } from '../model/task.ts';
+import type { Certificate } from '../model/certificate.ts';
+import type { Hook, HookName } from '../model/task-options.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 
 /** Calls of `after_open`, which cannot be undone by failing. */

@@ -3,7 +3,7 @@
 // to a row that cannot be written there any more.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
-import type { SequenceVerdict } from '../model/task.ts';
+import type { SequenceVerdict } from '../model/certificate.ts';
 import type { Side } from '../postgres/connections.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';

@@ -3,7 +3,7 @@
 import { cutoverNotes, type VerdictsNote } from '../model/cutover-notes.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import type { SchemaVerdict } from '../model/schema-plan.ts';
-import type { Certificate, SequenceVerdict, TableVerdict } from '../model/task.ts';
+import type { Certificate, SequenceVerdict, TableVerdict } from '../model/certificate.ts';
 import { removeBookkeeping } from '../postgres/bookkeeping.ts';
 import { dropPublication } from '../postgres/publication.ts';
 import { restoreIdentities } from '../postgres/replica-identity.ts';

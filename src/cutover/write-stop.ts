@@ -1,7 +1,7 @@
 // The note of how long the source refused writes. The API shows it, so it is written at the moment of each fact and
 // survives a kill between them.
 import { cutoverNotes, type WriteStop } from '../model/cutover-notes.ts';
-import type { Certificate } from '../model/task.ts';
+import type { Certificate } from '../model/certificate.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 
 const now = (): string => new Date().toISOString();

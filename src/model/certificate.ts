@@ -1,19 +1,93 @@
-// The fingerprint of a certificate: SHA-256 of its JSON with sorted names and without the fingerprint itself, so that a
-// file that was edited, or damaged, is told from the one that was made. It is no signature: who can write the file can
-// also compute it.
-import { createHash } from 'node:crypto';
-import type { Certificate } from './task.ts';
+// What a cutover proves: everything that was compared, at which position, with what result. JSON, kept with the task and
+// downloadable as a file that `dts verify` reads.
+import type { ErrorReport } from './errors.ts';
+import type { Lsn } from './lsn.ts';
+import type { TaskOptions } from './task-options.ts';
 
-export function certificateHash(certificate: Omit<Certificate, 'hash'> & { readonly hash?: string }): string {
-  const { hash: _, ...content } = certificate;
-  return createHash('sha256').update(canonical(content)).digest('hex');
+/** Counts and digests of one table, read from both servers under the fence. */
+export interface TableVerdict {
+  readonly table: string;
+  readonly target: string;
+  readonly sourceRows: number;
+  readonly targetRows: number;
+  /** Order-free, equal across majors; decimal text. */
+  readonly sourceDigest: string;
+  readonly targetDigest: string;
+  readonly equal: boolean;
+  /**
+   * `full`: every row. `changes`: rows and digests are of the keys that changed since the online validation read them;
+   * the others were equal then.
+   */
+  readonly method: 'full' | 'changes';
+  /** `options.table`: only these rows of the source were migrated and compared; absent: all. */
+  readonly where?: string;
+  /** `options.table`: only these columns; absent: all. */
+  readonly columns?: readonly string[];
+  /** Of the online validation; null when it has not read the table. */
+  readonly verifiedLsn: Lsn | null;
 }
 
-function canonical(value: unknown): string {
-  if (Array.isArray(value)) return `[${value.map(canonical).join(',')}]`;
-  if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'null';
-  const entries = Object.entries(value)
-    .filter(([, inner]) => inner !== undefined)
-    .toSorted(([a], [b]) => (a < b ? -1 : 1));
-  return `{${entries.map(([name, inner]) => `${JSON.stringify(name)}:${canonical(inner)}`).join(',')}}`;
+/** Of all together; each was compared by itself. */
+export interface LargeObjectsVerdict {
+  readonly count: number;
+  /** Decimal text. */
+  readonly bytes: string;
+  /** SHA-256 of OID, length and digest of each, in the order of OIDs. */
+  readonly digest: string;
+}
+
+export interface SequenceVerdict {
+  readonly source: string;
+  readonly target: string;
+  /** Of the source, under the fence. */
+  readonly sourceLastValue: string;
+  /** What the target was set to: the same, and the margin. */
+  readonly lastValue: string;
+  readonly isCalled: boolean;
+}
+
+export interface SchemaSummary {
+  readonly equal: boolean;
+  /** Statements of the source that were looked for. */
+  readonly statements: number;
+  readonly differencesTotal: number;
+  /** The first objects that differ. */
+  readonly differences: readonly string[];
+  /** Why it could not be compared; null when it was. */
+  readonly error: string | null;
+}
+
+/** What was compared, at which position, with what result. Kept with the task until DELETE. */
+export interface Certificate {
+  readonly taskId: string;
+  /** What kept the source from being written; only `triggers` is proven. */
+  readonly fence: TaskOptions['fence'];
+  /** With `database-read-only`: roles whose own setting let them write all the same. */
+  readonly rolesPastFence?: readonly string[];
+  readonly sourceVersion: string;
+  readonly targetVersion: string;
+  /** Source position after the last writer was gone. */
+  readonly fenceLsn: Lsn;
+  /** Commit of the drain marker, applied on the target. */
+  readonly markerLsn: Lsn;
+  readonly tables: readonly TableVerdict[];
+  readonly sequences: readonly SequenceVerdict[];
+  readonly validatedAt: string;
+  /** Source writes were refused from here on; with `fence: none` they were not. ISO 8601. */
+  readonly armedAt: string;
+  /** The target was ready to take writes. */
+  readonly openedAt: string;
+  readonly completedAt: string;
+  /** Every table was equal. */
+  readonly equal: boolean;
+  /** What the hook `after_open` answered in the end; absent when there is none. */
+  readonly afterOpen?: 'done' | ErrorReport;
+  /** SHA-256 of all the rest. */
+  readonly hash: string;
+  /** Both schemas when the target was complete. A difference stops nothing: the target is open by then. */
+  readonly schema?: SchemaSummary;
+  /** Read from both servers under the fence, and equal; absent when the migration is not one of large objects. */
+  readonly largeObjects?: LargeObjectsVerdict;
+  /** Constraints that existing rows violate, on the source as well; they stay NOT VALID. Absent when there are none. */
+  readonly unvalidatedConstraints?: readonly string[];
 }

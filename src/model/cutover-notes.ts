@@ -1,7 +1,7 @@
 // What the steps of a cutover note as checkpoints for each other: fence, drain, comparison, settling, and the API, which
 // shows the write stop. A note of the fence holds for that write stop only; un-fencing deletes it.
 import type { Lsn } from './lsn.ts';
-import type { LargeObjectsVerdict, TableVerdict } from './task.ts';
+import type { LargeObjectsVerdict, TableVerdict } from './certificate.ts';
 
 /** Checkpoint keys. */
 export const cutoverNotes = {

@@ -5,7 +5,9 @@ import { MigrationError } from './errors.ts';
 import { isGlob, parseRelationName } from './relation.ts';
 import { MAX_REVERSIBLE_ID } from './reverse.ts';
 import type { RepairRequest } from './validation.ts';
-import { sslModes, type Endpoint, type EndpointSecrets, type TaskOptions, type TaskSpec } from './task.ts';
+import { sslModes, type Endpoint, type EndpointSecrets } from './endpoint.ts';
+import type { TaskOptions } from './task-options.ts';
+import type { TaskSpec } from './task.ts';
 
 const text = z.string().min(1);
 

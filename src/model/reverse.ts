@@ -2,7 +2,8 @@
 // one's request and plan follow from its own. Pure. The first task is leg 1, its reverse leg 2, forward again leg 3 …
 import type { PlannedTable, SchemaPlan } from './schema-plan.ts';
 import type { TableMapping } from './relation.ts';
-import type { TableProgress, TaskSpec } from './task.ts';
+import type { TableProgress } from './progress.ts';
+import type { TaskSpec } from './task.ts';
 
 /** The first task's id is at most so long: those of its legs must be ids, too. */
 export const MAX_REVERSIBLE_ID = 28;

@@ -4,7 +4,10 @@ import type { Finding } from './finding.ts';
 import type { CutoverForecast } from './forecast.ts';
 import type { SchemaView } from './schema-plan.ts';
 import type { ValidationView, RepairRequest, RepairView } from './validation.ts';
-import type { Certificate, TaskState, TaskView, TableProgress, TaskProgress } from './task.ts';
+import type { Certificate } from './certificate.ts';
+import type { TaskState } from './task-state.ts';
+import type { TaskView } from './task.ts';
+import type { TableProgress, TaskProgress } from './progress.ts';
 
 /** A task with an actor, as the manager sees it. */
 export interface LiveTask {

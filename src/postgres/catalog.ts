@@ -5,7 +5,7 @@ import type { PoolClient } from 'pg';
 import type { PlannedColumn } from '../model/schema-plan.ts';
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
-import type { TaskOptions } from '../model/task.ts';
+import type { TaskOptions } from '../model/task-options.ts';
 import type { Side } from './connections.ts';
 import {
   selectRelations,

@@ -3,7 +3,7 @@
 import { readFile } from 'node:fs/promises';
 import { Client, DatabaseError, type ClientConfig } from 'pg';
 import { MigrationError } from '../model/errors.ts';
-import type { Endpoint, EndpointSecrets, Role } from '../model/task.ts';
+import type { Endpoint, EndpointSecrets, Role } from '../model/endpoint.ts';
 import { fromPostgres } from './errors.ts';
 
 const CONNECT_TIMEOUT_MS = 15_000;

@@ -10,7 +10,7 @@ import pg, {
   type QueryResultRow,
 } from 'pg';
 import { MigrationError } from '../model/errors.ts';
-import type { Endpoint, EndpointSecrets, Role } from '../model/task.ts';
+import type { Endpoint, EndpointSecrets, Role } from '../model/endpoint.ts';
 import { closeClient, destroySocket, negotiate } from './connect.ts';
 import { CopySocket } from './copy-socket.ts';
 import { fromPostgres } from './errors.ts';

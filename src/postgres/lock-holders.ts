@@ -2,7 +2,7 @@
 // when what locks the tables one after the other, or arming the fence, has to wait for somebody. Prepared transactions are nobody's session.
 import type { Side } from './connections.ts';
 import type { RelationName } from '../model/relation.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { relationKey } from '../model/relation.ts';
 
 /** A transaction that holds locks on at least one of the tables. */

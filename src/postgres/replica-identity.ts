@@ -3,7 +3,7 @@
 // moment leaves nothing that the clean-up does not know.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
-import type { TaskOptions } from '../model/task.ts';
+import type { TaskOptions } from '../model/task-options.ts';
 import type { CatalogTable } from './catalog.ts';
 import { ALL_MODES } from './lock-holders.ts';
 import { onePerTransaction } from './one-per-transaction.ts';

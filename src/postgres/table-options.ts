@@ -2,7 +2,7 @@
 // so that preflight, planning and the final comparison see the same tables. What cannot be done is a fault, which
 // preflight reports; filters are read by preflight/row-filters.ts.
 import { parseRelationName, relationKey } from '../model/relation.ts';
-import type { TableOption, TaskOptions } from '../model/task.ts';
+import type { TableOption, TaskOptions } from '../model/task-options.ts';
 import type { CatalogTable } from './catalog.ts';
 
 export interface OptionFault {

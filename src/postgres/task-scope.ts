@@ -3,7 +3,8 @@
 import type { Failpoint } from '../model/failpoints.ts';
 import { withNumbers, type NumberRange } from '../model/number-ranges.ts';
 import type { SchemaPlan, SchemaVerdict, SchemaView } from '../model/schema-plan.ts';
-import type { SyncStatus, TableProgress, TaskSpec } from '../model/task.ts';
+import type { SyncStatus, TableProgress } from '../model/progress.ts';
+import type { TaskSpec } from '../model/task.ts';
 import { MigrationError } from '../model/errors.ts';
 import type { Side } from './connections.ts';
 

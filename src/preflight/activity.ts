@@ -1,7 +1,7 @@
 // Check of run.ts: who else is at work on the source. Slot creation waits for every write transaction that is running,
 // WAL that the slot holds is limited by a setting, and a subscription's apply worker meets no fence but row triggers.
 import type { Finding } from '../model/finding.ts';
-import type { TaskOptions } from '../model/task.ts';
+import type { TaskOptions } from '../model/task-options.ts';
 import { ident, literal } from '../postgres/sql.ts';
 import { subscriptionsWriting } from '../postgres/subscriptions.ts';
 import { onlyRow, type Ask } from './ask.ts';

@@ -4,7 +4,7 @@ import type { QueryResultRow } from 'pg';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { MigrationError } from '../model/errors.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 
 export type Ask = <R extends QueryResultRow>(sql: string, params?: readonly unknown[]) => Promise<R[]>;
 

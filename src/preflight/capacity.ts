@@ -1,6 +1,6 @@
 // Check of run.ts: room for our connections, encodings that can hold each other's text, extensions that types come from.
 import type { Finding } from '../model/finding.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { ident } from '../postgres/sql.ts';
 import { onlyRow, type Ask } from './ask.ts';
 

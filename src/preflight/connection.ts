@@ -2,7 +2,7 @@
 import { DatabaseError } from 'pg';
 import type { MigrationError } from '../model/errors.ts';
 import type { Finding } from '../model/finding.ts';
-import type { Endpoint, Role } from '../model/task.ts';
+import type { Endpoint, Role } from '../model/endpoint.ts';
 import { ident } from '../postgres/sql.ts';
 
 /** `<role>_<error code>`, or `<role>_database_missing`. */

@@ -1,7 +1,7 @@
 // Check of run.ts: CREATE on the database (source: publication, schema dts for the fence; target: schema dts and the
 // missing schemas), and a schema dts that another role made.
 import type { Finding } from '../model/finding.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { DTS_SCHEMA, ident } from '../postgres/sql.ts';
 import { onlyRow, type Ask } from './ask.ts';
 

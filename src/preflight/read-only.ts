@@ -1,7 +1,7 @@
 // Check of run.ts: standbys and read-only targets. On a standby a source's snapshots lack the running transactions
 // (pg_current_snapshot has an empty xip), so the copy would not meet the stream.
 import type { Finding } from '../model/finding.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { ident } from '../postgres/sql.ts';
 import { onlyRow, type Ask } from './ask.ts';
 

@@ -2,7 +2,7 @@
 // still refuse the replication protocol.
 import type { MigrationError } from '../model/errors.ts';
 import type { Finding } from '../model/finding.ts';
-import type { Endpoint, Role } from '../model/task.ts';
+import type { Endpoint, Role } from '../model/endpoint.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import type { Side } from '../postgres/connections.ts';
 import { hbaLine } from './connection.ts';

@@ -1,6 +1,6 @@
 // Check of run.ts: the role may replicate. On Amazon RDS nobody gets the attribute: membership in rds_replication does.
 import type { Finding } from '../model/finding.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { ident } from '../postgres/sql.ts';
 import { onlyRow, type Ask } from './ask.ts';
 

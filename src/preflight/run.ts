@@ -2,7 +2,7 @@
 // later; throws only when it was stopped. A side that cannot be reached does not hide what the other side has to say.
 import type { Finding } from '../model/finding.ts';
 import { relationKey } from '../model/relation.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { readSelection, type CatalogTable, type TableSelection } from '../postgres/catalog.ts';
 import { defaultCopyJobs, readHost, unknownHost } from '../postgres/host.ts';
 import { fromPostgres } from '../postgres/errors.ts';

@@ -1,7 +1,7 @@
 // Check of run.ts: a free replication slot, and nobody else's slot or publication under our name. What a resumed task
 // made itself (see the tables above ensureSlot and ensurePublication) is no finding.
 import type { Finding } from '../model/finding.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { ident, literal } from '../postgres/sql.ts';
 import { onlyRow, type Ask } from './ask.ts';
 

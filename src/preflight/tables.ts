@@ -1,7 +1,7 @@
 // Check of run.ts: the selection itself. Every table exists, can be identified in the stream, and has its rows in the WAL.
 import type { Finding } from '../model/finding.ts';
 import { relationKey } from '../model/relation.ts';
-import type { TaskOptions } from '../model/task.ts';
+import type { TaskOptions } from '../model/task-options.ts';
 import type { CatalogTable, TableSelection } from '../postgres/catalog.ts';
 import { becomesFull, isKeyless } from '../postgres/replica-identity.ts';
 import { identRelation } from '../postgres/sql.ts';

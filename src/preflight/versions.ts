@@ -1,7 +1,7 @@
 // Check of run.ts: which majors we read from and write to. Logical decoding, the catalog queries and the bundled dump
 // are tested with these; a dump of a newer major cannot be relied on in an older server.
 import type { Finding } from '../model/finding.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { onlyRow, type Ask } from './ask.ts';
 
 const OLDEST_MAJOR = 13;

@@ -1,6 +1,6 @@
 // Check of run.ts: the source must write what logical decoding needs; with options.reverse the target, too.
 import type { Finding } from '../model/finding.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { onlyRow, type Ask } from './ask.ts';
 
 export async function readWalLevel(ask: Ask): Promise<string> {

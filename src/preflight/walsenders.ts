@@ -1,6 +1,6 @@
 // Check of run.ts: a free walsender on the source for our stream.
 import type { Finding } from '../model/finding.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { onlyRow, type Ask } from './ask.ts';
 
 export interface WalsenderFacts {

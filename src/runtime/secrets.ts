@@ -5,7 +5,7 @@ import { readFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { TaskNotes } from '../../db/notes.ts';
 import { MigrationError } from '../model/errors.ts';
-import type { Endpoint, EndpointSecrets, Role } from '../model/task.ts';
+import type { Endpoint, EndpointSecrets, Role } from '../model/endpoint.ts';
 import type { Log } from '../postgres/task-scope.ts';
 
 const KEY_BYTES = 32;

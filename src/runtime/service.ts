@@ -35,15 +35,10 @@ import type { RepairRequest, RepairView, ValidationView } from '../model/validat
 import { forecastComparison } from '../validate/forecast.ts';
 import { validationView, findRun, requestRepair } from '../validate/notes.ts';
 import type { SchemaView } from '../model/schema-plan.ts';
-import {
-  isEnded,
-  taskStates,
-  type Certificate,
-  type TableProgress,
-  type TaskSpec,
-  type TaskState,
-  type TaskView,
-} from '../model/task.ts';
+import { isEnded, taskStates, type TaskState } from '../model/task-state.ts';
+import type { Certificate } from '../model/certificate.ts';
+import type { TableProgress } from '../model/progress.ts';
+import type { TaskSpec, TaskView } from '../model/task.ts';
 import { TaskConnections } from '../postgres/connections.ts';
 import {
   findSchemaPlan,

@@ -3,7 +3,8 @@
 import type { TaskNotes } from '../../db/notes.ts';
 import { MigrationError, type ErrorReport } from '../model/errors.ts';
 import { lagBytes, type Lsn } from '../model/lsn.ts';
-import type { RestingSlot, TaskState } from '../model/task.ts';
+import type { RestingSlot } from '../model/progress.ts';
+import type { TaskState } from '../model/task-state.ts';
 import { sampleSlot } from '../postgres/lag.ts';
 import { slotNote, verifySlot, type SlotRecord } from '../postgres/slot.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';

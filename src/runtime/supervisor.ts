@@ -12,7 +12,7 @@ import type { RecopyRequest } from '../copy/recopy.ts';
 import { asMigrationError, isStoreFailure, MigrationError, type ErrorReport } from '../model/errors.ts';
 import type { Failpoint } from '../model/failpoints.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
-import { isEnded, taskStates, type TaskState } from '../model/task.ts';
+import { isEnded, taskStates, type TaskState } from '../model/task-state.ts';
 import type { OptionsPatch } from '../model/request.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
 import type { AdditionRequest } from '../schema/addition.ts';

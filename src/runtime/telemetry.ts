@@ -2,7 +2,8 @@
 // is saved when a part or table is done; the rest is only true while somebody works.
 import type { TaskNotes } from '../../db/notes.ts';
 import { isStoreFailure } from '../model/errors.ts';
-import type { SyncStatus, TableProgress, TaskProgress, TaskState } from '../model/task.ts';
+import type { SyncStatus, TableProgress, TaskProgress } from '../model/progress.ts';
+import type { TaskState } from '../model/task-state.ts';
 import type { ProgressPort } from '../postgres/task-scope.ts';
 
 const RATE_WINDOW_MS = 5_000;

@@ -7,14 +7,9 @@ import { taskMachine } from '../../machines/task.ts';
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import type { ErrorReport } from '../model/errors.ts';
 import { reverseNotes, type ReverseNote } from '../model/reverse.ts';
-import {
-  isEnded,
-  taskCommands,
-  type TaskCommandType,
-  type TaskProgress,
-  type TaskSpec,
-  type TaskView,
-} from '../model/task.ts';
+import { isEnded, taskCommands, type TaskCommandType } from '../model/task-state.ts';
+import type { TaskProgress } from '../model/progress.ts';
+import type { TaskSpec, TaskView } from '../model/task.ts';
 import { restingSlotOf } from './slot-watch.ts';
 import { persistedSnapshotOf } from './restore.ts';
 import { progressPercent } from './telemetry.ts';

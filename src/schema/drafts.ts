@@ -3,7 +3,7 @@
 // whole database has besides, is left alone where the target has it.
 import { relationKey, type RelationName } from '../model/relation.ts';
 import type { ObjectAddress, PlannedStatement, StatementPhase } from '../model/schema-plan.ts';
-import type { TaskOptions } from '../model/task.ts';
+import type { TaskOptions } from '../model/task-options.ts';
 import type { TableSelection } from '../postgres/catalog.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { Dependencies } from './dependencies.ts';

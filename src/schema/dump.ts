@@ -4,7 +4,7 @@
 import { MessageChannel, Worker } from 'node:worker_threads';
 import pg from 'pg';
 import { MigrationError } from '../model/errors.ts';
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { nativeMajor, runNativeDump } from './dump-native.ts';

@@ -1,7 +1,7 @@
 // Used by plan.ts and compare.ts: what the source's catalog and its dump say about a request, and which entries of the
 // dump are migrated under which names. Only reads.
 import { relationKey, type RelationName } from '../model/relation.ts';
-import type { TaskOptions } from '../model/task.ts';
+import type { TaskOptions } from '../model/task-options.ts';
 import { readSelection, type TableSelection } from '../postgres/catalog.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { readDependencies, type Dependencies } from './dependencies.ts';

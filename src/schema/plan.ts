@@ -5,7 +5,7 @@
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName, type TableMapping } from '../model/relation.ts';
 import type { PlannedTable, SchemaPlan } from '../model/schema-plan.ts';
-import type { TaskOptions } from '../model/task.ts';
+import type { TaskOptions } from '../model/task-options.ts';
 import type { CatalogTable } from '../postgres/catalog.ts';
 import { becomesFull } from '../postgres/replica-identity.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';

@@ -5,7 +5,7 @@ import { cutoverNotes, type VerdictsNote } from '../model/cutover-notes.ts';
 import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
-import type { TableVerdict } from '../model/task.ts';
+import type { TableVerdict } from '../model/certificate.ts';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { copyJobsOf } from '../postgres/host.ts';

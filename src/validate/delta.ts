@@ -1,6 +1,6 @@
 // Under the fence, when the online validation has read a table to its end: compares only the keys that were written down
 // since. The stream stands still behind the marker, so what differs here is a difference. Called by compare.ts.
-import type { TableVerdict } from '../model/task.ts';
+import type { TableVerdict } from '../model/certificate.ts';
 import type { RowDifference } from '../model/validation.ts';
 import { relationKey } from '../model/relation.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';

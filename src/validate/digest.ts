@@ -1,7 +1,7 @@
 // The digest of a table or of a range of its keys: one pass, computed by the server, independent of the order of rows,
 // equal on both sides and across majors when the rows are equal. Pure; compare.ts and ranges.ts run it.
 import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
-import type { TableVerdict } from '../model/task.ts';
+import type { TableVerdict } from '../model/certificate.ts';
 import type { RelationName } from '../model/relation.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 

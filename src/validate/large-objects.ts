@@ -2,7 +2,7 @@
 // again from the source after the copy, since no trigger fences them: one that has changed since differs.
 import { createHash } from 'node:crypto';
 import { MigrationError } from '../model/errors.ts';
-import type { LargeObjectsVerdict } from '../model/task.ts';
+import type { LargeObjectsVerdict } from '../model/certificate.ts';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';

@@ -1,6 +1,6 @@
 // Compares one range of a table's key on both servers: its digest, and where that differs the keys that do. Called by
 // online.ts while the stream runs, so what differs here may only be late: keys.ts decides.
-import type { Role } from '../model/task.ts';
+import type { Role } from '../model/endpoint.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
 import type { KeyRange } from '../model/validation.ts';
 import { relationKey } from '../model/relation.ts';

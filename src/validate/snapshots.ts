@@ -3,7 +3,7 @@
 // stop. Called by settle, through the runtime.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
-import type { TableVerdict } from '../model/task.ts';
+import type { TableVerdict } from '../model/certificate.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { compareTable } from './compare.ts';

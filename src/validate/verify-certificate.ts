@@ -1,8 +1,8 @@
 // `dts verify`: what a certificate says against what both servers hold now. Changes nothing. The source is as it was
 // certified while its fence stands; a target that has been written since differs, and that is said, too.
-import { certificateHash } from '../model/certificate.ts';
+import { certificateHash } from '../model/certificate-hash.ts';
 import { parseRelationName, type RelationName } from '../model/relation.ts';
-import type { Certificate } from '../model/task.ts';
+import type { Certificate } from '../model/certificate.ts';
 import type { Side } from '../postgres/connections.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { compareTable } from './compare.ts';

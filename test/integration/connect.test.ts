@@ -9,7 +9,7 @@ import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test } from 'vitest';
 import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
 import { MigrationError } from '../../src/model/errors.ts';
-import type { Endpoint, EndpointSecrets } from '../../src/model/task.ts';
+import type { Endpoint, EndpointSecrets } from '../../src/model/endpoint.ts';
 import { endSessions } from '../../src/postgres/end-sessions.ts';
 import { Side, TaskConnections } from '../../src/postgres/connections.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';

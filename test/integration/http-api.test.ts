@@ -1,7 +1,7 @@
 // Routes, input and error documents over a real server with fetch.
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../src/model/errors.ts';
-import { taskStates } from '../../src/model/task.ts';
+import { taskStates } from '../../src/model/task-state.ts';
 import { makeServer, rawRequest, validBody, type HttpFixture } from '../support/http-server.ts';
 
 type Json = Record<string, unknown>;

@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vit
 import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
 import { type Finding, type FindingSeverity } from '../../src/model/finding.ts';
 import type { TaskRequest } from '../../src/model/request.ts';
-import type { Role } from '../../src/model/task.ts';
+import type { Role } from '../../src/model/endpoint.ts';
 import { ensureBookkeeping, removeBookkeeping } from '../../src/postgres/bookkeeping.ts';
 import { dropPublication, ensurePublication } from '../../src/postgres/publication.ts';
 import { dropSlot, ensureSlot } from '../../src/postgres/slot.ts';

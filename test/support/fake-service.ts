@@ -21,15 +21,10 @@ import type {
   TaskManager,
   TaskPage,
 } from '../../src/model/service.ts';
-import {
-  isEnded,
-  type Certificate,
-  type TableProgress,
-  type TaskCommandType,
-  type TaskSpec,
-  type TaskState,
-  type TaskView,
-} from '../../src/model/task.ts';
+import { isEnded, type TaskCommandType, type TaskState } from '../../src/model/task-state.ts';
+import type { Certificate } from '../../src/model/certificate.ts';
+import type { TableProgress } from '../../src/model/progress.ts';
+import type { TaskSpec, TaskView } from '../../src/model/task.ts';
 import type { CutoverForecast } from '../../src/model/forecast.ts';
 import { schemaViewOf } from '../../src/postgres/task-scope.ts';
 import type { ValidationView, RepairRequest, RepairView } from '../../src/model/validation.ts';

@@ -1,7 +1,8 @@
 // The service in the test's own process, as a library.
 import { onTestFinished } from 'vitest';
 import { createService, parseConfig, type Service } from '../../src/index.ts';
-import type { TaskState, TaskView } from '../../src/model/task.ts';
+import type { TaskState } from '../../src/model/task-state.ts';
+import type { TaskView } from '../../src/model/task.ts';
 import { waitFor } from './databases.ts';
 import { makeDataDir } from './service-process.ts';
 

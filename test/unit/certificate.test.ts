@@ -1,7 +1,7 @@
 // The fingerprint of a certificate.
 import { expect, test } from 'vitest';
-import { certificateHash } from '../../src/model/certificate.ts';
-import type { Certificate } from '../../src/model/task.ts';
+import { certificateHash } from '../../src/model/certificate-hash.ts';
+import type { Certificate } from '../../src/model/certificate.ts';
 
 const certificate: Omit<Certificate, 'hash'> = {
   taskId: 't',

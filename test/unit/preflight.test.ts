@@ -4,7 +4,7 @@ import { DatabaseError } from 'pg';
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../src/model/errors.ts';
 import { isBlocked, type Finding } from '../../src/model/finding.ts';
-import type { Endpoint } from '../../src/model/task.ts';
+import type { Endpoint } from '../../src/model/endpoint.ts';
 import type { CatalogTable, TableSelection } from '../../src/postgres/catalog.ts';
 import { fromPostgres } from '../../src/postgres/errors.ts';
 import { assessActivity, type Activity } from '../../src/preflight/activity.ts';

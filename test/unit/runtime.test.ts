@@ -8,7 +8,7 @@ import { openStore } from '../../db/open.ts';
 import { TaskStore } from '../../db/tasks.ts';
 import { parseConfig, parseDuration } from '../../src/config.ts';
 import { parseRequest } from '../../src/model/request.ts';
-import type { TableProgress } from '../../src/model/task.ts';
+import type { TableProgress } from '../../src/model/progress.ts';
 import { ActivityRunner } from '../../src/runtime/activity-runner.ts';
 import { makeFailpoint } from '../../src/runtime/failpoint.ts';
 import { keyFromFile, SecretVault } from '../../src/runtime/secrets.ts';

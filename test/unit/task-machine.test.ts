@@ -9,7 +9,8 @@ import type { TaskMachineEvent } from '../../machines/task-context.ts';
 import { MigrationError, type ErrorCode } from '../../src/model/errors.ts';
 import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
 import { reverseSpec } from '../../src/model/reverse.ts';
-import type { TaskSpec, TaskState } from '../../src/model/task.ts';
+import type { TaskSpec } from '../../src/model/task.ts';
+import type { TaskState } from '../../src/model/task-state.ts';
 import { acceptedCommands } from '../../src/runtime/view.ts';
 
 const activities: readonly ActivityName[] = [
