@@ -3,7 +3,7 @@
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
 import { fromPostgres } from '../postgres/errors.ts';
-import type { Tuple } from '../postgres/pgoutput.ts';
+import type { Tuple } from '../postgres/pgoutput-messages.ts';
 import type { StreamedTable } from './relations.ts';
 import { describeKey } from './statements.ts';
 

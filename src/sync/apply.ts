@@ -8,7 +8,7 @@
 // Every row count is checked before COMMIT is sent. Driven by replay.ts.
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
-import type { DeleteMessage, Tuple, UpdateMessage } from '../postgres/pgoutput.ts';
+import type { DeleteMessage, Tuple, UpdateMessage } from '../postgres/pgoutput-messages.ts';
 import { Pipeline } from '../postgres/pipeline.ts';
 import type { Session } from '../postgres/connections.ts';
 import type { SlotRecord } from '../postgres/slot.ts';

@@ -1,6 +1,6 @@
 // The text of values that arrived in binary form, of the types whose text is easy: for keys that are written down
 // (changed-keys.ts) or shown in errors. A table whose key has another type is streamed as text. Pure.
-import type { ColumnValue } from '../postgres/pgoutput.ts';
+import type { ColumnValue } from '../postgres/pgoutput-messages.ts';
 
 const easy = /^(smallint|integer|bigint|boolean|uuid|text|name|character varying(\(\d+\))?)$/;
 

@@ -2,7 +2,12 @@
 // it came may still join the set of its table. Called by replay.ts for what the short way does not take, and again, in
 // source order, for a batch whose sets failed.
 import { MigrationError } from '../model/errors.ts';
-import { UNCHANGED, type ChangeMessage, type TruncateMessage, type Tuple } from '../postgres/pgoutput.ts';
+import {
+  UNCHANGED,
+  type ChangeMessage,
+  type TruncateMessage,
+  type Tuple,
+} from '../postgres/pgoutput-messages.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { Applier } from './apply.ts';
 import type { OpenTransaction } from './batch.ts';

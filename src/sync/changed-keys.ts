@@ -6,7 +6,7 @@
 //   2 TRUNCATE, or a key   null: the whole table is to be compared again
 //     that is not text
 //   3 a table without one  nothing: it is compared as a whole, always
-import { UNCHANGED, type Tuple } from '../postgres/pgoutput.ts';
+import { UNCHANGED, type Tuple } from '../postgres/pgoutput-messages.ts';
 import type { StreamedTable } from './relations.ts';
 import type { Statement } from './statements.ts';
 

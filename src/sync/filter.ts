@@ -8,7 +8,7 @@ import { MigrationError } from '../model/errors.ts';
 import { lsnToBigint, type Lsn } from '../model/lsn.ts';
 import { positionOf, type KeyRange, type PartRange } from '../model/part-range.ts';
 import { isVisible, widenXid, type PgSnapshot } from '../model/pg-snapshot.ts';
-import type { Tuple } from '../postgres/pgoutput.ts';
+import type { Tuple } from '../postgres/pgoutput-messages.ts';
 import type { StreamedTable } from './relations.ts';
 
 /** A part that stands on the target: its row of dts.part. */

@@ -4,7 +4,7 @@ import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
 import { isLeftOut, type PlannedColumn, type PlannedTable } from '../model/schema-plan.ts';
 import type { Side } from '../postgres/connections.ts';
-import type { RelationMessage } from '../postgres/pgoutput.ts';
+import type { RelationMessage } from '../postgres/pgoutput-messages.ts';
 import type { BatchShape } from './table-batch.ts';
 
 /** A planned table as the stream sends it. */

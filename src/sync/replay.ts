@@ -11,7 +11,8 @@
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
 import { markerPrefix } from '../postgres/marker.ts';
-import { decodePgoutput, type ChangeMessage } from '../postgres/pgoutput.ts';
+import { decodePgoutput } from '../postgres/pgoutput.ts';
+import type { ChangeMessage } from '../postgres/pgoutput-messages.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { WalStream } from '../postgres/wal-stream.ts';
 import { KEEPALIVE, type Gulp } from '../postgres/wal-walker.ts';

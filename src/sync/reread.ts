@@ -8,7 +8,7 @@ import { parsePgSnapshot } from '../model/pg-snapshot.ts';
 import { waitForFlush } from '../postgres/copy-flush.ts';
 import { rangeCondition } from '../postgres/copy-range.ts';
 import { slotOf } from '../postgres/slot.ts';
-import type { Tuple } from '../postgres/pgoutput.ts';
+import type { Tuple } from '../postgres/pgoutput-messages.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { keyOf, type CopiedPart } from './filter.ts';

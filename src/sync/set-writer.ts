@@ -1,7 +1,7 @@
 // The pending sets of all tables, and how they leave: a few rows as prepared statements of their own, many as COPY and one
 // statement. Owned by apply.ts, which opens and ends the transaction around them.
-import type { Tuple, ColumnValue } from '../postgres/pgoutput.ts';
-import { UNCHANGED } from '../postgres/pgoutput.ts';
+import type { Tuple, ColumnValue } from '../postgres/pgoutput-messages.ts';
+import { UNCHANGED } from '../postgres/pgoutput-messages.ts';
 import type { Pipeline } from '../postgres/pipeline.ts';
 import type { ChangeContext } from './apply-errors.ts';
 import type { StreamedTable } from './relations.ts';

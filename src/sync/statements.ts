@@ -4,7 +4,12 @@
 import { MigrationError } from '../model/errors.ts';
 import type { PartRange } from '../model/part-range.ts';
 import type { PlannedColumn } from '../model/schema-plan.ts';
-import { UNCHANGED, type ColumnValue, type Tuple, type UpdateMessage } from '../postgres/pgoutput.ts';
+import {
+  UNCHANGED,
+  type ColumnValue,
+  type Tuple,
+  type UpdateMessage,
+} from '../postgres/pgoutput-messages.ts';
 import { rangeCondition } from '../postgres/copy-range.ts';
 import type { Parameter } from '../postgres/pipeline.ts';
 import { ident, identRelation } from '../postgres/sql.ts';

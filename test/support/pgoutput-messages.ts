@@ -1,6 +1,6 @@
 // Writes messages of pgoutput as a server does: for tests of the decoder and of what reads from it.
 import type { Lsn } from '../../src/model/lsn.ts';
-import { UNCHANGED, type PgoutputMessage, type Tuple } from '../../src/postgres/pgoutput.ts';
+import { UNCHANGED, type PgoutputMessage, type Tuple } from '../../src/postgres/pgoutput-messages.ts';
 import type { Gulp } from '../../src/postgres/wal-walker.ts';
 
 export const u8 = (value: number): Buffer => Buffer.from([value]);

@@ -1,6 +1,6 @@
 // What the stream writes down about the rows that it changes: exactly the keys, once each, and never too little.
 import { expect, test } from 'vitest';
-import { UNCHANGED, type Tuple } from '../../src/postgres/pgoutput.ts';
+import { UNCHANGED, type Tuple } from '../../src/postgres/pgoutput-messages.ts';
 import { ChangedKeys } from '../../src/sync/changed-keys.ts';
 import type { StreamedTable } from '../../src/sync/relations.ts';
 

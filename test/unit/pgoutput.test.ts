@@ -4,12 +4,8 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { MigrationError } from '../../src/model/errors.ts';
 import { bigintToLsn } from '../../src/model/lsn.ts';
-import {
-  decodePgoutput,
-  decodeStreamed,
-  UNCHANGED,
-  type PgoutputMessage,
-} from '../../src/postgres/pgoutput.ts';
+import { decodePgoutput, decodeStreamed } from '../../src/postgres/pgoutput.ts';
+import { UNCHANGED, type PgoutputMessage } from '../../src/postgres/pgoutput-messages.ts';
 import { u8, encode } from '../support/pgoutput-messages.ts';
 
 const oid = fc.nat({ max: 0xffffffff });

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import type { Lsn } from '../../src/model/lsn.ts';
 import { parsePgSnapshot } from '../../src/model/pg-snapshot.ts';
-import type { PgoutputMessage } from '../../src/postgres/pgoutput.ts';
+import type { PgoutputMessage } from '../../src/postgres/pgoutput-messages.ts';
 import type { TaskScope } from '../../src/postgres/task-scope.ts';
 import type { Applier, BatchEnd } from '../../src/sync/apply.ts';
 import { CopyFilter } from '../../src/sync/filter.ts';

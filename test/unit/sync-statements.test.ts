@@ -1,7 +1,7 @@
 // SQL of the replay, and Relation messages against the plan: what reaches the target, and what stops the stream.
 import { describe, expect, it } from 'vitest';
 import type { PlannedColumn, PlannedTable } from '../../src/model/schema-plan.ts';
-import { UNCHANGED, type RelationMessage, type UpdateMessage } from '../../src/postgres/pgoutput.ts';
+import { UNCHANGED, type RelationMessage, type UpdateMessage } from '../../src/postgres/pgoutput-messages.ts';
 import { relationDifference, type StreamedTable } from '../../src/sync/relations.ts';
 import { deleteRow, describeKey, insertRows, truncateTables, updateRow } from '../../src/sync/statements.ts';
 

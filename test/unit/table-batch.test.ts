@@ -2,7 +2,7 @@
 // the rows that the changes would have left one after the other.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { UNCHANGED, type ColumnValue, type Tuple } from '../../src/postgres/pgoutput.ts';
+import { UNCHANGED, type ColumnValue, type Tuple } from '../../src/postgres/pgoutput-messages.ts';
 import { DELETE, INSERT, REPLACE, TableBatch, UPDATE } from '../../src/sync/table-batch.ts';
 import { tupleOf } from '../../src/sync/set-writer.ts';
 import { tuple } from '../support/pgoutput-messages.ts';
