@@ -8,7 +8,7 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { parseRequest } from '../model/request.ts';
 import type { Certificate } from '../model/certificate.ts';
 import type { Role } from '../model/endpoint.ts';
-import { TaskConnections } from '../postgres/connections.ts';
+import { TaskConnections } from '../postgres/task-connections.ts';
 import type { LargeObjectsCheck } from '../validate/large-objects.ts';
 import { verifyCertificate, type TableCheck } from '../validate/verify-certificate.ts';
 

@@ -1,6 +1,5 @@
-// Every connection of one task. The manager owns a TaskConnections per live task and closes it when the task ends,
-// whatever ended it; states use it and never close a pool. Key of a pool: role and host:port:dbname (source and target
-// may be the same database and still have pools of their own).
+// Every connection of a task to one of its databases, pooled or dedicated. States use it and never close a pool. Its key is
+// role and host:port:dbname: source and target may be the same database and still have pools of their own.
 import pg, {
   type Client,
   type ClientConfig,
@@ -11,16 +10,15 @@ import pg, {
 } from 'pg';
 import { MigrationError } from '../model/errors.ts';
 import type { Endpoint, EndpointSecrets, Role } from '../model/endpoint.ts';
+import { backendPid, terminateBackends } from './backend.ts';
 import { closeClient, destroySocket, negotiate } from './connect.ts';
 import { CopySocket } from './copy-socket.ts';
 import { fromPostgres } from './errors.ts';
 import { sessionSettings } from './session-settings.ts';
+import { makeTrackedPool } from './tracked-pool.ts';
 
-const POOL_SIZE = 4;
 /** Of one statement by `query`: they look at catalogs and positions, or change one row. */
 const STATEMENT_TIMEOUT_MS = 120_000;
-/** Longest wait for the connection that ends what our other connections still run. */
-const TERMINATE_TIMEOUT_MS = 3_000;
 
 export interface SessionOptions {
   /** Shown in pg_stat_activity after `dts/<task>/<role>/`: `copy`, `holder`, `apply` … */
@@ -43,7 +41,7 @@ export interface Session {
 }
 
 /** Of every session, beyond session-settings.ts. */
-type SideSettings = Readonly<Record<string, string>>;
+export type SideSettings = Readonly<Record<string, string>>;
 
 /** One database of a task. */
 export class Side {
@@ -75,6 +73,10 @@ export class Side {
     this.#settings = settings;
   }
 
+  get #name(): string {
+    return `dts/${this.#taskId}/${this.role}`;
+  }
+
   /** `role:host:port:dbname`. */
   get key(): string {
     return `${this.role}:${this.endpoint.host}:${this.endpoint.port}:${this.endpoint.dbname}`;
@@ -88,7 +90,7 @@ export class Side {
   /** Client configuration that has proved to connect; TLS fallback of `prefer` is decided here once. */
   async clientConfig(purpose = ''): Promise<ClientConfig> {
     this.#throwIfClosed();
-    const name = `dts/${this.#taskId}/${this.role}`;
+    const name = this.#name;
     this.#config ??= this.#secrets().then((secrets) =>
       negotiate(this.endpoint, secrets, name, this.role, this.#stop.signal),
     );
@@ -249,29 +251,9 @@ export class Side {
     return errors;
   }
 
-  /** Ends backends of ours over a connection of its own, for the pool may be exhausted or closed. */
   async #terminate(pids: readonly number[]): Promise<void> {
     const config = await this.#config;
-    if (!config) return;
-    const name = `dts/${this.#taskId}/${this.role}`;
-    const client = new pg.Client({ ...config, connectionTimeoutMillis: TERMINATE_TIMEOUT_MS });
-    client.on('error', () => undefined); // reported by the query
-    const timer = setTimeout(
-      () => destroySocket(client, new MigrationError('deadline_exceeded', `${this.role}: no answer`)),
-      TERMINATE_TIMEOUT_MS * 2,
-    );
-    try {
-      await client.connect();
-      // by name, too: a pid may have been given to somebody else meanwhile
-      await client.query(
-        `select pg_terminate_backend(pid) from pg_stat_activity
-         where pid = any($1::int[]) and starts_with(application_name, $2)`,
-        [pids, name],
-      );
-    } finally {
-      clearTimeout(timer);
-      await closeClient(client);
-    }
+    if (config) await terminateBackends(pids, { config, name: this.#name, role: this.role });
   }
 
   /** A walsender takes no parameters, and writes no rows that the side's own settings could be for. */
@@ -292,72 +274,18 @@ export class Side {
 
   async #ensurePool(): Promise<Pool> {
     this.#throwIfClosed();
-    this.#pool ??= this.clientConfig().then((config) => {
-      const track = (client: Client): void => {
-        this.#pooled.add(client);
-        client.once('end', () => this.#pooled.delete(client));
-        // Without a listener of ours a borrowed connection that dies between two queries would end the process.
-        client.on('error', () => undefined);
-      };
-      // Tracked from birth to the closed socket: the pool itself forgets a connection before it is closed.
-      class TrackedClient extends pg.Client {
-        constructor(options?: ClientConfig) {
-          super(options);
-          track(this);
-        }
-      }
-      const pool = new pg.Pool({
-        ...config,
-        Client: TrackedClient,
-        max: POOL_SIZE,
-        idleTimeoutMillis: 30_000,
-      });
-      pool.on('error', () => undefined); // an idle connection died; the pool has already removed it
-      pool.on('connect', (client) => {
-        this.#prepare(client).catch((error: unknown) => destroySocket(client, asError(error)));
-      });
-      pool.on('acquire', (client) => void this.#borrowed.add(client));
-      pool.on('release', (_error, client) => void this.#borrowed.delete(client));
-      return pool;
-    });
+    this.#pool ??= this.clientConfig().then((config) =>
+      makeTrackedPool(config, {
+        open: this.#pooled,
+        borrowed: this.#borrowed,
+        prepare: (client) => this.#prepare(client),
+      }),
+    );
     try {
       return await this.#pool;
     } catch (error) {
       this.#pool = null;
       throw error;
     }
-  }
-}
-
-/** Process id of the server's backend; null until connected. */
-function backendPid(client: Client): number | null {
-  return (client as unknown as { processID: number | null }).processID;
-}
-
-function asError(error: unknown): Error {
-  return error instanceof Error ? error : new Error(String(error));
-}
-
-/** Both sides of a task. */
-export class TaskConnections {
-  readonly source: Side;
-  readonly target: Side;
-
-  constructor(
-    taskId: string,
-    endpoints: Record<Role, Endpoint>,
-    secrets: (role: Role) => Promise<EndpointSecrets>,
-    targetSettings: SideSettings = {},
-  ) {
-    this.source = new Side(taskId, 'source', endpoints.source, () => secrets('source'));
-    this.target = new Side(taskId, 'target', endpoints.target, () => secrets('target'), targetSettings);
-  }
-
-  get connectionCount(): number {
-    return this.source.connectionCount + this.target.connectionCount;
-  }
-
-  async closeAll(): Promise<Error[]> {
-    return (await Promise.all([this.source.close(), this.target.close()])).flat();
   }
 }

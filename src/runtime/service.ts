@@ -39,7 +39,7 @@ import { isEnded, taskStates, type TaskState } from '../model/task-state.ts';
 import type { Certificate } from '../model/certificate.ts';
 import type { TableProgress } from '../model/progress.ts';
 import type { TaskSpec, TaskView } from '../model/task.ts';
-import { TaskConnections } from '../postgres/connections.ts';
+import { TaskConnections } from '../postgres/task-connections.ts';
 import {
   findSchemaPlan,
   schemaPlanOf,

@@ -6,7 +6,7 @@ import { FENCE_PASS_SETTING } from '../cutover/fence-function.ts';
 import type { Failpoint } from '../model/failpoints.ts';
 import { legNotes } from '../model/reverse.ts';
 import type { TaskSpec } from '../model/task.ts';
-import { TaskConnections } from '../postgres/connections.ts';
+import { TaskConnections } from '../postgres/task-connections.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
 import type { EventHub } from './event-hub.ts';
 import type { SecretVault } from './secrets.ts';

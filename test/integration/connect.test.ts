@@ -11,7 +11,8 @@ import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedd
 import { MigrationError } from '../../src/model/errors.ts';
 import type { Endpoint, EndpointSecrets } from '../../src/model/endpoint.ts';
 import { endSessions } from '../../src/postgres/end-sessions.ts';
-import { Side, TaskConnections } from '../../src/postgres/connections.ts';
+import { Side } from '../../src/postgres/connections.ts';
+import { TaskConnections } from '../../src/postgres/task-connections.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
 import { makeScope } from '../support/scope.ts';
 

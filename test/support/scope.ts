@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { onTestFinished } from 'vitest';
 import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
 import type { SyncStatus, TableProgress } from '../../src/model/progress.ts';
-import { TaskConnections } from '../../src/postgres/connections.ts';
+import { TaskConnections } from '../../src/postgres/task-connections.ts';
 import type { TaskScope } from '../../src/postgres/task-scope.ts';
 import type { DatabasePair } from './databases.ts';
 

@@ -6,7 +6,7 @@ import { relationKey } from '../../../src/model/relation.ts';
 import type { PlannedTable } from '../../../src/model/schema-plan.ts';
 import { ensureBookkeeping } from '../../../src/postgres/bookkeeping.ts';
 import { readSelection } from '../../../src/postgres/catalog.ts';
-import { TaskConnections } from '../../../src/postgres/connections.ts';
+import { TaskConnections } from '../../../src/postgres/task-connections.ts';
 import { markCopyComplete } from '../../../src/postgres/copy-state.ts';
 import { ensurePublication } from '../../../src/postgres/publication.ts';
 import { ensureSlot } from '../../../src/postgres/slot.ts';
