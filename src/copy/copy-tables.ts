@@ -8,7 +8,7 @@ import type { Side } from '../postgres/connections.ts';
 import { markCopyComplete } from '../postgres/copy-state.ts';
 import { copyJobsOf } from '../postgres/host.ts';
 import { endSessions } from '../postgres/end-sessions.ts';
-import { slotOf } from '../postgres/slot.ts';
+import { slotOf } from '../postgres/slot-record.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { copyParts } from './copy-parts.ts';
 import { makeIndexBuilder, type IndexBuilder } from './indexes.ts';

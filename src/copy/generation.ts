@@ -8,7 +8,7 @@ import type { Lsn } from '../model/lsn.ts';
 import { waitForFlush } from '../postgres/copy-flush.ts';
 import { copyError } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
-import { recopyRemedy, slotOf } from '../postgres/slot.ts';
+import { recopyRemedy, slotOf } from '../postgres/slot-record.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import type { CopyPart } from './plan.ts';

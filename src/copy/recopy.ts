@@ -13,7 +13,7 @@ import { markCopyIncomplete } from '../postgres/copy-state.ts';
 import { endSessions } from '../postgres/end-sessions.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { abandonPublication } from '../postgres/publication.ts';
-import { abandonSlot } from '../postgres/slot.ts';
+import { abandonSlot } from '../postgres/slot-removal.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { hasUnique } from './index-plan.ts';
 import { startOver } from './markers.ts';

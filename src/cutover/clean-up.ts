@@ -6,7 +6,7 @@ import type { Certificate } from '../model/certificate.ts';
 import { removeBookkeeping } from '../postgres/bookkeeping.ts';
 import { dropPublication } from '../postgres/publication.ts';
 import { restoreIdentities } from '../postgres/replica-identity.ts';
-import { dropSlot } from '../postgres/slot.ts';
+import { dropSlot } from '../postgres/slot-removal.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { Attempts } from './attempts.ts';
 import { dropTargetTables } from './drop-target.ts';

@@ -24,7 +24,9 @@ import {
   publicationNote,
   publishAgain,
 } from '../postgres/publication.ts';
-import { dropSlot, ensureSlot, forgetSlot, slotNote } from '../postgres/slot.ts';
+import { dropSlot } from '../postgres/slot-removal.ts';
+import { ensureSlot } from '../postgres/slot.ts';
+import { forgetSlot, slotNote } from '../postgres/slot-record.ts';
 import {
   saveSchemaPlan,
   schemaPlanNote,

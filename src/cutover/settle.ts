@@ -7,7 +7,7 @@ import type { Certificate, SequenceVerdict, TableVerdict } from '../model/certif
 import { removeBookkeeping } from '../postgres/bookkeeping.ts';
 import { dropPublication } from '../postgres/publication.ts';
 import { restoreIdentities } from '../postgres/replica-identity.ts';
-import { dropSlot } from '../postgres/slot.ts';
+import { dropSlot } from '../postgres/slot-removal.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { analyzeTarget } from './analyze.ts';
 import { Attempts } from './attempts.ts';

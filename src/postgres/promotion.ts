@@ -6,7 +6,7 @@ import { compareLsn, type Lsn } from '../model/lsn.ts';
 import { validationNotes } from '../model/validation.ts';
 import { isCopyComplete } from './copy-state.ts';
 import { fromPostgres } from './errors.ts';
-import type { SlotRecord, SourceSystem } from './slot.ts';
+import type { SlotRecord, SourceSystem } from './slot-record.ts';
 import { sleep, type TaskScope } from './task-scope.ts';
 
 const END_POLL_MS = 50;

@@ -10,7 +10,7 @@ import { CREATE_TRIGGER_CONFLICTS } from './lock-holders.ts';
 import { hasLogicalMessages, markerTable, sourceVersion } from './marker.ts';
 import { DTS_SCHEMA, ident, identRelation, literal, taskObjectName } from './sql.ts';
 import { onePerTransaction } from './one-per-transaction.ts';
-import { recopyRemedy } from './slot.ts';
+import { recopyRemedy } from './slot-record.ts';
 import { schemaPlanOf, type TaskScope } from './task-scope.ts';
 
 /** The remedy for DDL that cannot be followed. */

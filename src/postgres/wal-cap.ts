@@ -2,7 +2,8 @@
 // sampler while it runs, and by the runtime for tasks whose stream does not.
 import { cutoverNotes, type WriteStop } from '../model/cutover-notes.ts';
 import { MigrationError } from '../model/errors.ts';
-import { dropSlot, recopyRemedy, type SlotRecord } from './slot.ts';
+import { dropSlot } from './slot-removal.ts';
+import { recopyRemedy, type SlotRecord } from './slot-record.ts';
 import type { TaskScope } from './task-scope.ts';
 
 /**

@@ -11,7 +11,7 @@ import type { Lsn } from '../model/lsn.ts';
 import type { DeleteMessage, Tuple, UpdateMessage } from '../postgres/pgoutput-messages.ts';
 import { Pipeline } from '../postgres/pipeline.ts';
 import type { Session } from '../postgres/connections.ts';
-import type { SlotRecord } from '../postgres/slot.ts';
+import type { SlotRecord } from '../postgres/slot-record.ts';
 import { deleteAllSql, writesExisting } from '../postgres/existing-tables.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { classify, unexpectedRow, type ChangeContext } from './apply-errors.ts';

@@ -5,7 +5,7 @@ import type { Lsn } from '../model/lsn.ts';
 import { parseRange } from '../model/part-range.ts';
 import { parsePgSnapshot } from '../model/pg-snapshot.ts';
 import { relationKey } from '../model/relation.ts';
-import { recopyRemedy, type SlotRecord } from '../postgres/slot.ts';
+import { recopyRemedy, type SlotRecord } from '../postgres/slot-record.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import type { CopiedPart } from './filter.ts';
 

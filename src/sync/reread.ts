@@ -7,7 +7,7 @@ import { formatRange, type RowRange } from '../model/part-range.ts';
 import { parsePgSnapshot } from '../model/pg-snapshot.ts';
 import { waitForFlush } from '../postgres/copy-flush.ts';
 import { rangeCondition } from '../postgres/copy-range.ts';
-import { slotOf } from '../postgres/slot.ts';
+import { slotOf } from '../postgres/slot-record.ts';
 import type { Tuple } from '../postgres/pgoutput-messages.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';

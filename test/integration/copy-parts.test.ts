@@ -7,7 +7,7 @@ import type { Failpoint } from '../../src/model/failpoints.ts';
 import type { PartRange } from '../../src/model/part-range.ts';
 import type { PlannedStatement } from '../../src/model/schema-plan.ts';
 import { isCopyComplete } from '../../src/postgres/copy-state.ts';
-import { slotOf } from '../../src/postgres/slot.ts';
+import { slotOf } from '../../src/postgres/slot-record.ts';
 import { saveSchemaPlan, schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { contentOf } from '../support/copy-plan.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';

@@ -8,7 +8,8 @@ import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedd
 import { relationKey } from '../../src/model/relation.ts';
 import { leftTimelineAt } from '../../src/postgres/promotion.ts';
 import { dropPublication } from '../../src/postgres/publication.ts';
-import { dropSlot, findSlot } from '../../src/postgres/slot.ts';
+import { dropSlot } from '../../src/postgres/slot-removal.ts';
+import { findSlot } from '../../src/postgres/slot-record.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { makePair, waitFor, type DatabasePair, type TestDatabase } from '../support/databases.ts';
 import { contents, copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';

@@ -12,7 +12,8 @@ import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedd
 import type { StreamEvent } from '../../src/model/stream.ts';
 import { sourceVersion } from '../../src/postgres/marker.ts';
 import { ensurePublication } from '../../src/postgres/publication.ts';
-import { ensureSlot, slotOf } from '../../src/postgres/slot.ts';
+import { ensureSlot } from '../../src/postgres/slot.ts';
+import { slotOf } from '../../src/postgres/slot-record.ts';
 import { newFigures } from '../../src/sync/replay-figures.ts';
 import { sampleReplay, type ReplayView } from '../../src/sync/sampler.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';

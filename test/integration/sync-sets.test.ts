@@ -5,7 +5,7 @@ import { catchUpSlotName, type CatchUpSizes } from '../../src/postgres/slot-feed
 import { makePair, makeRole, waitFor, type DatabasePair } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
 import { contents, copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
-import { slotOf } from '../../src/postgres/slot.ts';
+import { slotOf } from '../../src/postgres/slot-record.ts';
 import { randomTables, startWriters } from '../support/random-writers.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
 

@@ -5,7 +5,7 @@ import pg from 'pg';
 import { describe, expect, inject, it, onTestFinished } from 'vitest';
 import type { Failpoint } from '../../src/model/failpoints.ts';
 import { isCopyComplete, markCopyComplete } from '../../src/postgres/copy-state.ts';
-import { findSlot, slotOf } from '../../src/postgres/slot.ts';
+import { findSlot, slotOf } from '../../src/postgres/slot-record.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
