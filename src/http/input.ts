@@ -2,7 +2,7 @@
 // it. What a body means is the library's business (model/request.ts).
 import type { Context } from 'hono';
 import { z } from 'zod';
-import { faultMessage, faultsOf, type FieldFault } from '../model/request.ts';
+import { faultMessage, faultsOf, type FieldFault } from '../model/request-faults.ts';
 import { camelName, snakePath, toCamel } from '../model/case.ts';
 import { Refusal, refuseFields } from './problem.ts';
 

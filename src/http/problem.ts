@@ -1,7 +1,7 @@
 // Errors on their way out: every ErrorCode has one HTTP status here, every answer of 4xx and 5xx is a problem document
 // (RFC 9457). What we did not foresee says no more than `internal`; its stack goes to the log.
 import { errorCodes, MigrationError, type ErrorCode } from '../model/errors.ts';
-import type { FieldFault } from '../model/request.ts';
+import type { FieldFault } from '../model/request-faults.ts';
 import { isRecord, snakePath, toSnake } from '../model/case.ts';
 
 /** The total table; a new code does not compile without its status. */

@@ -1,5 +1,6 @@
 // The library's surface: what `createService` returns and what HTTP and the command line are made of.
-import type { OptionsPatch, TablesAddition, TaskRequest } from './request.ts';
+import type { OptionsPatch, TablesAddition } from './request-changes.ts';
+import type { TaskRequest } from './request.ts';
 import type { Finding } from './finding.ts';
 import type { CutoverForecast } from './forecast.ts';
 import type { SchemaView } from './schema-plan.ts';

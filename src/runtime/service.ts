@@ -12,16 +12,15 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { isBlocked, type Finding } from '../model/finding.ts';
 import { firstIdOf, nextLegId } from '../model/reverse.ts';
 import { parseRelationName, relationKey } from '../model/relation.ts';
+import { invalidRequest } from '../model/request-faults.ts';
 import {
-  invalidRequest,
   parseOptionsPatch,
   parseRepair,
-  parseRequest,
   parseTablesAddition,
   type OptionsPatch,
   type TablesAddition,
-  type TaskRequest,
-} from '../model/request.ts';
+} from '../model/request-changes.ts';
+import { parseRequest, type TaskRequest } from '../model/request.ts';
 import type {
   CommandResult,
   Inspection,

@@ -13,7 +13,7 @@ import { asMigrationError, isStoreFailure, MigrationError, type ErrorReport } fr
 import type { Failpoint } from '../model/failpoints.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskStates, type TaskState } from '../model/task-state.ts';
-import type { OptionsPatch } from '../model/request.ts';
+import type { OptionsPatch } from '../model/request-changes.ts';
 import type { Log, TaskScope } from '../postgres/task-scope.ts';
 import type { AdditionRequest } from '../schema/addition.ts';
 import { cleanUp } from '../cutover/clean-up.ts';

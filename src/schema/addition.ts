@@ -12,7 +12,7 @@ import {
   relationKey,
   type RelationName,
 } from '../model/relation.ts';
-import { invalidRequest, type FieldFault } from '../model/request.ts';
+import { invalidRequest, type FieldFault } from '../model/request-faults.ts';
 import type { PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
 import { readSelection, type TableSelection } from '../postgres/catalog.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';

@@ -4,12 +4,11 @@ import { MigrationError } from '../../src/model/errors.ts';
 import type { Finding } from '../../src/model/finding.ts';
 import {
   parseRepair,
-  parseRequest,
   parseTablesAddition,
   type OptionsPatch,
   type TablesAddition,
-  type TaskRequest,
-} from '../../src/model/request.ts';
+} from '../../src/model/request-changes.ts';
+import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
 import type { SchemaView } from '../../src/model/schema-plan.ts';
 import type {
   CommandResult,

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { Refusal, toProblem } from '../../src/http/problem.ts';
 import { errorCodes, MigrationError, type ErrorCode } from '../../src/model/errors.ts';
-import { invalidRequest } from '../../src/model/request.ts';
+import { invalidRequest } from '../../src/model/request-faults.ts';
 
 describe('problem documents', () => {
   test.each(Object.keys(errorCodes) as ErrorCode[])(
