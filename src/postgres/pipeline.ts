@@ -4,11 +4,12 @@
 //
 // Answers come in the order of the statements. After an error the server skips what follows up to the next Sync, so of
 // several errors only the first one means anything: it is kept until `reset`.
-import { DatabaseError } from 'pg';
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
 import type { Session } from './connections.ts';
 import { fromPostgres } from './errors.ts';
+import { MessageWriter } from './message-writer.ts';
+import { readServerError } from './server-error.ts';
 
 /** A parameter: text, the type's binary form, or NULL. */
 export type Parameter = string | Buffer | null;
@@ -31,7 +32,6 @@ interface Entry<C> {
 }
 
 const COPY_FRAME_BYTES = 256 * 1024;
-const INITIAL_BYTES = 64 * 1024;
 /** Statements kept prepared; beyond it they are parsed each time. */
 const MAX_PREPARED = 500;
 
@@ -47,8 +47,7 @@ export class Pipeline<C> {
   readonly #session: Session;
   readonly #socket: Socket;
   readonly #reader: AnswerReader<C>;
-  #out = Buffer.allocUnsafe(INITIAL_BYTES);
-  #used = 0;
+  readonly #out = new MessageWriter();
   #in: Buffer = Buffer.alloc(0);
   readonly #entries: Entry<C>[] = [];
   #head = 0;
@@ -82,7 +81,7 @@ export class Pipeline<C> {
 
   /** Bytes written and not taken by the kernel yet, plus what `flush` has still to write. */
   get bufferedBytes(): number {
-    return this.#used + this.#socket.writableLength;
+    return this.#out.used + this.#socket.writableLength;
   }
 
   get unanswered(): number {
@@ -96,30 +95,26 @@ export class Pipeline<C> {
   /** One prepared statement; parameters take their types from casts in the text. */
   execute(sql: string, parameters: readonly Parameter[], rows: number | 'COMMIT' | null, context: C): void {
     const name = this.#prepare(sql);
-    const bind = this.#begin(BIND);
-    this.#cstring('');
-    this.#cstring(name);
-    this.#int16(parameters.length);
-    for (const parameter of parameters) this.#int16(Buffer.isBuffer(parameter) ? 1 : 0);
-    this.#int16(parameters.length);
+    const bind = this.#out.begin(BIND);
+    this.#out.cstring('');
+    this.#out.cstring(name);
+    this.#out.int16(parameters.length);
+    for (const parameter of parameters) this.#out.int16(Buffer.isBuffer(parameter) ? 1 : 0);
+    this.#out.int16(parameters.length);
     for (const parameter of parameters) {
-      if (parameter === null) this.#int32(-1);
-      else if (typeof parameter === 'string') {
-        const bytes = Buffer.byteLength(parameter);
-        this.#int32(bytes);
-        this.#ensure(bytes);
-        this.#used += this.#out.write(parameter, this.#used);
-      } else {
-        this.#int32(parameter.length);
-        this.bytes(parameter, 0, parameter.length);
+      if (parameter === null) this.#out.int32(-1);
+      else if (typeof parameter === 'string') this.#out.sizedText(parameter);
+      else {
+        this.#out.int32(parameter.length);
+        this.#out.bytes(parameter, 0, parameter.length);
       }
     }
-    this.#int16(0);
-    this.#end(bind);
-    const execute = this.#begin(EXECUTE);
-    this.#cstring('');
-    this.#int32(0);
-    this.#end(execute);
+    this.#out.int16(0);
+    this.#out.end(bind);
+    const execute = this.#out.begin(EXECUTE);
+    this.#out.cstring('');
+    this.#out.int32(0);
+    this.#out.end(execute);
     this.#entries.push({ rows, context });
     this.#unsynced++;
   }
@@ -127,18 +122,18 @@ export class Pipeline<C> {
   /** COPY … FROM STDIN: `body` writes the rows by `bytes`, `int16` …, `frame` being called between rows. */
   copy(sql: string, rows: number, context: C, body: (frame: () => void) => void): void {
     this.sync();
-    const query = this.#begin(QUERY);
-    this.#cstring(sql);
-    this.#end(query);
-    let data = this.#begin(COPY_DATA);
+    const query = this.#out.begin(QUERY);
+    this.#out.cstring(sql);
+    this.#out.end(query);
+    let data = this.#out.begin(COPY_DATA);
     // A boundary of messages means nothing to COPY, but a message is held in memory by the server as a whole.
     body(() => {
-      if (this.#used - data < COPY_FRAME_BYTES) return;
-      this.#end(data);
-      data = this.#begin(COPY_DATA);
+      if (this.#out.used - data < COPY_FRAME_BYTES) return;
+      this.#out.end(data);
+      data = this.#out.begin(COPY_DATA);
     });
-    this.#end(data);
-    this.#end(this.#begin(COPY_DONE));
+    this.#out.end(data);
+    this.#out.end(this.#out.begin(COPY_DONE));
     this.#entries.push({ rows, context });
     this.#entries.push({ rows: null, context: null }); // a simple query brings its own ReadyForQuery
   }
@@ -146,44 +141,32 @@ export class Pipeline<C> {
   /** Ends a group of statements: what follows runs (and fails) by itself. */
   sync(): void {
     if (this.#unsynced === 0) return;
-    this.#end(this.#begin(SYNC));
+    this.#out.end(this.#out.begin(SYNC));
     this.#entries.push({ rows: null, context: null });
     this.#unsynced = 0;
   }
 
   bytes(from: Buffer, start: number, end: number): void {
-    this.#ensure(end - start);
-    from.copy(this.#out, this.#used, start, end);
-    this.#used += end - start;
+    this.#out.bytes(from, start, end);
   }
 
   int16(value: number): void {
-    this.#int16(value);
+    this.#out.int16(value);
   }
 
   int32(value: number): void {
-    this.#int32(value);
+    this.#out.int32(value);
   }
 
   byte(value: number): void {
-    this.#ensure(1);
-    this.#out[this.#used++] = value;
+    this.#out.byte(value);
   }
 
   /** Writes what has been gathered. */
   flush(): void {
-    if (this.#used === 0) return;
-    const full = this.#out;
-    const used = this.#used;
-    this.#used = 0;
-    if (this.#closed) return;
-    if (used < INITIAL_BYTES / 4) {
-      this.#socket.write(Buffer.from(full.subarray(0, used)));
-      return;
-    }
-    // The socket keeps the memory until the kernel has it.
-    this.#out = Buffer.allocUnsafe(INITIAL_BYTES);
-    this.#socket.write(full.subarray(0, used));
+    if (this.#out.used === 0) return;
+    if (this.#closed) this.#out.clear();
+    else this.#socket.write(this.#out.take()); // it keeps the memory until the kernel has it
   }
 
   /** Sync, flush, and every answer. Throws the first failure, after the server has answered everything. */
@@ -231,11 +214,11 @@ export class Pipeline<C> {
     const name =
       this.#prepared.size < MAX_PREPARED ? `dts_${this.#preparedGeneration}_${this.#prepared.size}` : '';
     if (name !== '') this.#prepared.set(sql, name);
-    const parse = this.#begin(PARSE);
-    this.#cstring(name);
-    this.#cstring(sql);
-    this.#int16(0);
-    this.#end(parse);
+    const parse = this.#out.begin(PARSE);
+    this.#out.cstring(name);
+    this.#out.cstring(sql);
+    this.#out.int16(0);
+    this.#out.end(parse);
     return name;
   }
 
@@ -308,67 +291,4 @@ export class Pipeline<C> {
       this.#failure?.code === 'connection_failed' ? this.#failure : fromPostgres(error, { role: 'target' });
     this.#wake?.();
   }
-
-  #ensure(bytes: number): void {
-    if (this.#used + bytes <= this.#out.length) return;
-    const larger = Buffer.allocUnsafe(Math.max(this.#out.length * 2, this.#used + bytes));
-    this.#out.copy(larger, 0, 0, this.#used);
-    this.#out = larger;
-  }
-
-  #begin(type: number): number {
-    this.#ensure(5);
-    this.#out[this.#used] = type;
-    const at = this.#used + 1;
-    this.#used += 5;
-    return at;
-  }
-
-  #end(at: number): void {
-    this.#out.writeInt32BE(this.#used - at, at);
-  }
-
-  #int16(value: number): void {
-    this.#ensure(2);
-    this.#used = this.#out.writeUInt16BE(value & 0xffff, this.#used);
-  }
-
-  #int32(value: number): void {
-    this.#ensure(4);
-    this.#used = this.#out.writeInt32BE(value, this.#used);
-  }
-
-  #cstring(text: string): void {
-    this.#ensure(Buffer.byteLength(text) + 1);
-    this.#used += this.#out.write(text, this.#used);
-    this.#out[this.#used++] = 0;
-  }
-}
-
-/** ErrorResponse as `pg` would give it. */
-export function readServerError(bytes: Buffer, start: number, end: number): DatabaseError {
-  const fields = new Map<string, string>();
-  for (let at = start; at < end && bytes[at] !== 0; ) {
-    const zero = bytes.indexOf(0, at + 1);
-    if (zero === -1) break;
-    fields.set(String.fromCharCode(bytes[at] ?? 0), bytes.toString('utf8', at + 1, zero));
-    at = zero + 1;
-  }
-  const error = new DatabaseError(fields.get('M') ?? 'unknown error', end - start, 'error');
-  const put = (
-    name: 'severity' | 'code' | 'detail' | 'hint' | 'where' | 'schema' | 'table' | 'constraint',
-    key: string,
-  ): void => {
-    const value = fields.get(key);
-    if (value !== undefined) error[name] = value;
-  };
-  put('severity', 'V');
-  put('code', 'C');
-  put('detail', 'D');
-  put('hint', 'H');
-  put('where', 'W');
-  put('schema', 's');
-  put('table', 't');
-  put('constraint', 'n');
-  return error;
 }

@@ -15,7 +15,7 @@ import type { Session } from './connections.ts';
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
 import { hasLogicalMessages } from './marker.ts';
-import { readServerError } from './pipeline.ts';
+import { readServerError } from './server-error.ts';
 import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
 import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
