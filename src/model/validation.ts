@@ -30,7 +30,7 @@ export interface ValidationRun {
 }
 
 /**
- * - `pending`: not begun, or to be read again (TRUNCATE)
+ * - `pending`: not begun, or to be read again (TRUNCATE, DDL)
  * - `scanning`: read up to the cursor
  * - `verified`: read to the end; since then only the keys that changed have to be compared
  * - `atCutover`: without a key; compared as a whole under the fence
@@ -40,6 +40,8 @@ export type ValidationState = 'pending' | 'scanning' | 'verified' | 'atCutover' 
 
 export interface TableValidation {
   readonly state: ValidationState;
+  /** The source's columns before the first range was read (table-forms.ts); absent: nothing was read. */
+  readonly form?: string;
   /** Key of the last row compared, as texts; null at the beginning. */
   readonly cursor: readonly string[] | null;
   /** Of the source. */

@@ -11,6 +11,7 @@ import { findRun, saveTableNote, tableNote } from './notes.ts';
 import type { KeyTexts } from './range-sql.ts';
 import { tablePair, type TablePair } from './ranges.ts';
 import { BY_KEY, closePair, openPair, type SidePair } from './sessions.ts';
+import { readForms } from './table-forms.ts';
 
 /** Differences of a table that are kept for the API. */
 const MAX_DIFFERENCES = 1_000;
@@ -71,15 +72,21 @@ export async function compareChanges(
   }
 }
 
-/** Tables that were read to the end while the present stream wrote its changes down. */
+/** Tables that were read to the end while the present stream wrote its changes down, and that no DDL has changed since. */
 export async function verifiedTables(scope: TaskScope, recode: boolean): Promise<Map<string, TablePair>> {
   const run = findRun(scope.checkpoints);
   if (!run) return new Map();
   const position = await streamPosition(scope);
   if (!position?.tracking || position.slotIncarnation !== run.slotIncarnation) return new Map();
-  const verified = schemaPlanOf(scope).tables.filter(
-    (plan) => tableNote(scope.checkpoints, relationKey(plan.source)).state === 'verified',
+  const { tables } = schemaPlanOf(scope);
+  const forms = await readForms(
+    scope.source,
+    tables.map(({ source }) => source),
   );
+  const verified = tables.filter(({ source }) => {
+    const { state, form } = tableNote(scope.checkpoints, relationKey(source));
+    return state === 'verified' && form !== undefined && form === forms.get(relationKey(source));
+  });
   return new Map(verified.map((plan) => [relationKey(plan.source), tablePair(plan, recode)]));
 }
 

@@ -18,6 +18,7 @@ import { findRun, isClean, isRead, repairsOf, saveRepair, saveTableNote, tableNo
 import { compareRange, tablePair, type TablePair } from './ranges.ts';
 import { repairTable } from './repair.ts';
 import { BY_KEY, closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
+import { readForms } from './table-forms.ts';
 
 /** Between looks at the keys that changed. */
 const CHECK_EVERY_MS = 500;
@@ -61,7 +62,10 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
       if (check === null && Date.now() >= nextCheckMs) {
         await dropOverflow(scope, checker);
         const recheck = Date.now() >= nextRecheckMs;
-        if (recheck) nextRecheckMs = Date.now() + RECHECK_EVERY_MS;
+        if (recheck) {
+          nextRecheckMs = Date.now() + RECHECK_EVERY_MS;
+          await readChangedTablesAgain(scope, checker, tables);
+        }
         check = await checker.begin(recheck);
       }
       if (check !== null && (await isApplied(scope, check))) {
@@ -142,6 +146,7 @@ async function readRange(scope: TaskScope, pair: SidePair, table: TablePair): Pr
     return;
   }
   const startedMs = Date.now();
+  const form = note.form ?? (await readForms(scope.source, [table.plan.source])).get(table.name);
   const { upTo, rows, keys } = await compareRange(pair, table, note.cursor);
   const { rows: lsns } = await pair.source.client.query<{ lsn: string }>(
     'select pg_current_wal_insert_lsn()::text as lsn',
@@ -150,6 +155,7 @@ async function readRange(scope: TaskScope, pair: SidePair, table: TablePair): Pr
   if (keys.length > 0) await replaceChanges(scope, [], new Map([[table.name, keys]]));
   const next: TableValidation = {
     ...note,
+    ...(form === undefined ? {} : { form }),
     state: upTo === null ? 'verified' : 'scanning',
     cursor: upTo,
     rows: note.rows + rows,
@@ -168,6 +174,22 @@ async function isApplied(scope: TaskScope, check: KeyCheck): Promise<boolean> {
   if (check.tables.length === 0) return true;
   const position = await streamPosition(scope);
   return position !== undefined && compareLsn(position.appliedLsn, check.lsn) >= 0;
+}
+
+/** What DDL has done to their rows is on no stream. */
+async function readChangedTablesAgain(
+  scope: TaskScope,
+  checker: KeyChecker,
+  tables: readonly TablePair[],
+): Promise<void> {
+  const forms = await readForms(
+    scope.source,
+    tables.map(({ plan }) => plan.source),
+  );
+  for (const { name } of tables) {
+    const { state, form } = tableNote(scope.checkpoints, name);
+    if (state !== 'pending' && form !== forms.get(name)) checker.readAgain(name);
+  }
 }
 
 async function dropOverflow(scope: TaskScope, checker: KeyChecker): Promise<void> {
