@@ -111,6 +111,7 @@ export async function armReverse(scope: TaskScope): Promise<void> {
   const note = findNote(scope);
   if (!scope.spec.options.reverse || !note) return;
   const reverse = reverseScope(scope, note);
+  saveSchemaPlan(reverse, reversePlan(schemaPlanOf(scope))); // with the columns that on_ddl has carried meanwhile
   await wayBack(async () => {
     await dropArmed(reverse);
     await ensurePublication(reverse);

@@ -4,7 +4,7 @@
 //   change                                     apply-additive                        ignore
 //   1 column added, nullable, no default       added on the target                   not carried from now on
 //   2 column added with a constant default     added, with the value that old rows   not carried from now on
-//                                              got; its real default comes at the end
+//                                              got; its real default, or none, comes at the end
 //   3 column added, and the table rewritten    pause: each old row has its own       not carried from now on
 //     (volatile default), generated, identity  value, and the stream has none of it
 //   4 value added to an enum                   added, in its place                   pause
@@ -238,7 +238,7 @@ async function applyAdditive(
     return rows.length === 0 ? table : { ...table, columns: [...table.columns, ...columns] };
   };
   const statements = additions.flatMap(({ target, source, row }): Omit<PlannedStatement, 'n'>[] =>
-    row.expression === null
+    row.expression === null && row.missing === null
       ? []
       : [
           {

@@ -202,3 +202,31 @@ test('a task that has paused at DDL goes on when on_ddl is changed', async () =>
   await expectEqualTables(pair.source, pair.target, pairs);
   await service.call('POST', `/migrations/${id}/unfence`);
 });
+
+test('a column that was carried comes back with a rollback, and its default goes where the source has dropped it', async () => {
+  const pair = await makePair({ source: 16, target: 18 });
+  const service = await startService({ dataDir: makeDataDir() });
+  const id = await begin(pair, service, { on_ddl: 'apply-additive', reverse: true });
+  await service.reaches(id, 'syncingWal');
+  await pair.source.query(
+    `alter table t add column n int not null default 5, add column o int default 6; alter table t alter column n drop default`,
+  );
+  await pair.source.query(`insert into t (id, n) values (7000, 1)`);
+  await waitFor(async () => (await rowsOf(pair.target, 'public.t')).some((row) => row.startsWith('(7000,')));
+  await cutOver(service, id);
+  await expectEqualTables(pair.source, pair.target, pairs);
+  await expect(pair.target.query('insert into t (id) values (9000)')).rejects.toThrow(
+    /null value in column "n"/,
+  );
+  await pair.target.query('insert into t (id, n) values (9001, 2); update t set n = 3, o = 4 where id = 1');
+  const back = `${id}_reverse`;
+  await cutOver(service, back);
+  await expectEqualTables(pair.source, pair.target, pairs);
+  expect((await rowsOf(pair.source, '(select n, o from public.t where id in (1, 9001))')).sort()).toEqual([
+    '(2,6)',
+    '(3,4)',
+  ]);
+  await service.call('POST', `/migrations/${id}/finish`);
+  await service.reaches(`${id}_forward_2`, 'completed');
+  await service.call('POST', `/migrations/${back}/unfence`);
+});
