@@ -1,5 +1,5 @@
 // The service's settings: environment first, flags over it. Every fault is reported at once, with the variable named.
-import { join } from 'node:path';
+import { isAbsolute, join } from 'node:path';
 import { MigrationError } from './model/errors.ts';
 import { parseSecretKey } from './runtime/secrets.ts';
 
@@ -16,6 +16,8 @@ export interface Config {
   readonly maxRunningTasks: number;
   readonly cleanupIntervalMs: number;
   readonly slotCheckIntervalMs: number;
+  /** Folder of the commands that hooks may name; null: none. */
+  readonly hooksDir: string | null;
   /** 32 bytes; null: the key file. */
   readonly secretKey: Buffer | null;
   /** Bearer token of the HTTP API; required for anything but loopback. */
@@ -81,6 +83,13 @@ export const settings = [
     fallback: '15s',
     help: 'how often the slots of paused and waiting tasks are looked at',
   },
+  {
+    variable: 'DTS_HOOKS_DIR',
+    flag: '--hooks-dir',
+    placeholder: '<folder>',
+    fallback: '',
+    help: 'folder of the programs that hooks may name as command; none: hooks are HTTP calls only',
+  },
 ] as const satisfies readonly Setting[];
 
 /** Settings that come from the environment only. */
@@ -115,7 +124,7 @@ export function parseConfig(given: Values): Config {
     return /^\d+$/.test(text) && value >= from && value <= to ? value : undefined;
   };
   const nonEmpty = (text: string): string | undefined => (text.trim() === '' ? undefined : text);
-  const [host, port, dataDir, logLevel, maxRunning, cleanup, slotCheck] = settings;
+  const [host, port, dataDir, logLevel, maxRunning, cleanup, slotCheck, hooksDir] = settings;
   const dataDirectory = read(dataDir.variable, dataDir.fallback, nonEmpty, 'a folder');
   const config: Config = {
     host: read(host.variable, host.fallback, nonEmpty, 'an address'),
@@ -146,6 +155,12 @@ export function parseConfig(given: Values): Config {
       slotCheck.fallback,
       parseDuration,
       'a duration from 100ms to 24h, such as 30s or 5m',
+    ),
+    hooksDir: read(
+      hooksDir.variable,
+      hooksDir.fallback,
+      (text) => (text === '' ? null : isAbsolute(text) ? text : undefined),
+      'an absolute path',
     ),
     secretKey: read(
       'DTS_SECRET_KEY',

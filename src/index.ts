@@ -7,6 +7,7 @@ import type { Service } from './model/service.ts';
 import type { Log } from './postgres/task-scope.ts';
 import { EventHub } from './runtime/event-hub.ts';
 import { makeFailpoint } from './runtime/failpoint.ts';
+import { HookFolder } from './runtime/hook-folder.ts';
 import { InspectHub } from './runtime/inspect-hub.ts';
 import { keyFromFile, SecretVault } from './runtime/secrets.ts';
 import { MigrationService } from './runtime/service.ts';
@@ -55,10 +56,12 @@ export function createService(
   const key = config.secretKey ?? keyFromFile(config.keyPath, log);
   const vault = new SecretVault(key, new TaskNotes(store));
   const hub = new EventHub();
+  const hookCommands = new HookFolder(config.hooksDir);
   const supervisor = new Supervisor({
     store,
     vault,
     hub,
+    hookCommands,
     log,
     failpoint: makeFailpoint(options.failpoint),
     maxRunningTasks: config.maxRunningTasks,
@@ -71,6 +74,7 @@ export function createService(
     hub,
     supervisor,
     inspection: new InspectHub(supervisor.manager),
+    hookCommands,
     log,
   });
   supervisor.start();

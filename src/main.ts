@@ -18,7 +18,10 @@ const serveCommand = program
   .command('serve')
   .description('run the service (HTTP API, inspector) until SIGTERM');
 for (const { flag, placeholder, variable, fallback, help } of settings) {
-  serveCommand.option(`${flag} ${placeholder}`, `${help} (environment: ${variable}; default: ${fallback})`);
+  serveCommand.option(
+    `${flag} ${placeholder}`,
+    `${help} (environment: ${variable}; default: ${fallback || 'none'})`,
+  );
 }
 serveCommand.addHelpText(
   'after',

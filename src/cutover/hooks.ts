@@ -1,16 +1,29 @@
-// Tells somebody else that the target is about to open, or has opened: a pooler to be repointed, an application to be
-// restarted. One POST with the certificate so far; secrets come from the service's environment or a file when the call is
-// made, and are kept nowhere. A kill may repeat the call: `idempotency-key` stays the same.
+// Tells somebody else that a side is about to open, or has opened: a pooler to be repointed, an application to be
+// restarted. One POST, or one command of the operator's, with the certificate so far; secrets come from the service's
+// environment or a file when the call is made, and are kept nowhere. A kill may repeat the call: the idempotency key
+// stays the same. A rollback is told, too: it opens the other side.
 import { readFile } from 'node:fs/promises';
-import { toSnake } from '../model/case.ts';
+import { snakeName, toSnake } from '../model/case.ts';
 import { MigrationError } from '../model/errors.ts';
 import type { Certificate } from '../model/certificate.ts';
+import { directionOf } from '../model/reverse.ts';
 import type { Hook, HookName } from '../model/task-options.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 
 /** Calls of `after_open`, which cannot be undone by failing. */
 const AFTER_OPEN_ATTEMPTS = 3;
 const BETWEEN_ATTEMPTS_MS = 1_000;
+
+interface Call {
+  readonly hook: Hook;
+  /** Of the hook with where it leads, for people. */
+  readonly title: string;
+  readonly timeoutMs: number;
+  /** JSON. */
+  readonly body: string;
+  readonly idempotencyKey: string;
+  readonly env: Readonly<Record<string, string>>;
+}
 
 /** Calls the hook where the task has it. Errors: `hook_failed`, `secret_unavailable`, `aborted`. */
 export async function callHook(
@@ -20,12 +33,14 @@ export async function callHook(
 ): Promise<void> {
   const hook = scope.spec.options.hooks[name];
   if (!hook) return;
+  const call = callOf(scope, hook, name, certificate);
   const headers = await headersOf(hook);
   const attempts = name === 'afterOpen' ? AFTER_OPEN_ATTEMPTS : 1;
   for (let attempt = 1; ; attempt++) {
     try {
-      scope.progress.setWaitingFor(`the hook ${name} at ${new URL(hook.url).host}`);
-      await post(scope, hook, name, headers, certificate);
+      scope.progress.setWaitingFor(`the hook ${call.title}`);
+      if (hook.command === undefined) await post(scope, call, headers);
+      else await run(scope, call, hook.command);
       return;
     } catch (error) {
       if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
@@ -37,39 +52,74 @@ export async function callHook(
   }
 }
 
-async function post(
-  scope: TaskScope,
-  hook: Hook,
-  name: HookName,
-  headers: Readonly<Record<string, string>>,
-  certificate: Partial<Certificate>,
-): Promise<void> {
-  const { host } = new URL(hook.url);
-  const failed = (what: string, cause?: unknown): MigrationError =>
-    new MigrationError('hook_failed', `the hook ${name} at ${host} ${what}`, {
-      hint: 'look into what answers there; the cutover can be requested again',
-      details: { hook: name, host },
-      ...(cause === undefined ? {} : { cause }),
-    });
+function callOf(scope: TaskScope, hook: Hook, name: HookName, certificate: Partial<Certificate>): Call {
+  const { taskId, incarnation, spec } = scope;
+  const { host, port, dbname } = spec.targetDb;
+  const direction = directionOf(spec);
+  const idempotencyKey = `${incarnation}/${certificate.fenceLsn ?? ''}/${name}`;
+  const moment = snakeName(name);
+  const where =
+    hook.command === undefined ? `at ${new URL(hook.url ?? '').host}` : `(command ${hook.command})`;
+  return {
+    hook,
+    title: `${moment} ${where}`,
+    timeoutMs: hook.timeoutMs,
+    body: JSON.stringify(
+      toSnake({ hook: moment, taskId, direction, opens: { host, port, dbname }, certificate }),
+    ),
+    idempotencyKey,
+    env: {
+      DTS_HOOK: moment,
+      DTS_TASK_ID: taskId,
+      DTS_DIRECTION: direction,
+      DTS_OPENS_HOST: host,
+      DTS_OPENS_PORT: String(port),
+      DTS_OPENS_DBNAME: dbname,
+      DTS_IDEMPOTENCY_KEY: idempotencyKey,
+    },
+  };
+}
+
+function failed({ title }: Call, what: string, hint: string, cause?: unknown): MigrationError {
+  return new MigrationError('hook_failed', `the hook ${title} ${what}`, {
+    hint: `${hint}; the cutover can be requested again`,
+    details: { hook: title },
+    ...(cause === undefined ? {} : { cause }),
+  });
+}
+
+async function run(scope: TaskScope, call: Call, command: string): Promise<void> {
+  const { timeoutMs } = call;
+  try {
+    await scope.hookCommands.run(command, call.body, call.env, { timeoutMs, signal: scope.signal });
+  } catch (error) {
+    const said = error instanceof Error ? error.message : String(error);
+    throw failed(call, said, 'look into what the command does', error);
+  }
+}
+
+async function post(scope: TaskScope, call: Call, headers: Readonly<Record<string, string>>): Promise<void> {
+  const hint = 'look into what answers there';
   let response: Response;
   try {
-    response = await fetch(hook.url, {
+    response = await fetch(call.hook.url ?? '', {
       method: 'POST',
       redirect: 'error',
-      headers: {
-        'content-type': 'application/json',
-        'idempotency-key': `${scope.incarnation}/${certificate.fenceLsn ?? ''}/${name}`,
-        ...headers,
-      },
-      body: JSON.stringify(toSnake({ hook: name, taskId: scope.taskId, certificate })),
-      signal: AbortSignal.any([scope.signal, AbortSignal.timeout(hook.timeoutMs)]),
+      headers: { 'content-type': 'application/json', 'idempotency-key': call.idempotencyKey, ...headers },
+      body: call.body,
+      signal: AbortSignal.any([scope.signal, AbortSignal.timeout(call.timeoutMs)]),
     });
     await response.body?.cancel();
   } catch (error) {
     const late = error instanceof Error && error.name === 'TimeoutError';
-    throw failed(late ? `did not answer within ${hook.timeoutMs} ms` : 'cannot be reached', error);
+    throw failed(
+      call,
+      late ? `did not answer within ${call.timeoutMs} ms` : 'cannot be reached',
+      hint,
+      error,
+    );
   }
-  if (!response.ok) throw failed(`answered ${response.status}`);
+  if (!response.ok) throw failed(call, `answered ${response.status}`, hint);
 }
 
 async function headersOf(hook: Hook): Promise<Record<string, string>> {

@@ -60,6 +60,7 @@ function turned(
     target: scope.source,
     checkpoints: prefixed(scope.checkpoints, prefix),
     progress: scope.progress,
+    hookCommands: scope.hookCommands,
     log: scope.log,
     signal: scope.signal,
     failpoint: (name) => {

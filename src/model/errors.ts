@@ -62,7 +62,10 @@ export const errorCodes = {
     'transient',
     'a pause, restart or error ended the cutover; writes were allowed again',
   ],
-  hook_failed: ['transient', 'a hook of the cutover cannot be reached or did not answer with 2xx'],
+  hook_failed: [
+    'transient',
+    'a hook of the cutover failed: not reached, not answered with 2xx, exit code not 0, or too late',
+  ],
   fence_failed: ['operator', 'the write fence could not be installed or armed'],
   replica_identity_in_use: [
     'operator',

@@ -33,18 +33,35 @@ const header = z
     'give one of env, file: values of headers are not stored',
   );
 
-const hook = z.strictObject({
-  url: z.string().superRefine((value, context) => {
-    const fail = (message: string): void => context.addIssue({ code: 'custom', message });
-    if (!URL.canParse(value)) return fail('is not a valid URL');
-    const { protocol, username, password } = new URL(value);
-    if (protocol !== 'http:' && protocol !== 'https:') fail('must be an http or https URL');
-    else if (username !== '' || password !== '')
-      fail('must not hold a password; give a header by env or file');
-  }),
-  timeoutMs: milliseconds.default(10_000),
-  headers: z.array(header).max(20).default([]),
+const hookUrl = z.string().superRefine((value, context) => {
+  const fail = (message: string): void => context.addIssue({ code: 'custom', message });
+  if (!URL.canParse(value)) return fail('is not a valid URL');
+  const { protocol, username, password } = new URL(value);
+  if (protocol !== 'http:' && protocol !== 'https:') fail('must be an http or https URL');
+  else if (username !== '' || password !== '') fail('must not hold a password; give a header by env or file');
 });
+
+const hook = z
+  .strictObject({
+    url: hookUrl.optional(),
+    command: z
+      .string()
+      .regex(
+        /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$/,
+        'must be the bare name of a file in the hooks folder of the service: no path, no arguments',
+      )
+      .optional(),
+    timeoutMs: milliseconds.default(10_000),
+    headers: z.array(header).max(20).default([]),
+  })
+  .refine(({ url, command }) => (url === undefined) !== (command === undefined), {
+    path: ['url'],
+    message: 'give one of url, command',
+  })
+  .refine(({ command, headers }) => command === undefined || headers.length === 0, {
+    path: ['headers'],
+    message: 'belong to a url, a command has none',
+  });
 
 export const bytesPerSecond = z.int().min(64 * 1024);
 export const lagBytes = z.int().min(1024 * 1024);

@@ -50,7 +50,12 @@ export function nextLegId(taskId: string, { origin }: Pick<TaskSpec, 'origin'>):
   return legId(origin?.firstTaskId ?? taskId, (origin?.leg ?? 1) + 1);
 }
 
-/** Endpoints swapped; the tables stand on both sides; a person asks for the cutover, and no hook is called. */
+/** Which way a cutover leads: `reverse` is a rollback. */
+export function directionOf({ origin }: Pick<TaskSpec, 'origin'>): 'forward' | 'reverse' {
+  return (origin?.leg ?? 1) % 2 === 0 ? 'reverse' : 'forward';
+}
+
+/** Endpoints swapped; the tables stand on both sides; a person asks for the cutover. Hooks are called on either way. */
 export function reverseSpec(taskId: string, incarnation: string, spec: TaskSpec): TaskSpec {
   return {
     ...spec,
@@ -67,7 +72,6 @@ export function reverseSpec(taskId: string, incarnation: string, spec: TaskSpec)
       cutover: 'manual',
       schema: 'existing',
       largeObjects: false,
-      hooks: { beforeOpen: null, afterOpen: null },
     },
   };
 }

@@ -1,9 +1,12 @@
 // Everything that a create request may choose, with its defaults filled in (model/request-options.ts has them).
 
-/** An HTTP call at a moment of the cutover. Values of headers are read when it is made and stored nowhere. */
+/** At a moment of the cutover: an HTTP call to `url`, or a `command` of the service's hooks folder; exactly one of them. */
 export interface Hook {
-  readonly url: string;
+  readonly url?: string | undefined;
+  /** A file name. */
+  readonly command?: string | undefined;
   readonly timeoutMs: number;
+  /** Of the call. Values are read when it is made and stored nowhere. */
   readonly headers: readonly {
     readonly name: string;
     /** A variable of the service. */

@@ -35,6 +35,24 @@ export interface Log {
   error(fields: object, message: string): void;
 }
 
+/** Programs that the operator lets the service run. */
+export interface HookCommands {
+  /** The operator lets it run none. */
+  readonly isOff: boolean;
+  /** Why `command` cannot be run, and the remedy; null when it can. */
+  faultOf(command: string): Promise<{ readonly fault: string; readonly remedy: string } | null>;
+  /**
+   * Runs it with `input` on its standard input and nothing of our environment but `env`. It is killed, with all that it
+   * has started, after `timeoutMs` and when the signal aborts. Throws what went wrong in words that fit behind its name.
+   */
+  run(
+    command: string,
+    input: string,
+    env: Readonly<Record<string, string>>,
+    options: { readonly timeoutMs: number; readonly signal: AbortSignal },
+  ): Promise<void>;
+}
+
 export interface TaskScope {
   readonly taskId: string;
   /** Unique per created task, so that leftovers of a deleted task of the same id are recognised as strangers. */
@@ -44,6 +62,7 @@ export interface TaskScope {
   readonly target: Side;
   readonly checkpoints: Checkpoints;
   readonly progress: ProgressPort;
+  readonly hookCommands: HookCommands;
   readonly log: Log;
   /** Aborted on pause, cancel, deadline and shutdown. Check it in loops; hand it to sessions. */
   readonly signal: AbortSignal;

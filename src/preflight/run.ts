@@ -22,6 +22,7 @@ import {
 } from './capacity.ts';
 import { assessConnection } from './connection.ts';
 import { assessDatabasePrivileges, readDatabasePrivileges } from './database-privileges.ts';
+import { checkHookCommands } from './hook-commands.ts';
 import { assessReadOnly, assessRolesPast, readReadOnly } from './read-only.ts';
 import { assessReplicationConnection, readOurAddress, tryReplication } from './replication-connection.ts';
 import { assessReplicationRole, readRole } from './replication-role.ts';
@@ -71,7 +72,7 @@ export async function runPreflight(
       checkTables(scope, ask, source, target.major, findings.both),
     );
   }
-  return [...findings.source, ...findings.target, ...findings.both];
+  return [...findings.source, ...findings.target, ...findings.both, ...(await checkHookCommands(scope))];
 }
 
 /** Runs checks on a session of their own; an error becomes a finding, and null is answered. */

@@ -43,6 +43,7 @@ import {
   findSchemaPlan,
   schemaPlanOf,
   schemaViewOf,
+  type HookCommands,
   type Log,
   type TaskScope,
   type Checkpoints,
@@ -67,6 +68,7 @@ export interface ServiceParts {
   readonly hub: EventHub;
   readonly supervisor: Supervisor;
   readonly inspection: Inspection;
+  readonly hookCommands: HookCommands;
   readonly log: Log;
 }
 
@@ -109,6 +111,18 @@ function withoutRepeats(findings: readonly Finding[]): Finding[] {
   return [...byKey.values()];
 }
 
+/** Throws `invalid_request` for hooks that the service has no folder for. */
+function refuseCommands({ options: { hooks } }: TaskSpec): void {
+  const faults = (['beforeOpen', 'afterOpen'] as const)
+    .filter((name) => hooks[name]?.command !== undefined)
+    .map((name) => ({
+      field: `options.hooks.${name}.command`,
+      message:
+        'this service runs no commands: its operator sets DTS_HOOKS_DIR (--hooks-dir) to the folder that they lie in, or give a url',
+    }));
+  if (faults.length > 0) throw invalidRequest(faults);
+}
+
 export class MigrationService implements Service {
   readonly #parts: ServiceParts;
   readonly #supervisor: Supervisor;
@@ -128,6 +142,7 @@ export class MigrationService implements Service {
 
   async createTask(request: TaskRequest): Promise<{ readonly task: TaskView; readonly created: boolean }> {
     const { id = `m${randomBytes(6).toString('hex')}`, spec, secrets } = parseRequest(request);
+    if (this.#parts.hookCommands.isOff) refuseCommands(spec);
     const { store, vault, hub } = this.#parts;
     const bodyHash = vault.fingerprint({ spec, secrets });
     const known = this.#supervisor.tasks.find(id);
@@ -462,6 +477,7 @@ export class MigrationService implements Service {
 
   async preflight(request: TaskRequest): Promise<readonly Finding[]> {
     const { id = `preflight_${randomBytes(4).toString('hex')}`, spec, secrets } = parseRequest(request);
+    if (this.#parts.hookCommands.isOff) refuseCommands(spec);
     const endpoints = { source: spec.sourceDb, target: spec.targetDb };
     const connections = new TaskConnections(id, endpoints, async (role) => ({
       ...secrets[role],
@@ -483,6 +499,7 @@ export class MigrationService implements Service {
         setValidationClean: ignore,
         setWaitingFor: ignore,
       },
+      hookCommands: this.#parts.hookCommands,
       log: this.#parts.log,
       signal: controller.signal,
       failpoint: ignore,

@@ -14,7 +14,7 @@ import type { Failpoint } from '../model/failpoints.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskStates, type TaskState } from '../model/task-state.ts';
 import type { OptionsPatch } from '../model/request-changes.ts';
-import type { Log, TaskScope } from '../postgres/task-scope.ts';
+import type { HookCommands, Log, TaskScope } from '../postgres/task-scope.ts';
 import type { AdditionRequest } from '../schema/addition.ts';
 import { cleanUp } from '../cutover/clean-up.ts';
 import { allowWrites } from '../cutover/fence.ts';
@@ -52,6 +52,7 @@ export interface SupervisorOptions {
   readonly store: Store;
   readonly vault: SecretVault;
   readonly hub: EventHub;
+  readonly hookCommands: HookCommands;
   readonly log: Log;
   readonly failpoint: (name: Failpoint) => void;
   readonly maxRunningTasks: number;

@@ -7,7 +7,7 @@ import type { Failpoint } from '../model/failpoints.ts';
 import { legNotes } from '../model/reverse.ts';
 import type { TaskSpec } from '../model/task.ts';
 import { TaskConnections } from '../postgres/task-connections.ts';
-import type { Log, TaskScope } from '../postgres/task-scope.ts';
+import type { HookCommands, Log, TaskScope } from '../postgres/task-scope.ts';
 import type { EventHub } from './event-hub.ts';
 import type { SecretVault } from './secrets.ts';
 import { TaskTelemetry } from './telemetry.ts';
@@ -16,6 +16,7 @@ export interface TaskResourcesOptions {
   readonly notes: TaskNotes;
   readonly vault: SecretVault;
   readonly hub: EventHub;
+  readonly hookCommands: HookCommands;
   readonly log: Log;
   readonly failpoint: (name: Failpoint) => void;
   readonly isLive: (taskId: string) => boolean;
@@ -53,6 +54,7 @@ export class TaskResources {
         delete: (key) => notes.deleteCheckpoint(row.id, key),
       },
       progress: this.telemetryOf(row.id),
+      hookCommands: this.#options.hookCommands,
       log: scopedLog(log, row.id),
       signal,
       failpoint,

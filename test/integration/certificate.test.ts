@@ -139,7 +139,8 @@ test('the certificate has whole digests of the moment of opening, although the a
   expect(written.calls).toHaveLength(1);
   expect(written.calls[0]?.headers).toMatchObject({ authorization: 'secret of the hook' });
   expect(written.calls[0]?.body).toMatchObject({
-    hook: 'afterOpen',
+    hook: 'after_open',
+    direction: 'forward',
     task_id: scope.taskId,
     certificate: { fence: 'triggers', fence_lsn: certificate.fenceLsn, equal: true },
   });
@@ -205,7 +206,7 @@ test('a failing before_open lifts the fence and changes nothing, a failing after
   await fenced(told);
   const error = await errorOf(prepareTarget(told));
   expect([error.code, error.kind]).toEqual(['hook_failed', 'transient']); // un-fences, and the stream goes on
-  expect(endpoint.calls.map(({ body }) => body.hook)).toEqual(['beforeOpen']);
+  expect(endpoint.calls.map(({ body }) => body.hook)).toEqual(['before_open']);
   status = 200;
   await prepareTarget(told);
   status = 500;
@@ -213,11 +214,11 @@ test('a failing before_open lifts the fence and changes nothing, a failing after
   const { certificate } = await settle(told, holdSnapshots);
   expect(certificate.afterOpen).toMatchObject({ code: 'hook_failed' });
   expect(endpoint.calls.map(({ body }) => body.hook)).toEqual([
-    'beforeOpen',
-    'beforeOpen',
-    'afterOpen',
-    'afterOpen',
-    'afterOpen',
+    'before_open',
+    'before_open',
+    'after_open',
+    'after_open',
+    'after_open',
   ]);
   const keys = new Set(endpoint.calls.map(({ headers }) => headers['idempotency-key']));
   expect(keys.size).toBe(2); // one a hook

@@ -4,6 +4,7 @@ import { onTestFinished } from 'vitest';
 import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
 import type { SyncStatus, TableProgress } from '../../src/model/progress.ts';
 import { TaskConnections } from '../../src/postgres/task-connections.ts';
+import { HookFolder } from '../../src/runtime/hook-folder.ts';
 import type { TaskScope } from '../../src/postgres/task-scope.ts';
 import type { DatabasePair } from './databases.ts';
 
@@ -76,6 +77,7 @@ export function makeScope(
       setValidationClean: (clean: boolean) => void cleans.push(clean),
       setWaitingFor: (reason: string | null) => void waits.push(reason),
     },
+    hookCommands: new HookFolder(null),
     log: { debug: silent, info: silent, warn: silent, error: silent },
     signal: controller.signal,
     failpoint: (name: string) => void failpointsHit.push(name),

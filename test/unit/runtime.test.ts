@@ -35,6 +35,7 @@ describe('settings', () => {
       DTS_MAX_RUNNING_TASKS: '0',
       DTS_CLEANUP_INTERVAL: '5',
       DTS_SLOT_CHECK_INTERVAL: '1ms',
+      DTS_HOOKS_DIR: 'hooks',
       DTS_SECRET_KEY: 'hunter2',
       DTS_TOKEN: 'short',
     };
@@ -57,6 +58,7 @@ describe('settings', () => {
       maxRunningTasks: 16,
       cleanupIntervalMs: 300_000,
       slotCheckIntervalMs: 15_000,
+      hooksDir: null,
       token: null,
     });
   });

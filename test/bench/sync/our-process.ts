@@ -11,6 +11,7 @@ import { markCopyComplete } from '../../../src/postgres/copy-state.ts';
 import { ensurePublication } from '../../../src/postgres/publication.ts';
 import { ensureSlot } from '../../../src/postgres/slot.ts';
 import { saveSchemaPlan, type TaskScope } from '../../../src/postgres/task-scope.ts';
+import { HookFolder } from '../../../src/runtime/hook-folder.ts';
 import { runStream } from '../../../src/sync/stream.ts';
 
 const [, , sourceDb = '', targetDb = ''] = process.argv;
@@ -44,6 +45,7 @@ const scope: TaskScope = {
     setWaitingFor: ignore,
     setValidationClean: ignore,
   },
+  hookCommands: new HookFolder(null),
   log: { debug: ignore, info: tell, warn: tell, error: tell },
   signal: controller.signal,
   failpoint: ignore,
