@@ -189,7 +189,7 @@ export class MigrationService implements Service {
   }
 
   async startTask(id: string, signal?: AbortSignal): Promise<CommandResult> {
-    const { state } = this.#supervisor.row(id);
+    const { state } = this.#supervisor.work.row(id);
     if (isEnded(state))
       throw new MigrationError('task_ended', `task ${id} is ${state}`, { details: { state } });
     if (state !== 'created' && state !== 'paused') {
@@ -223,7 +223,7 @@ export class MigrationService implements Service {
   }
 
   async rollback(id: string): Promise<CommandResult> {
-    const { state } = this.#supervisor.row(id);
+    const { state } = this.#supervisor.work.row(id);
     const reverse = reverseTaskOf(this.#supervisor.notes, id);
     if (reverse !== null && this.#supervisor.tasks.find(reverse)) return this.cutover(reverse);
     throw new MigrationError(
@@ -231,7 +231,7 @@ export class MigrationService implements Service {
       `task ${id} (${state}) has no cutover that can be rolled back`,
       {
         hint: 'only that of a completed task with options.reverse, while its reverse_task is there',
-        details: { state, allowed: this.#view(this.#supervisor.row(id)).allowedCommands },
+        details: { state, allowed: this.#view(this.#supervisor.work.row(id)).allowedCommands },
       },
     );
   }
@@ -248,7 +248,7 @@ export class MigrationService implements Service {
 
   /** The task itself, or the last of those that its cutover led to. */
   #lastLeg(id: string): TaskRow {
-    const row = this.#supervisor.row(id);
+    const row = this.#supervisor.work.row(id);
     const next = reverseTaskOf(this.#supervisor.notes, id);
     return next !== null && this.#supervisor.tasks.find(next) ? this.#lastLeg(next) : row;
   }
@@ -269,13 +269,13 @@ export class MigrationService implements Service {
 
   async forecastCutover(id: string): Promise<CutoverForecast> {
     this.#requireSyncing(id, 'a cutover cannot be forecast');
-    return this.#supervisor.withScope(id, 'forecastCutover', async (scope) =>
+    return this.#supervisor.work.withScope(id, 'forecastCutover', async (scope) =>
       forecastCutover(scope, await forecastComparison(scope)),
     );
   }
 
   #requireSyncing(id: string, what: string): void {
-    const row = this.#supervisor.row(id);
+    const row = this.#supervisor.work.row(id);
     if (row.state === 'syncingWal') return;
     throw new MigrationError('event_not_accepted', `${what} in state ${row.state}`, {
       hint: 'wait until the task is in state syncingWal',
@@ -293,11 +293,11 @@ export class MigrationService implements Service {
   }
 
   async changeOptions(id: string, patch: OptionsPatch): Promise<TaskView> {
-    const { state } = this.#supervisor.row(id);
+    const { state } = this.#supervisor.work.row(id);
     const valid = parseOptionsPatch(patch);
     if (isEnded(state))
       throw new MigrationError('task_ended', `task ${id} is ${state}`, { details: { state } });
-    this.#supervisor.setOptions(id, valid);
+    this.#supervisor.work.setOptions(id, valid);
     return this.getTask(id);
   }
 
@@ -322,14 +322,14 @@ export class MigrationService implements Service {
 
   async addTables(id: string, request: TablesAddition): Promise<CommandResult> {
     this.#requireSyncing(id, 'tables cannot be added');
-    const { spec } = this.#supervisor.row(id);
+    const { spec } = this.#supervisor.work.row(id);
     if (spec.origin)
       throw new MigrationError('event_not_accepted', `tables cannot be added to the reverse task ${id}`, {
         hint: `start a migration of their own, or roll back and add them to the task that leads forward again`,
-        details: { state: 'syncingWal', allowed: this.#view(this.#supervisor.row(id)).allowedCommands },
+        details: { state: 'syncingWal', allowed: this.#view(this.#supervisor.work.row(id)).allowedCommands },
       });
     const { add } = parseTablesAddition(request);
-    const { tables, findings } = await this.#supervisor.withScope(id, 'addTables', async (scope) => {
+    const { tables, findings } = await this.#supervisor.work.withScope(id, 'addTables', async (scope) => {
       const plan = schemaPlanOf(scope);
       const names = await resolveAddition(scope, plan, add);
       const found = await runPreflight(scopeWith(scope, plan, names), keysOf(plan));
@@ -354,7 +354,7 @@ export class MigrationService implements Service {
   }
 
   async repairTask(id: string, request: RepairRequest): Promise<RepairView> {
-    const row = this.#supervisor.row(id);
+    const row = this.#supervisor.work.row(id);
     const checkpoints = this.#checkpointsOf(id);
     if (row.state !== 'syncingWal' || findRun(checkpoints) === undefined)
       throw new MigrationError('event_not_accepted', `task ${id} (${row.state}) has no online validation`, {
@@ -377,7 +377,7 @@ export class MigrationService implements Service {
   }
 
   async getValidation(id: string): Promise<ValidationView> {
-    this.#supervisor.row(id);
+    this.#supervisor.work.row(id);
     const checkpoints = this.#checkpointsOf(id);
     return validationView(checkpoints, findSchemaPlan({ checkpoints }));
   }
@@ -391,7 +391,7 @@ export class MigrationService implements Service {
   }
 
   async unfenceTask(id: string): Promise<CommandResult> {
-    const row = this.#supervisor.row(id);
+    const row = this.#supervisor.work.row(id);
     if (!isEnded(row.state)) {
       throw new MigrationError(
         'event_not_accepted',
@@ -404,14 +404,14 @@ export class MigrationService implements Service {
     }
     this.#refuseWhileReversed(id);
     if (!writeStopOf(this.#supervisor.notes, id).fenced) return { task: this.#view(row), changed: false };
-    await this.#supervisor.withScope(id, 'liftFence', (scope) => liftFence(scope));
+    await this.#supervisor.work.withScope(id, 'liftFence', (scope) => liftFence(scope));
     this.#supervisor.tasks.recordCleanup(id, 'UNFENCED', row.cleanupPending);
     this.#parts.hub.journalGrew();
     return { task: await this.getTask(id), changed: true };
   }
 
   async deleteTask(id: string, options: { readonly force?: boolean } = {}): Promise<void> {
-    const row = this.#supervisor.row(id);
+    const row = this.#supervisor.work.row(id);
     if (!isEnded(row.state) && row.state !== 'created') {
       throw new MigrationError('task_live', `task ${id} has not ended (${row.state})`, {
         hint: 'cancel it first',
@@ -438,7 +438,7 @@ export class MigrationService implements Service {
   }
 
   async getTask(id: string): Promise<TaskView> {
-    return this.#view(this.#supervisor.row(id));
+    return this.#view(this.#supervisor.work.row(id));
   }
 
   async listTasks(
@@ -466,12 +466,12 @@ export class MigrationService implements Service {
   }
 
   async getTables(id: string): Promise<readonly TableProgress[]> {
-    this.#supervisor.row(id);
-    return this.#supervisor.telemetryOf(id).tables;
+    this.#supervisor.work.row(id);
+    return this.#supervisor.work.telemetryOf(id).tables;
   }
 
   async getSchema(id: string): Promise<SchemaView> {
-    this.#supervisor.row(id);
+    this.#supervisor.work.row(id);
     return schemaViewOf((key) => this.#supervisor.notes.checkpoint(id, key));
   }
 
@@ -521,7 +521,7 @@ export class MigrationService implements Service {
     readonly signal: AbortSignal;
   }): AsyncIterable<TaskEvent> {
     const { id, signal } = options;
-    if (id !== undefined) this.#supervisor.row(id);
+    if (id !== undefined) this.#supervisor.work.row(id);
     const reader = this.#parts.hub.subscribe();
     const close = (): void => reader.close();
     signal.addEventListener('abort', close, { once: true });
@@ -564,7 +564,7 @@ export class MigrationService implements Service {
   }
 
   #command(id: string, command: TaskCommand): CommandResult {
-    const row = this.#supervisor.row(id);
+    const row = this.#supervisor.work.row(id);
     const requested =
       command.type === 'CUTOVER' &&
       row.state === 'syncingWal' &&
@@ -572,12 +572,12 @@ export class MigrationService implements Service {
     if (requested || alreadyHolds[command.type].includes(row.state))
       return { task: this.#view(row), changed: false };
     this.#supervisor.command(id, command);
-    return { task: this.#view(this.#supervisor.row(id)), changed: true };
+    return { task: this.#view(this.#supervisor.work.row(id)), changed: true };
   }
 
   #view(row: TaskRow): TaskView {
     const supervisor = this.#supervisor;
-    const detail = supervisor.telemetryOf(row.id).snapshot();
-    return taskView(row, detail, supervisor.connectionCountOf(row.id), supervisor.notes);
+    const detail = supervisor.work.telemetryOf(row.id).snapshot();
+    return taskView(row, detail, supervisor.work.connectionCountOf(row.id), supervisor.notes);
   }
 }

@@ -1,5 +1,5 @@
-// The manager actor with its hands: spawns and rests task actors, owns every task's connections and figures, restores
-// after a start, cleans up periodically. The statecharts decide; this file only does what they ask for.
+// The manager actor with its hands: spawns and rests task actors, delivers commands, commits transitions, restores after a
+// start. The statecharts decide; this file only does what they ask for. Connections and figures are task-work.ts's.
 import { createActor, transition, type ActorRefFrom } from 'xstate';
 import type { Store } from '../../db/open.ts';
 import { TaskNotes } from '../../db/notes.ts';
@@ -8,43 +8,30 @@ import { managerMachine, timers } from '../../machines/manager.ts';
 import type { TaskCommand, TaskMachineEvent } from '../../machines/task-context.ts';
 import { taskStateOf } from '../../machines/task-state.ts';
 import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
-import type { RecopyRequest } from '../copy/recopy.ts';
 import { asMigrationError, isStoreFailure, MigrationError, type ErrorReport } from '../model/errors.ts';
 import type { Failpoint } from '../model/failpoints.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskStates, type TaskState } from '../model/task-state.ts';
-import type { OptionsPatch } from '../model/request-changes.ts';
-import type { HookCommands, Log, TaskScope } from '../postgres/task-scope.ts';
-import type { AdditionRequest } from '../schema/addition.ts';
-import { cleanUp } from '../cutover/clean-up.ts';
+import type { HookCommands, Log } from '../postgres/task-scope.ts';
 import { allowWrites } from '../cutover/fence.ts';
-import { settle } from '../cutover/settle.ts';
-import { compareSchema } from '../schema/compare.ts';
-import { holdSnapshots } from '../validate/snapshots.ts';
-import { taskActors, type ActivityHost } from './activities.ts';
-import { ActivityRunner } from './activity-runner.ts';
+import { taskActors } from './activities.ts';
 import { deadline } from './deadline.ts';
 import { durable, toJson } from './durable.ts';
-import { settleLegs } from './legs.ts';
 import type { EventHub } from './event-hub.ts';
+import { goesForward, Leftovers } from './leftovers.ts';
 import { persistedSnapshotOf } from './restore.ts';
 import type { SecretVault } from './secrets.ts';
-import { lookAtSlot, needsWatch, watchedStates } from './slot-watch.ts';
-import { TaskResources } from './task-resources.ts';
-import { progressPercent, type TaskTelemetry } from './telemetry.ts';
+import { SlotWatcher } from './slot-watcher.ts';
+import { TaskWork } from './task-work.ts';
+import { progressPercent } from './telemetry.ts';
 import { acceptedCommands, restingSnapshot, type TaskSnapshot } from './view.ts';
 
-const ENDED: readonly TaskState[] = taskStates.filter(isEnded);
 /** States whose rows never have an actor; `paused` may still be releasing and is looked at one by one. */
-const ACTORLESS: ReadonlySet<TaskState> = new Set([...ENDED, 'created', 'queued']);
+const ACTORLESS: ReadonlySet<TaskState> = new Set([...taskStates.filter(isEnded), 'created', 'queued']);
 /** States in which the source may be refusing writes for a cutover. */
 const FENCED: ReadonlySet<TaskState> = new Set(['stoppingWrites', 'validating', 'finalizing']);
 /** Before a task whose commit failed (our own disk is full) is spawned again from its row. */
 const RESPAWN_DELAY_MS = 5_000;
-/** Slots of tasks at rest that are looked at at the same time. */
-const WATCHED_AT_ONCE = 4;
-/** Actors and connections have this long to end when the service stops; the rest is cut. */
-const STOP_TIMEOUT_MS = 3_000;
 
 type TaskActor = ActorRefFrom<typeof taskMachine>;
 
@@ -60,33 +47,51 @@ export interface SupervisorOptions {
   readonly slotCheckIntervalMs: number;
 }
 
-export class Supervisor implements TaskManager, ActivityHost {
+export class Supervisor implements TaskManager {
   readonly tasks: TaskStore;
   readonly notes: TaskNotes;
-  readonly runner: ActivityRunner;
+  readonly work: TaskWork;
   readonly #options: SupervisorOptions;
-  readonly #resources: TaskResources;
-  readonly #cleaning = new Set<string>();
+  readonly #leftovers: Leftovers;
+  readonly #slots: SlotWatcher;
   readonly #respawns = new Set<NodeJS.Timeout>();
   readonly #manager;
   #stopping = false;
-  #watching = false;
 
   constructor(options: SupervisorOptions) {
     this.#options = options;
     this.tasks = new TaskStore(options.store);
     this.notes = new TaskNotes(options.store);
-    this.#resources = new TaskResources({
+    const { tasks, notes } = this;
+    const tell = (taskId: string, event: TaskMachineEvent): void => this.actorOf(taskId)?.send(event);
+    const work = new TaskWork({
       ...options,
-      notes: this.notes,
+      tasks,
+      notes,
       isLive: (taskId) => this.actorOf(taskId) !== undefined,
-      partDone: (taskId) => this.#tell(taskId, { type: 'PART_DONE' }),
+      partDone: (taskId) => tell(taskId, { type: 'PART_DONE' }),
       validated: (taskId, clean) =>
-        this.#tell(taskId, { type: clean ? 'VALIDATION_CLEAN' : 'VALIDATION_NOT_CLEAN' }),
+        tell(taskId, { type: clean ? 'VALIDATION_CLEAN' : 'VALIDATION_NOT_CLEAN' }),
+      queued: () => this.#admit(),
     });
-    this.runner = new ActivityRunner(options.log, (taskId) => this.releaseConnections(taskId));
-    const task = durable(taskMachine.provide({ actors: { ...taskActors(this), deadline } }), {
-      load: (taskId) => persistedSnapshotOf(this.row(taskId)),
+    this.work = work;
+    this.#leftovers = new Leftovers({
+      ...options,
+      tasks,
+      work,
+      liveIds: () => this.#liveIds(),
+      removeTask: (taskId) => this.removeTask(taskId),
+    });
+    this.#slots = new SlotWatcher({
+      ...options,
+      tasks,
+      notes,
+      work,
+      isStopping: () => this.#stopping,
+      slotLost: (taskId, error) => this.#slotLost(taskId, error),
+    });
+    const task = durable(taskMachine.provide({ actors: { ...taskActors(work), deadline } }), {
+      load: (taskId) => persistedSnapshotOf(this.work.row(taskId)),
       commit: (taskId, event, next, persisted) => this.#commit(taskId, event, next, toJson(persisted)),
       committed: (taskId, next) => this.#committed(taskId, next),
     });
@@ -96,8 +101,8 @@ export class Supervisor implements TaskManager, ActivityHost {
         actions: {
           taskLeft: (_, { taskId }) => this.#taskLeft(taskId),
           taskCrashed: (_, { taskId, error }) => this.#taskCrashed(taskId, error),
-          cleanUpEnded: () => void this.cleanupCompletedTasks(),
-          watchSlots: () => void this.#watchSlots(),
+          cleanUpEnded: () => void this.#leftovers.cleanUpAll(),
+          watchSlots: () => void this.#slots.round(),
         },
       }),
       { id: 'manager', input: options },
@@ -109,7 +114,7 @@ export class Supervisor implements TaskManager, ActivityHost {
     this.#manager.start();
     const working = taskStates.filter((state) => !ACTORLESS.has(state));
     for (const id of this.tasks.idsIn(working)) {
-      if (this.#isDormant(this.row(id))) continue;
+      if (this.#isDormant(this.work.row(id))) continue;
       this.#options.log.info({ taskId: id }, 'task restored');
       this.#spawn(id)?.send({ type: 'RESTORED' });
     }
@@ -122,17 +127,10 @@ export class Supervisor implements TaskManager, ActivityHost {
 
   // ---- rows and commands
 
-  /** Throws `task_not_found`. */
-  row(id: string): TaskRow {
-    const row = this.tasks.find(id);
-    if (!row) throw new MigrationError('task_not_found', `no task has the id ${JSON.stringify(id)}`);
-    return row;
-  }
-
   /** Sends a command; its transition is committed when this returns. Throws `event_not_accepted`. */
   command(id: string, command: TaskCommand): void {
-    this.#refuseWhileStopping();
-    const row = this.row(id);
+    this.work.refuseWhileStopping();
+    const row = this.work.row(id);
     const actor = this.actorOf(id);
     const snapshot: TaskSnapshot = actor ? actor.getSnapshot() : restingSnapshot(row);
     if (row.crash || !snapshot.can(command)) {
@@ -164,6 +162,13 @@ export class Supervisor implements TaskManager, ActivityHost {
     } else {
       this.#spawn(id)?.send(event);
     }
+  }
+
+  #slotLost(id: string, error: ErrorReport): void {
+    const snapshot = this.actorOf(id)?.getSnapshot() ?? restingSnapshot(this.work.row(id));
+    const event = { type: 'SLOT_LOST', error } as const;
+    // a stream that runs finds out by itself
+    if (snapshot.can(event)) this.#deliver(id, snapshot, event);
   }
 
   actorOf(id: string): TaskActor | undefined {
@@ -206,7 +211,7 @@ export class Supervisor implements TaskManager, ActivityHost {
 
   /** Undefined when the row could not be restored, or is a newer service's: that one must find it as it left it. */
   #spawn(taskId: string): TaskActor | undefined {
-    if (this.row(taskId).machineVersion > TASK_MACHINE_VERSION) {
+    if (this.work.row(taskId).machineVersion > TASK_MACHINE_VERSION) {
       this.#options.log.error({ taskId }, 'a task of a newer version of DTS is left alone');
       return undefined;
     }
@@ -223,16 +228,11 @@ export class Supervisor implements TaskManager, ActivityHost {
   }
 
   #taskLeft(taskId: string): void {
-    void this.#releaseAfterRuns(taskId).finally(() => {
+    void this.work.releaseAfterRuns(taskId).finally(() => {
       this.#admit();
       // Not left for the periodic one: the source may be fenced, and the slot holds back WAL.
-      if (!this.#stopping && this.tasks.find(taskId)?.crash) void this.#retryCleanup(taskId);
+      if (!this.#stopping && this.tasks.find(taskId)?.crash) void this.#leftovers.cleanUpTask(taskId);
     });
-  }
-
-  async #releaseAfterRuns(taskId: string): Promise<void> {
-    await this.runner.idle(taskId, STOP_TIMEOUT_MS);
-    if (!this.actorOf(taskId)) await this.releaseConnections(taskId);
   }
 
   #taskCrashed(taskId: string, error: unknown): void {
@@ -265,9 +265,9 @@ export class Supervisor implements TaskManager, ActivityHost {
    */
   async #unfenceBlindly(taskId: string): Promise<void> {
     try {
-      const row = this.row(taskId);
+      const row = this.work.row(taskId);
       if (this.#stopping || !FENCED.has(row.state) || goesForward(row)) return;
-      await this.withScope(taskId, 'unfenceBlindly', (scope) => allowWrites(scope));
+      await this.work.withScope(taskId, 'unfenceBlindly', (scope) => allowWrites(scope));
       this.#options.log.warn({ taskId }, 'the fence was lifted, because our store cannot be written');
     } catch (error) {
       this.#options.log.error(
@@ -275,74 +275,6 @@ export class Supervisor implements TaskManager, ActivityHost {
         'the fence could not be lifted; tried again with the task',
       );
     }
-  }
-
-  // ---- what activities work with
-
-  scopeOf(taskId: string, signal: AbortSignal): TaskScope {
-    return this.#resources.scopeOf(this.row(taskId), signal);
-  }
-
-  dropTargetOf(taskId: string): boolean {
-    const row = this.row(taskId);
-    return row.crash ? false : restingSnapshot(row).context.dropTarget; // a crashed row may not be readable
-  }
-
-  validationPassOf(taskId: string): number {
-    return restingSnapshot(this.row(taskId)).context.validationPass;
-  }
-
-  recopyOf(taskId: string): RecopyRequest {
-    const { recopyPass, recopyTables, recopyRenewsSlot } = restingSnapshot(this.row(taskId)).context;
-    return { pass: recopyPass, tables: recopyTables, renewsSlot: recopyRenewsSlot };
-  }
-
-  adoptAddition(taskId: string): AdditionRequest {
-    const row = this.row(taskId);
-    const { addPass, addTables } = restingSnapshot(row).context;
-    const { tables } = row.spec;
-    const more = addTables.filter((name) => !tables.includes(name));
-    if (more.length > 0 && !tables.includes('*')) {
-      const next = { ...row.spec, tables: [...tables, ...more] };
-      this.tasks.saveSpec(taskId, next);
-      this.#resources.setSpec(taskId, next);
-    }
-    return { pass: addPass, tables: addTables };
-  }
-
-  /** Takes effect at once, also in what runs. */
-  setOptions(taskId: string, patch: OptionsPatch): void {
-    this.#refuseWhileStopping();
-    const { spec } = this.row(taskId);
-    const next = { ...spec, options: { ...spec.options, ...patch } };
-    this.tasks.saveSpec(taskId, next);
-    this.#resources.setSpec(taskId, next);
-  }
-
-  settled(taskId: string): void {
-    const { notes, tasks } = this;
-    const made = settleLegs({ ...this.#options, notes, tasks }, this.row(taskId));
-    if (!made) return;
-    this.#options.hub.journalGrew();
-    this.#admit();
-  }
-
-  telemetryOf(taskId: string): TaskTelemetry {
-    return this.#resources.telemetryOf(taskId);
-  }
-
-  connectionCountOf(taskId: string): number {
-    return this.#resources.connectionCountOf(taskId);
-  }
-
-  async releaseConnections(taskId: string): Promise<void> {
-    for (const error of await this.#resources.close(taskId)) {
-      this.#options.log.warn({ taskId, err: error }, 'a connection did not close cleanly');
-    }
-  }
-
-  #tell(taskId: string, event: TaskMachineEvent): void {
-    this.actorOf(taskId)?.send(event);
   }
 
   // ---- the task manager of the library
@@ -362,113 +294,20 @@ export class Supervisor implements TaskManager, ActivityHost {
 
   async removeTask(id: string): Promise<Error[]> {
     if (this.actorOf(id)) this.#manager.send({ type: 'RESTED', taskId: id });
-    await this.runner.idle(id, STOP_TIMEOUT_MS);
-    return this.#resources.close(id);
+    return this.work.closeConnections(id);
   }
 
-  async cleanupCompletedTasks(): Promise<void> {
-    const { log } = this.#options;
-    try {
-      for (const id of [...this.#resources.connectedTasks, ...this.#liveIds()]) {
-        const row = this.tasks.find(id);
-        if (row && !isEnded(row.state)) continue;
-        if (this.#cleaning.has(id)) continue;
-        for (const error of await this.removeTask(id))
-          log.warn({ taskId: id, err: error }, 'leftover connection');
-      }
-      for (const id of this.tasks.idsWithPendingCleanup(ENDED)) await this.#retryCleanup(id);
-    } catch (error) {
-      log.error({ err: error }, 'periodic cleanup failed');
-    }
+  cleanupCompletedTasks(): Promise<void> {
+    return this.#leftovers.cleanUpAll();
   }
-
-  /** A few at once: a source that does not answer holds up nobody else's. */
-  async #watchSlots(): Promise<void> {
-    if (this.#watching || this.#stopping) return;
-    this.#watching = true;
-    try {
-      const waiting = this.tasks.idsIn(watchedStates);
-      const work = async (): Promise<void> => {
-        for (let id = waiting.pop(); id !== undefined && !this.#stopping; id = waiting.pop())
-          await this.#watchSlot(id);
-      };
-      await Promise.all(Array.from({ length: WATCHED_AT_ONCE }, work));
-    } catch (error) {
-      this.#options.log.error({ err: error }, 'the slots could not be looked at');
-    } finally {
-      this.#watching = false;
-    }
-  }
-
-  async #watchSlot(id: string): Promise<void> {
-    try {
-      const row = this.row(id);
-      const sampledAt = this.telemetryOf(id).snapshot().sync?.sampledAt ?? null;
-      const { error } = restingSnapshot(row).context;
-      if (row.crash || !needsWatch(this.notes, { id, state: row.state, error }, sampledAt)) return;
-      await this.withScope(id, 'watchSlot', (scope) => lookAtSlot(scope));
-    } catch (error) {
-      const failure = asMigrationError(error);
-      this.#options.log.warn({ taskId: id, err: failure }, 'the slot of a task that does not stream');
-      if (failure.kind !== 'lost' || this.#stopping) return;
-      const snapshot = this.actorOf(id)?.getSnapshot() ?? restingSnapshot(this.row(id));
-      const event = { type: 'SLOT_LOST', error: failure.toReport() } as const;
-      // a stream that runs finds out by itself
-      if (snapshot.can(event)) this.#deliver(id, snapshot, event);
-    }
-  }
-
-  async #retryCleanup(id: string): Promise<void> {
-    if (this.#cleaning.has(id)) return;
-    this.#cleaning.add(id);
-    try {
-      const row = this.row(id);
-      const pending = await this.withScope(id, 'periodicCleanup', async (scope) => {
-        if (!goesForward(row))
-          return (await cleanUp(scope, { dropTarget: this.dropTargetOf(id) })).cleanupPending;
-        const settled = await settle(scope, holdSnapshots, compareSchema);
-        this.settled(id);
-        return settled.cleanupPending;
-      });
-      if (pending) return;
-      this.tasks.recordCleanup(id, 'CLEANED_UP', false);
-      this.#options.hub.journalGrew();
-    } catch (error) {
-      this.#options.log.warn({ taskId: id, err: error }, 'cleanup is still pending');
-    } finally {
-      this.#cleaning.delete(id);
-    }
-  }
-
-  /** Work on a task that has no actor, with connections that are closed afterwards. */
-  async withScope<T>(id: string, name: string, work: (scope: TaskScope) => Promise<T>): Promise<T> {
-    this.#refuseWhileStopping();
-    const controller = new AbortController();
-    this.#stopSignals.add(controller);
-    try {
-      return await this.runner.run(id, name, controller.signal, () =>
-        work(this.scopeOf(id, controller.signal)),
-      );
-    } finally {
-      this.#stopSignals.delete(controller);
-      if (!this.actorOf(id)) await this.releaseConnections(id);
-    }
-  }
-
-  readonly #stopSignals = new Set<AbortController>();
 
   /** Ends actors and connections within about three seconds; rows stay as they are, so the next start resumes. */
   async stop(): Promise<void> {
     this.#stopping = true;
     for (const timer of this.#respawns) clearTimeout(timer);
-    for (const controller of this.#stopSignals) controller.abort();
+    this.work.beginStop();
     this.#manager.stop();
-    await Promise.all(this.runner.busyTasks.map((id) => this.runner.idle(id, STOP_TIMEOUT_MS)));
-    await Promise.all(this.#resources.connectedTasks.map((id) => this.releaseConnections(id)));
-  }
-
-  #refuseWhileStopping(): void {
-    if (this.#stopping) throw new MigrationError('service_stopped', 'the service is shutting down');
+    await this.work.stop();
   }
 
   #liveIds(): string[] {
@@ -476,8 +315,8 @@ export class Supervisor implements TaskManager, ActivityHost {
   }
 
   #liveTask(id: string, actor: TaskActor): LiveTask {
-    const telemetry = this.telemetryOf(id);
-    const count = (): number => this.connectionCountOf(id);
+    const telemetry = this.work.telemetryOf(id);
+    const count = (): number => this.work.connectionCountOf(id);
     return {
       id,
       get state() {
@@ -489,12 +328,6 @@ export class Supervisor implements TaskManager, ActivityHost {
       getConnectionCount: count,
     };
   }
-}
-
-/** The target is open, or may be: whatever happened to the actor, the source must not take writes again. */
-function goesForward(row: TaskRow): boolean {
-  const snapshot = row.actorSnapshot as { context?: { pastPointOfNoReturn?: unknown } } | null;
-  return snapshot?.context?.pastPointOfNoReturn === true;
 }
 
 function asReport(error: unknown): ErrorReport {
