@@ -20,6 +20,7 @@ export const failpoints = [
   'sync.committed-not-acknowledged',
   'sync.batch-applied',
   'ddl.column-added',
+  'ddl.column-widened',
   'fence.installed',
   'fence.armed',
   'drain.marker-emitted',

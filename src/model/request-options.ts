@@ -71,7 +71,7 @@ const nameMap = z.record(text.max(63), text.max(63));
 
 export const onDdl = z.enum(
   ['pause', 'apply-additive', 'ignore'],
-  'must be pause, apply-additive (new columns and enum values are carried out), or ignore (new columns are not carried)',
+  'must be pause, apply-additive (new columns, enum values and wider types are carried out), or ignore (new columns are not carried)',
 );
 
 /** Names of tables on the left. */

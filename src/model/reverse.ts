@@ -81,7 +81,12 @@ const swapped = ({ source, target }: TableMapping): TableMapping => ({ source: t
 /** The same tables and sequences from target to source; nothing is made or copied, so it has no statements. */
 export function reversePlan(plan: SchemaPlan): SchemaPlan {
   const tables = (list: readonly PlannedTable[]): PlannedTable[] =>
-    list.map((table) => ({ ...table, ...swapped(table) }));
+    list.map((table) => ({
+      ...table,
+      ...swapped(table),
+      // a position of the server that is the target from now on
+      columns: table.columns.map(({ widenedUntil: _, ...column }) => column),
+    }));
   return {
     tables: tables(plan.tables),
     ...(plan.unlogged && { unlogged: tables(plan.unlogged) }),

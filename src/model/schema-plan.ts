@@ -1,6 +1,7 @@
 // The schema work of a task as data: made once from the dump (src/schema), kept as a checkpoint, executed in phases by
 // creatingTables (pre-data), migratingData (keys, indexes) and finalizing (the rest). JSON only.
 import type { Finding } from './finding.ts';
+import type { Lsn } from './lsn.ts';
 import type { TableMapping } from './relation.ts';
 
 /**
@@ -68,6 +69,11 @@ export interface PlannedColumn {
   readonly notNull: boolean;
   /** The source got it during the migration: messages from before do not have it. Absent: planned. */
   readonly added?: true;
+  /**
+   * The source widened its type during the migration: what committed before this position may come under the narrower ones.
+   * Absent: it did not.
+   */
+  readonly widenedUntil?: Lsn;
 }
 
 /** A relation that holds rows: an ordinary table or a leaf partition (partitioned parents hold none). */

@@ -62,7 +62,7 @@ export interface TaskOptions {
    */
   readonly replicaIdentity: 'keep' | 'full';
   /**
-   * What becomes of DDL on the source. `apply-additive`: new columns whose old rows are known, and new enum values, are
+   * What becomes of DDL on the source. `apply-additive`: new columns whose old rows are known, new enum values and wider types are
    * carried out on the target; `ignore`: new columns are not carried. Everything else pauses. Changeable while it runs.
    */
   readonly onDdl: 'pause' | 'apply-additive' | 'ignore';

@@ -6,6 +6,7 @@ import { isLeftOut, type PlannedColumn, type PlannedTable } from '../model/schem
 import type { Side } from '../postgres/connections.ts';
 import type { RelationMessage } from '../postgres/pgoutput-messages.ts';
 import type { BatchShape } from './table-batch.ts';
+import { widens } from './widen-columns.ts';
 
 /** A planned table as the stream sends it. */
 export interface StreamedTable {
@@ -55,7 +56,9 @@ export function relationDifference(
   const sent = planned.filter((column) => names.has(column.name));
   for (const column of sent) {
     const type = types[names.get(column.name) ?? -1];
-    if (type !== column.type) return `column ${column.name} changed its type from ${column.type} to ${type}`;
+    const wasNarrower = column.widenedUntil !== undefined && widens(type ?? '', column.type);
+    if (type !== column.type && !wasNarrower)
+      return `column ${column.name} changed its type from ${column.type} to ${type}`;
   }
   const expected = message.columns.filter(({ name }) => known.has(name));
   if (expected.length !== sent.length) return 'a column changed between generated and ordinary';

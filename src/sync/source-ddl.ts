@@ -8,15 +8,18 @@
 //   3 column added, and the table rewritten    pause: each old row has its own       not carried from now on
 //     (volatile default), generated, identity  value, and the stream has none of it
 //   4 value added to an enum                   added, in its place                   pause
-//   5 anything else                            pause                                 pause
+//   5 type widened (widen-columns.ts)          widened on the target                 pause
+//   6 anything else                            pause                                 pause
 //
 // In case 2 the target's default is the source's attmissingval (what `default now()` was when the column was added), so
 // that rows from before, whether copied, streamed or to be streamed, have it; what is inserted later brings its value.
 import { cutoverNotes, type WriteStop } from '../model/cutover-notes.ts';
+import { MigrationError } from '../model/errors.ts';
 import type { Finding } from '../model/finding.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
 import {
   isLeftOut,
+  type PlannedColumn,
   type PlannedStatement,
   type PlannedTable,
   type SchemaPlan,
@@ -26,6 +29,8 @@ import { fromPostgres } from '../postgres/errors.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import { saveSchemaPlan, schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { readEnums } from './catalog-watch.ts';
+import { readColumns, type ColumnRow } from './column-facts.ts';
+import { widenColumn, wideningFinding, widens, type Widening } from './widen-columns.ts';
 
 const FILENODES = 'filenodes';
 /** Columns that were about to be added on the target: one that is there after a kill is ours. */
@@ -47,7 +52,10 @@ export async function noteFilenodes(scope: TaskScope): Promise<void> {
   const noted = scope.checkpoints.get<Readonly<Record<string, number>>>(FILENODES) ?? {};
   const fresh = tables.filter((table) => noted[relationKey(table.source)] === undefined);
   if (fresh.length === 0) return;
-  const columns = await readColumns(scope, fresh);
+  const columns = await readColumns(
+    scope.source,
+    fresh.map(({ source }) => source),
+  );
   const found = Object.fromEntries(columns.map((row) => [relationKey(row), row.filenode]));
   scope.checkpoints.set(FILENODES, { ...found, ...noted });
 }
@@ -60,21 +68,33 @@ export async function followDdl(scope: TaskScope): Promise<FollowedDdl> {
   if (writeStop?.liftedAt === null) return nothing; // what is being compared, or is open already, stays as it is
   const plan = schemaPlanOf(scope);
   const tables = tablesOf(plan);
-  const columns = await readColumns(scope, tables);
+  const columns = await readColumns(
+    scope.source,
+    tables.map(({ source }) => source),
+  );
   const byTable = grouped(columns, (row) => relationKey(row));
   const added = tables.flatMap((table) =>
     (byTable.get(relationKey(table.source)) ?? [])
       .filter(({ column }) => !isLeftOut(table, column) && table.columns.every(({ name }) => name !== column))
       .map((row) => ({ table, row })),
   );
-  const missing = tables.find((table) => {
-    const found = new Set(
-      byTable.get(relationKey(table.source))?.map((row) => describeColumn(row.column, row)),
-    );
-    return found.size > 0 && table.columns.some((column) => !found.has(describeColumn(column.name, column)));
-  });
-  if (missing) return refusal(`${relationKey(missing.source)} has lost a column, or one has another type`);
-  return onDdl === 'ignore' ? ignoreColumns(scope, plan, added) : applyAdditive(scope, plan, added);
+  const changed: ChangedColumn[] = [];
+  for (const table of tables) {
+    const found = byTable.get(relationKey(table.source));
+    if (!found) continue; // a table that is gone is the publication's to report
+    const byName = new Map(found.map((row) => [row.column, row]));
+    for (const column of table.columns) {
+      const row = byName.get(column.name);
+      if (row && describeColumn(row.column, row) === describeColumn(column.name, column)) continue;
+      if (!row) return refusal(`${relationKey(table.source)} has lost the column ${column.name}`);
+      const what = `column ${column.name} of ${relationKey(table.source)} has another type`;
+      if (onDdl === 'ignore') return refusal(what);
+      if (row.generated || column.generated || !widens(column.type, row.type))
+        return refusal(`${what}, which is not known to have all values of ${column.type}`);
+      changed.push({ table, row, from: column.type });
+    }
+  }
+  return onDdl === 'ignore' ? ignoreColumns(scope, plan, added) : applyAdditive(scope, plan, added, changed);
 }
 
 function grouped<K, T>(list: readonly T[], keyOf: (item: T) => K): Map<K, T[]> {
@@ -96,45 +116,9 @@ interface AddedColumn {
   readonly row: ColumnRow;
 }
 
-interface ColumnRow extends RelationName {
-  readonly filenode: number;
-  readonly root_schema: string;
-  readonly root_name: string;
-  readonly column: string;
-  readonly type: string;
-  readonly generated: boolean;
-  readonly identity: boolean;
-  readonly not_null: boolean;
-  readonly has_missing: boolean;
-  /** What rows from before the column have. */
-  readonly missing: string | null;
-  readonly expression: string | null;
-  readonly collation_schema: string | null;
-  readonly collation_name: string | null;
-}
-
-async function readColumns(scope: TaskScope, tables: readonly PlannedTable[]): Promise<ColumnRow[]> {
-  const { rows } = await scope.source.query<ColumnRow>(
-    // attmissingval is an array of one element, whatever its type
-    `select n.nspname::text as schema, c.relname::text as name, pg_relation_filenode(c.oid)::int8::float8 as filenode,
-       rn.nspname::text as root_schema, r.relname::text as root_name, a.attname::text as column,
-       format_type(a.atttypid, a.atttypmod) as type, a.attgenerated <> '' as generated, a.attidentity <> '' as identity,
-       a.attnotnull as not_null, a.atthasmissing as has_missing, (a.attmissingval::text::text[])[1] as missing,
-       pg_get_expr(d.adbin, d.adrelid) as expression,
-       ln.nspname::text as collation_schema, l.collname::text as collation_name
-     from unnest($1::text[], $2::text[]) as w(schema, name)
-       join pg_namespace n on n.nspname = w.schema
-       join pg_class c on c.relnamespace = n.oid and c.relname = w.name
-       join pg_class r on r.oid = coalesce(pg_partition_root(c.oid), c.oid) join pg_namespace rn on rn.oid = r.relnamespace
-       join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-       join pg_type t on t.oid = a.atttypid
-       left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-       left join pg_collation l on l.oid = a.attcollation and a.attcollation <> t.typcollation
-       left join pg_namespace ln on ln.oid = l.collnamespace
-     order by a.attnum`,
-    [tables.map(({ source }) => source.schema), tables.map(({ source }) => source.name)],
-  );
-  return rows;
+interface ChangedColumn extends AddedColumn {
+  /** As the plan has it. */
+  readonly from: string;
 }
 
 function ignoreColumns(scope: TaskScope, plan: SchemaPlan, added: readonly AddedColumn[]): FollowedDdl {
@@ -194,65 +178,104 @@ async function applyAdditive(
   scope: TaskScope,
   plan: SchemaPlan,
   added: readonly AddedColumn[],
+  changed: readonly ChangedColumn[],
 ): Promise<FollowedDdl> {
   const noted = scope.checkpoints.get<Readonly<Record<string, number>>>(FILENODES) ?? {};
-  const rootOf = (row: ColumnRow): string => relationKey({ schema: row.root_schema, name: row.root_name });
+  const targetOf = (table: PlannedTable, row: ColumnRow): RelationName =>
+    plan.roots.find(({ source }) => relationKey(source) === rootOf(row))?.target ?? table.target;
   const additions: Addition[] = [];
-  for (const [, group] of grouped(added, ({ row }) => JSON.stringify([rootOf(row), row.column]))) {
-    const [first] = group;
-    if (!first) continue;
-    const { row, table } = first;
+  for (const group of byRootColumn(added)) {
+    const [{ row, table }] = group;
     const what = `column ${row.column} of ${rootOf(row)}`;
     const reason = group.map((each) => whyNotAdditive(each, noted)).find((each) => each !== null);
     if (reason) return refusal(`${what} ${reason}`);
-    const facts = (each: ColumnRow): string =>
-      JSON.stringify([each.type, each.missing, each.expression, each.not_null, each.collation_name]);
-    if (group.some((each) => facts(each.row) !== facts(row)))
+    if (group.some((each) => factsOf(each.row) !== factsOf(row)))
       return refusal(`${what} is not the same in all partitions`);
-    const root = plan.roots.find(({ source }) => relationKey(source) === rootOf(row));
-    const target = root?.target ?? table.target;
-    additions.push({ target, source: rootOf(row), row, tables: group.map((each) => each.table) });
+    additions.push({
+      target: targetOf(table, row),
+      source: rootOf(row),
+      row,
+      tables: group.map((each) => each.table),
+    });
   }
+  const widenings = byRootColumn(changed).map((group): Widening => {
+    const [{ row, table, from }] = group;
+    const rewritten = group.some((each) => noted[relationKey(each.row)] !== each.row.filenode);
+    return { target: targetOf(table, row), row, from, tables: group.map((each) => each.table), rewritten };
+  });
   const enums = await addEnumValues(scope, plan);
   if (enums.refused !== null) return enums;
   for (const addition of additions) {
     const refused = await addColumn(scope, addition);
     if (refused !== null) return refusal(refused);
   }
-  if (additions.length === 0) {
-    if (enums.findings.length > 0)
-      savePlan(scope, plan, { changed: (table) => table, findings: enums.findings, statements: [] });
-    return enums;
+  for (const widening of widenings) {
+    const refused = await widenColumn(scope, widening);
+    if (refused !== null) return refusal(refused);
   }
-  const findings = [...enums.findings, ...additions.map(additionFinding)];
-  const changed = (table: PlannedTable): PlannedTable => {
-    const rows = additions.filter(({ tables }) => tables.includes(table)).map(({ row }) => row);
-    const columns = rows.map((row) => ({
-      name: row.column,
-      type: row.type,
-      generated: false,
-      identityAlways: false,
-      notNull: row.not_null,
-      added: true as const,
-    }));
-    return rows.length === 0 ? table : { ...table, columns: [...table.columns, ...columns] };
-  };
-  const statements = additions.flatMap(({ target, source, row }): Omit<PlannedStatement, 'n'>[] =>
-    row.expression === null && row.missing === null
-      ? []
-      : [
-          {
-            phase: 'final',
-            sql: setDefault(target, row),
-            object: `DEFAULT ${row.column} on ${relationKey(target)}`,
-            table: source,
-            creates: null,
-          },
-        ],
+  const findings = [...enums.findings, ...additions.map(additionFinding), ...widenings.map(wideningFinding)];
+  if (findings.length === 0) return nothing;
+  const { rows } = await scope.source.query<{ lsn: string }>(
+    'select pg_current_wal_insert_lsn()::text as lsn',
   );
-  savePlan(scope, plan, { changed, findings, statements });
+  const until = rows[0]?.lsn;
+  if (until === undefined) throw new MigrationError('internal', 'source: it does not tell its position');
+  savePlan(scope, plan, {
+    changed: (table) => {
+      const mine = widenings.filter(({ tables }) => tables.includes(table));
+      const columns = table.columns.map((column) => {
+        const widening = mine.find(({ row }) => row.column === column.name);
+        return widening ? { ...column, type: widening.row.type, widenedUntil: until } : column;
+      });
+      const more = additions
+        .filter(({ tables }) => tables.includes(table))
+        .map(({ row }) => addedColumn(row));
+      return { ...table, columns: [...columns, ...more] };
+    },
+    findings,
+    statements: additions.flatMap(defaultStatement),
+  });
   scope.checkpoints.delete(INTENT);
   return { findings, refused: null };
+}
+
+function rootOf(row: ColumnRow): string {
+  return relationKey({ schema: row.root_schema, name: row.root_name });
+}
+
+/** The same column of all partitions of a table. */
+function byRootColumn<T extends AddedColumn>(columns: readonly T[]): [T, ...T[]][] {
+  const groups = grouped(columns, ({ row }) => JSON.stringify([rootOf(row), row.column]));
+  return [...groups.values()].flatMap(([first, ...rest]): [T, ...T[]][] => (first ? [[first, ...rest]] : []));
+}
+
+function factsOf(row: ColumnRow): string {
+  return JSON.stringify([row.type, row.missing, row.expression, row.not_null, row.collation_name]);
+}
+
+function addedColumn(row: ColumnRow): PlannedColumn {
+  return {
+    name: row.column,
+    type: row.type,
+    generated: false,
+    identityAlways: false,
+    notNull: row.not_null,
+    added: true,
+  };
+}
+
+/** The real default, or none, when the target opens. */
+function defaultStatement({ target, source, row }: Addition): Omit<PlannedStatement, 'n'>[] {
+  if (row.expression === null && row.missing === null) return [];
+  return [
+    {
+      phase: 'final',
+      sql: setDefault(target, row),
+      object: `DEFAULT ${row.column} on ${relationKey(target)}`,
+      table: source,
+      creates: null,
+    },
+  ];
 }
 
 function additionFinding({ target, row }: Addition): Finding {

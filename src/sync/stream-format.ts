@@ -2,6 +2,8 @@
 // all its tables.
 //
 //   text while a copy's horizon is ahead      the filter compares key values as text
+//   text while changes may come under a type  widen-columns.ts
+//     that was narrower
 //   text from a source of version 13          its pgoutput has no binary
 //   text when a table has a row filter        rows may be read again (reread.ts), and are compared with what comes then
 //   text when a table has a type without a    chooseFormat, as for the copy
@@ -21,15 +23,15 @@ export interface StreamFormat {
   readonly reason: string;
 }
 
-/** `filtered`: a horizon of the copies is still ahead. */
+/** `passing`: why it must be text for a while, as above; null when nothing of that is ahead. */
 export async function chooseStreamFormat(
   scope: TaskScope,
   sourceVersion: number,
-  filtered: boolean,
+  passing: string | null,
 ): Promise<StreamFormat> {
   const text = (reason: string): StreamFormat => ({ binary: false, reason });
   if (sourceVersion < BINARY_SINCE) return text('a source of version 13 sends text only');
-  if (filtered) return text('changes before the end of the copy are compared with it');
+  if (passing !== null) return text(passing);
   const { tables } = schemaPlanOf(scope);
   if (tables.some(({ where }) => where !== undefined))
     return text('rows that come into a row filter may have to be read again');

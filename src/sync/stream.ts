@@ -33,6 +33,7 @@ import { newFigures, type ReplayFigures } from './replay-figures.ts';
 import { sampleReplay, sampleUntilCopied, type ReplayView } from './sampler.ts';
 import { followDdl, noteFilenodes } from './source-ddl.ts';
 import { chooseStreamFormat } from './stream-format.ts';
+import { wasWidenedBehind, widenedBehind } from './widen-columns.ts';
 
 /** Connections in a row that brought no progress before the error goes to the statechart, which waits longer. */
 const MAX_RECONNECTS = 5;
@@ -163,7 +164,6 @@ async function streamOnce(
   await sampleUntilCopied(scope, slot, version, waiting.appliedLsn, () => isCopyComplete(scope));
   const filter = new CopyFilter(await loadParts(scope, slot));
   const marker = hasLogicalMessages(version) ? null : markerTable(scope.taskId);
-  const relations = new RelationMap(scope, schemaPlanOf(scope).tables, marker);
 
   const ending = new AbortController();
   const signal = AbortSignal.any([scope.signal, ending.signal]);
@@ -175,9 +175,17 @@ async function streamOnce(
     await releaseSlot(scope, slot.name);
     const progress = await loadProgress(scope, slot);
     // A transaction that commits where the target stands has been applied: the next one commits behind it.
-    const filtered = filter.concerns({ xid: 0, commitLsn: progress.appliedLsn });
-    const unfiltered = await chooseStreamFormat(scope, version, false);
-    const format = filtered ? await chooseStreamFormat(scope, version, true) : unfiltered;
+    const tables = widenedBehind(schemaPlanOf(scope).tables, progress.appliedLsn);
+    const relations = new RelationMap(scope, tables, marker);
+    const textUntil = (position: Lsn): string | null =>
+      filter.concerns({ xid: 0, commitLsn: position })
+        ? 'changes before the end of the copy are compared with it'
+        : wasWidenedBehind(tables, position)
+          ? 'changes may come under a type that was widened since'
+          : null;
+    const passing = textUntil(progress.appliedLsn);
+    const lasting = await chooseStreamFormat(scope, version, null);
+    const format = passing === null ? lasting : await chooseStreamFormat(scope, version, passing);
     const opened = await openFeed(
       scope,
       {
@@ -218,9 +226,8 @@ async function streamOnce(
       figures,
       onSample: (lag, found) => {
         const isBehind = !isCatchUp && shouldCatchUp(memory, lag / 2, found);
-        const isPastCopies =
-          filtered && unfiltered.binary && !filter.concerns({ xid: 0, commitLsn: replay.position });
-        if (isBehind || isPastCopies) replay.leave();
+        const mayBeBinary = passing !== null && lasting.binary && textUntil(replay.position) === null;
+        if (isBehind || mayBeBinary) replay.leave();
       },
     };
     const replayed = replay.run();
