@@ -19,6 +19,14 @@ export function literal(value: string): string {
   return value.includes('\\') ? ` E${quoted.replaceAll('\\', '\\\\')}` : quoted;
 }
 
+/**
+ * The text that the value's output function gives; null for null. Not a cast to text: that takes the blanks of char(n)
+ * away, and whoever owns a type may define its cast as anything. Not IS NULL: a row of nulls is no null.
+ */
+export function outputText(value: string): string {
+  return `case when ${value} is distinct from null then concat(${value}) end`;
+}
+
 /** Our objects' name for a task: `dts_<taskId>`; slots allow only `[a-z0-9_]`, which task ids are made of. */
 export function taskObjectName(taskId: string): string {
   return `dts_${taskId}`;

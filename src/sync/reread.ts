@@ -9,7 +9,7 @@ import { waitForFlush } from '../postgres/copy-flush.ts';
 import { rangeCondition } from '../postgres/copy-range.ts';
 import { slotOf } from '../postgres/slot-record.ts';
 import type { Tuple } from '../postgres/pgoutput-messages.ts';
-import { ident, identRelation } from '../postgres/sql.ts';
+import { ident, identRelation, outputText } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { keyOf, type CopiedPart } from './filter.ts';
 import type { StreamedTable } from './relations.ts';
@@ -35,7 +35,7 @@ export async function readAgain(
     throw new MigrationError('internal', `${table.key}: a change does not tell the key of its row`);
   const types = new Map(table.columns.map((column) => [column.name, column.type]));
   const filter = table.plan.where === undefined ? '' : ` and (${table.plan.where})`;
-  const columns = table.columns.map((column) => `${ident(column.name)}::text`).join(', ');
+  const columns = table.columns.map((column) => outputText(ident(column.name))).join(', ');
   const read = await scope.source.transaction(async (client) => {
     await client.query(`set local lock_timeout = '30s'`);
     // before the snapshot: a rewriting ALTER or a TRUNCATE in between would show an empty table

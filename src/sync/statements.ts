@@ -12,7 +12,7 @@ import {
 } from '../postgres/pgoutput-messages.ts';
 import { rangeCondition } from '../postgres/copy-range.ts';
 import type { Parameter } from '../postgres/pipeline.ts';
-import { ident, identRelation } from '../postgres/sql.ts';
+import { ident, identRelation, outputText } from '../postgres/sql.ts';
 import { textOf } from './binary-text.ts';
 import type { StreamedTable } from './relations.ts';
 
@@ -36,7 +36,7 @@ class Parameters {
 
 /**
  * Types whose `=` holds only for identical values; an index may serve them. For every other one (numeric scale, -0, citext,
- * nondeterministic collations; box and circle compare areas; json, xml and point have no `=`) the texts are compared.
+ * nondeterministic collations; blanks of char(n); box and circle compare areas; json, xml and point have no `=`) the texts are compared.
  */
 const identicalWhenEqual =
   /^(smallint|integer|bigint|boolean|uuid|date|oid|bytea|timestamp(\(\d\))? with(out)? time zone)$/;
@@ -48,10 +48,10 @@ function matchesColumn(
 ): string {
   const name = ident(column.name);
   // IS NOT DISTINCT FROM would never use an index; the value is known here, so its NULL case is decided here.
-  if (value === null) return `${name} is null`;
+  if (value === null) return `${name} is not distinct from null`; // IS NULL holds for a row of nulls, too
   const parameter = parameters.add(value, column.type);
   if (identicalWhenEqual.test(column.type)) return `${name} = ${parameter}`;
-  return `${name}::text collate "C" = ${parameter}::text collate "C"`;
+  return `(${outputText(name)}) collate "C" = concat(${parameter}) collate "C"`;
 }
 
 /** WHERE for exactly one row: the identity's key, or under identity full the first row that is equal in every column. */

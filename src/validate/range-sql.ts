@@ -6,7 +6,7 @@
 import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
 import type { KeyRange } from '../model/validation.ts';
 import type { RelationName } from '../model/relation.ts';
-import { ident } from '../postgres/sql.ts';
+import { ident, outputText } from '../postgres/sql.ts';
 import { fromRows, rowHash, rowText } from './digest.ts';
 
 /** Parts of a range by the hash of the key: what differs is narrowed down to some of them. A power of two. */
@@ -40,8 +40,13 @@ function rowsOf({ relation, where }: ComparedTable): string {
   return fromRows(relation, where ?? undefined);
 }
 
-function keyList(table: ComparedTable, suffix = ''): string {
-  return table.key.map((column) => `t.${ident(column.name)}${suffix}`).join(', ');
+function keyList(table: ComparedTable): string {
+  return table.key.map((column) => `t.${ident(column.name)}`).join(', ');
+}
+
+/** Spelled as the stream does, whose notes of changed keys are compared with them. */
+function keyTexts(table: ComparedTable): string {
+  return table.key.map((column) => outputText(`t.${ident(column.name)}`)).join(', ');
 }
 
 /** The row comparison of a composite key is what its index is ordered by. */
@@ -60,7 +65,7 @@ function inRange(table: ComparedTable, range: KeyRange): RangeStatement {
 export function boundarySql(table: ComparedTable, after: KeyTexts | null, rows: number): RangeStatement {
   const { text, values } = inRange(table, { after, upTo: null });
   return {
-    text: `select ${keyList(table, '::text')} from ${rowsOf(table)} ${text}
+    text: `select ${keyTexts(table)} from ${rowsOf(table)} ${text}
       order by ${keyList(table)} offset ${rows - 1} limit 1`,
     values,
   };
@@ -70,7 +75,7 @@ export function boundarySql(table: ComparedTable, after: KeyTexts | null, rows: 
 export function keysSql(table: ComparedTable, range: KeyRange, limit: number): RangeStatement {
   const { text, values } = inRange(table, range);
   return {
-    text: `select array[${keyList(table, '::text')}] as key from ${rowsOf(table)} ${text} limit ${limit}`,
+    text: `select array[${keyTexts(table)}] as key from ${rowsOf(table)} ${text} limit ${limit}`,
     values,
   };
 }
@@ -104,7 +109,7 @@ export function bucketRowsSql(
 ): RangeStatement {
   const { text, values } = inRange(table, range);
   return {
-    text: `select array[${keyList(table, '::text')}] as key, ${rowHash(table.columns, table.recode)}::text as hash
+    text: `select array[${keyTexts(table)}] as key, ${rowHash(table.columns, table.recode)}::text as hash
       from ${rowsOf(table)}
       ${text === '' ? 'where' : `${text} and`} ${bucket(table)} = any ($${values.length + 1}::int[])`,
     values: [...values, buckets],
@@ -130,6 +135,6 @@ export function hashesSql(table: ComparedTable, keys: readonly KeyTexts[]): Rang
 
 /** The values of every column as texts: `row` (text[]). */
 export function rowsSql(table: ComparedTable, keys: readonly KeyTexts[]): RangeStatement {
-  const texts = table.columns.map((column) => `t.${ident(column.name)}::text`).join(', ');
+  const texts = table.columns.map((column) => outputText(`t.${ident(column.name)}`)).join(', ');
   return lookupSql(table, keys, `array[${texts}]::text[] as row`);
 }

@@ -84,7 +84,8 @@ describe('statements', () => {
     expect(deleteRow(full, ['1', '(1,2)', null], true)).toEqual({
       text:
         'delete from only "public"."t_new" where ctid = (select ctid from only "public"."t_new" where ' +
-        '"a" = $1::integer and "p"::text collate "C" = $2::point::text collate "C" and "n" is null limit 1)',
+        '"a" = $1::integer and (case when "p" is distinct from null then concat("p") end) collate "C" = ' +
+        'concat($2::point) collate "C" and "n" is not distinct from null limit 1)',
       values: ['1', '(1,2)'],
     });
   });
