@@ -70,6 +70,10 @@ export interface Writers {
 /** SQLSTATE of the fence. */
 const FENCED = '25006';
 
+/** Writes of one connection in a row, as fast as the server takes them, and how long it rests then: a load, not a race for the CPU. */
+const BURST = 20;
+const REST_MS = 50;
+
 /** `count` connections that insert, update, delete, move keys and roll back until they are stopped or fenced for good. */
 export async function startWriters(database: TestDatabase, count: number, suffix = ''): Promise<Writers> {
   let running = true;
@@ -130,6 +134,7 @@ export async function startWriters(database: TestDatabase, count: number, suffix
       try {
         await write(client, n);
         writes++;
+        if (Math.floor(n / count) % BURST === 0) await new Promise((resolve) => setTimeout(resolve, REST_MS));
       } catch (error) {
         await client.query('rollback').catch(() => undefined);
         const { code } = error as { code?: string };
