@@ -75,9 +75,11 @@ export async function copyTables(scope: TaskScope): Promise<void> {
     }
     indexes.copyEnded();
     await Promise.all(builds);
-    if (!signal.aborted && indexes.waiting.length > 0) {
+    if (!signal.aborted && (indexes.waiting.length > 0 || indexes.attaches)) {
       markCopyComplete(scope, { uniqueLater: true });
-      await streamPasses(scope, indexes.waiting, slotIncarnation, waits, signal);
+      if (indexes.waiting.length > 0)
+        await streamPasses(scope, indexes.waiting, slotIncarnation, waits, signal);
+      if (indexes.attaches) await streamMeetsSource(scope, waits, signal);
       await indexes.finishUnique();
     }
     if (!signal.aborted) await indexes.finish();
@@ -119,6 +121,29 @@ async function streamPasses(
     await waits.pause(
       'unique',
       `unique constraints of ${tables.slice(0, 3).join(', ')} wait until the stream has passed ${rows[0]?.horizon ?? 'the copy'}`,
+      STREAM_POLL_MS,
+      signal,
+    );
+  }
+}
+
+/**
+ * Waits until the stream is where the source is now. A partition is attached when no other one has rows of its range:
+ * on the source the default partition was rid of them first, and the target's must be, too.
+ */
+async function streamMeetsSource(scope: TaskScope, waits: Waits, signal: AbortSignal): Promise<void> {
+  const { rows: now } = await scope.source.query<{ lsn: Lsn }>(
+    'select pg_current_wal_insert_lsn()::text as lsn',
+  );
+  for (;;) {
+    const { rows } = await scope.target.query<{ passed: boolean }>(
+      'select applied_lsn >= $2::pg_lsn as passed from dts.progress where task_id = $1',
+      [scope.taskId, now[0]?.lsn],
+    );
+    if (rows[0]?.passed === true) return;
+    await waits.pause(
+      'attach',
+      `new partitions are attached when the stream has passed ${now[0]?.lsn ?? 'their making'}`,
       STREAM_POLL_MS,
       signal,
     );

@@ -116,6 +116,11 @@ export class IndexBuilder {
     return [...this.#unique.keys()];
   }
 
+  /** Whether tables are still to become partitions of ones that the task had before. */
+  get attaches(): boolean {
+    return this.#plan.last.some(({ attaches }) => attaches !== undefined);
+  }
+
   /** Runs what waited for the stream to pass the horizons of `waiting`. */
   async finishUnique(): Promise<void> {
     for (const [table, statements] of this.#unique) {

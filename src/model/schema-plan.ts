@@ -40,6 +40,8 @@ export interface PlannedStatement {
   readonly takes?: readonly { readonly schema: string; readonly name: string }[];
   /** Foreign keys: `relationKey` of the source table that they reference, when it is another one. */
   readonly references?: string;
+  /** ATTACH PARTITION of a table: `relationKey` of the source's partition. */
+  readonly attaches?: string;
   /** An object that tables share (type, function, schema, extension): left alone where the target has it. */
   readonly unlessExists?: ObjectAddress;
   /** `object` of an earlier statement: where that was left alone, this is, too (the query of a view, its refresh). */

@@ -197,10 +197,10 @@ export async function extendPublication(scope: TaskScope): Promise<void> {
   const has = new Set(found?.tables);
   const work = tables
     .filter(({ source }) => added.has(relationKey(source)) && !has.has(relationKey(source)))
-    .map(({ source }) => ({
-      relation: source,
-      sql: `lock table only ${identRelation(source)} in share row exclusive mode;
-            alter publication ${ident(name)} add table only ${identRelation(source)};`,
+    .map((table) => ({
+      relation: table.source,
+      sql: `lock table only ${identRelation(table.source)} in share row exclusive mode;
+            alter publication ${ident(name)} add table ${publishedTable(table)};`,
     }));
   // one that is gone is not made again: ensurePublication reports it
   if (found !== null)
@@ -212,9 +212,16 @@ export async function extendPublication(scope: TaskScope): Promise<void> {
       scope.spec.options.slotTimeoutMs,
       () => scope.failpoint('add.published'),
     );
+  // a partition that came later has the limits of its root
+  const isLimited = tables.some(
+    ({ source, where, leftOut }) =>
+      added.has(relationKey(source)) && (where !== undefined || leftOut !== undefined),
+  );
+  const limits = isLimited ? (await findPublication(scope, name))?.limits : record.limits;
   scope.checkpoints.set(publicationNote, {
     ...record,
     addition: addition.pass,
+    ...(limits === undefined ? {} : { limits }),
   } satisfies PublicationRecord);
 }
 

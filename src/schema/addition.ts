@@ -109,6 +109,10 @@ function mergeAddition(plan: SchemaPlan, whole: SchemaPlan, pass: number): Schem
   const added = new Set([...keysOf(whole)].filter((key) => !known.has(key)));
   const isNew = ({ source }: { readonly source: RelationName }): boolean => added.has(relationKey(source));
   const objects = new Set(plan.statements.map(({ object }) => object));
+  // A partition of a table that the task has: once it has its rows and indexes, for ATTACH would make those that it lacks,
+  // under other names; what it has becomes part of the parent's.
+  const joins = ({ table, attaches }: PlannedStatement): boolean =>
+    attaches !== undefined && table !== null && added.has(attaches) && !added.has(table);
   const isWanted = ({ table, object, references = '' }: PlannedStatement): boolean => {
     if (table === null) return !objects.has(object);
     // a foreign key of the task's own table had to be left out while the other one was not selected
@@ -127,7 +131,12 @@ function mergeAddition(plan: SchemaPlan, whole: SchemaPlan, pass: number): Schem
     ],
     statements: [
       ...plan.statements,
-      ...whole.statements.filter(isWanted).map((statement, at) => ({ ...statement, n: first + at })),
+      ...[
+        ...whole.statements.filter(isWanted),
+        ...whole.statements
+          .filter(joins)
+          .map((statement) => ({ ...statement, phase: 'index' as const, table: statement.attaches ?? null })),
+      ].map((statement, at) => ({ ...statement, n: first + at })),
     ],
     ...(whole.uniqueBefore === undefined ? {} : { uniqueBefore: whole.uniqueBefore }),
     findings: mergeFindings(plan.findings, whole.findings),

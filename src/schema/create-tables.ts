@@ -60,8 +60,9 @@ async function rehearseRest(scope: TaskScope, session: Session, plan: SchemaPlan
   const added = new Set(relations);
   // beside added tables, those that the task had are full: what is to be done to them must wait for its time
   const rest = plan.statements.filter(
-    ({ phase, table }) =>
+    ({ phase, table, attaches }) =>
       phase !== 'pre-data' &&
+      attaches === undefined && // other partitions may still have rows of its range
       phase !== 'validate' &&
       phase !== 'refresh' &&
       (pass === 0 || (table !== null && added.has(table))),

@@ -203,6 +203,9 @@ function tableDraft(
     table: relationKey(table),
     creates: statement.deed === 'create table' ? target : null,
     ...referencesOf(entry, statement, table),
+    ...(entry.kind === 'TABLE ATTACH' && statement.attached
+      ? { attaches: relationKey(statement.attached) }
+      : {}),
     ...(takes.length === 0 ? {} : { takes }),
   };
 }

@@ -32,7 +32,7 @@ export interface DumpStatement {
   readonly deed: StatementDeed;
   /** Constraints and foreign keys: added NOT VALID or NOT ENFORCED. */
   readonly notValid: boolean;
-  /** The table it is about; for `attach index` the parent's index, and `attached` the child's. */
+  /** The table it is about; of ATTACH PARTITION the parent, table or index, and `attached` the child. */
   readonly subject: RelationName | null;
   readonly attached: RelationName | null;
   readonly constraint: string | null;
@@ -173,8 +173,7 @@ class StatementReader {
           this.#deed = 'force row security';
           break;
         case 'AT_AttachPartition':
-          if (node['objtype'] !== 'OBJECT_INDEX') break;
-          this.#deed = 'attach index';
+          if (node['objtype'] === 'OBJECT_INDEX') this.#deed = 'attach index';
           this.#attached = relationOf(asTree(definition['PartitionCmd'])['name']);
           break;
       }

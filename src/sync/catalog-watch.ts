@@ -136,7 +136,8 @@ async function checkPartitions(scope: TaskScope): Promise<void> {
   if (!known || known.addition < pass) {
     // Of roots that are looked at for the first time, all is as it should be.
     const added = new Set(addition?.relations);
-    const isFirst = ({ root }: { readonly root: string }): boolean => !known || added.has(root);
+    const isFirst = ({ root, key }: { readonly root: string; readonly key: string }): boolean =>
+      !known || added.has(root) || added.has(key);
     const leftOut = scope.spec.options.exclude.length === 0 ? [] : surplus.filter(isFirst);
     note = {
       leftOut: [...(known?.leftOut ?? []), ...leftOut.map(({ key }) => key)],
