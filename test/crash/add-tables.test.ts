@@ -5,34 +5,53 @@ import type { EmbeddedMajor } from '../../src/cli/embedded-postgres.ts';
 import type { Failpoint } from '../../src/model/failpoints.ts';
 import { expectEqualTables } from '../support/compare.ts';
 import { makePair } from '../support/databases.ts';
-import {
-  cutOver,
-  makeDataDir,
-  migrationBody,
-  startMigration,
-  startService,
-} from '../support/service-process.ts';
+import { KilledService } from '../support/kills.ts';
+import { cutOver, migrationBody, startMigration } from '../support/service-process.ts';
 import { loadShop, shopTables, startWriters } from '../support/shop.ts';
 
-const places: readonly (readonly [Failpoint | null, EmbeddedMajor, EmbeddedMajor])[] = [
-  [null, 16, 18],
-  [null, 13, 16],
-  ['add.planned', 16, 18],
-  ['creatingTables.mid-statements', 16, 18],
-  ['add.published', 16, 18],
-  ['add.published', 13, 18],
-  ['copy.mid-table', 16, 18],
-  ['copy.before-marker-commit', 16, 18],
-  ['copy.marker-committed', 16, 18],
-  ['copy.before-index', 16, 18],
+interface Journey {
+  readonly from: EmbeddedMajor;
+  readonly to: EmbeddedMajor;
+  /** While these are added; in the order in which the addition comes by. */
+  readonly places: readonly Failpoint[];
+  readonly first: readonly string[];
+  /** Added by a service that nobody kills. */
+  readonly afterwards: readonly string[];
+}
+
+const journeys: readonly Journey[] = [
+  {
+    from: 16,
+    to: 18,
+    places: [
+      'add.planned',
+      'creatingTables.mid-statements',
+      'add.published',
+      'copy.mid-table',
+      'copy.before-marker-commit',
+      'copy.marker-committed',
+      'copy.before-index',
+    ],
+    first: ['users', 'sales.*'],
+    afterwards: ['public.audit'],
+  },
+  {
+    from: 13,
+    to: 18,
+    places: ['add.published'],
+    first: ['users', 'sales.*', 'public.audit'],
+    afterwards: [],
+  },
+  { from: 13, to: 16, places: [], first: [], afterwards: ['users', 'sales.*', 'public.audit'] },
 ];
 
-test.each(places)('tables are added under writers; killed at %s, %i to %i', async (failpoint, from, to) => {
+test.each(journeys)('tables are added under writers; killed at $places, $from to $to', async (journey) => {
+  const { from, to, places, first, afterwards } = journey;
   const pair = await makePair({ source: from, target: to });
   await loadShop(pair.source, 600);
   const writers = await startWriters(pair.source, 3);
-  const dataDir = makeDataDir();
-  let service = await startService({ dataDir });
+  const killed = new KilledService();
+  let service = await killed.start();
   const id = await startMigration(
     service,
     migrationBody(pair, {
@@ -42,27 +61,26 @@ test.each(places)('tables are added under writers; killed at %s, %i to %i', asyn
     }),
   );
   await service.reaches(id, 'syncingWal');
-  const ordersDone = await pair.target.query('select * from dts.part order by part');
-  if (failpoint !== null) {
-    await service.kill();
-    service = await startService({ dataDir, failpoint: `${failpoint}:1` });
+  const parts = `select * from dts.part where relation = 'public.orders' and range !~ '"row"' order by part`;
+  const ordersDone = await pair.target.query(parts);
+  const tables = `/migrations/${id}/tables`;
+  for (const [n, place] of places.entries())
+    await killed.killedAt(place, async (armed) => {
+      if (n > 0) return; // it goes on by itself
+      await armed.reaches(id, 'syncingWal');
+      await armed.call('POST', tables, { add: first });
+    });
+  if (places.length > 0) service = await killed.start();
+  await service.reaches(id, 'syncingWal');
+  if (afterwards.length > 0) {
+    expect(await service.call('POST', tables, { add: afterwards })).toMatchObject({
+      status: 200,
+      body: { state: 'creatingTables' },
+    });
+    expect(await service.call('POST', tables, { add: afterwards })).toMatchObject({ status: 409 });
     await service.reaches(id, 'syncingWal');
   }
-  const add = { add: ['users', 'sales.*', 'public.audit'] };
-  const asked = service.call('POST', `/migrations/${id}/tables`, add).catch(() => null); // it may die
-  if (failpoint === null) {
-    expect(await asked).toMatchObject({ status: 200, body: { state: 'creatingTables' } });
-    expect(await service.call('POST', `/migrations/${id}/tables`, add)).toMatchObject({ status: 409 });
-  } else {
-    expect(await service.exited).toEqual({ code: null, signal: 'SIGKILL' });
-    await asked;
-    service = await startService({ dataDir });
-  }
-  await service.reaches(id, 'syncingWal');
-  const ordersAfter = await pair.target.query(
-    `select * from dts.part where relation = 'public.orders' and range !~ '"row"' order by part`,
-  );
-  expect(ordersAfter.rows).toEqual(ordersDone.rows); // read once
+  expect((await pair.target.query(parts)).rows).toEqual(ordersDone.rows); // read once
   await cutOver(service, id);
   await writers.stop();
   await expectEqualTables(pair.source, pair.target, shopTables('_migrated'));

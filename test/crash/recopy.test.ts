@@ -4,59 +4,56 @@ import { expect, test } from 'vitest';
 import type { Failpoint } from '../../src/model/failpoints.ts';
 import { expectEqualTables } from '../support/compare.ts';
 import { makePair } from '../support/databases.ts';
-import {
-  cutOver,
-  makeDataDir,
-  migrationBody,
-  startMigration,
-  startService,
-} from '../support/service-process.ts';
+import { KilledService } from '../support/kills.ts';
+import { cutOver, migrationBody, startMigration } from '../support/service-process.ts';
 import { loadShop, shopTables, startWriters } from '../support/shop.ts';
 
-const places: readonly (Failpoint | null)[] = [
-  null,
+/** In the order in which a re-copy comes by. */
+const places: readonly Failpoint[] = [
   'copy.forgotten',
   'copy.mid-table',
   'copy.before-marker-commit',
   'copy.marker-committed',
 ];
 
-test.each(places)('a table is copied again under writers; killed at %s', async (failpoint) => {
+test('a table is copied again under writers, killed again and again and not at all', async () => {
   const pair = await makePair();
   await loadShop(pair.source, 600);
   const writers = await startWriters(pair.source, 3);
-  const dataDir = makeDataDir();
-  let service = await startService({ dataDir });
+  const damage = (): Promise<unknown> =>
+    pair.target.query(`update public.users_migrated set email = 'damaged' || id where id > 400`);
+  const expectOneMarker = async (): Promise<void> => {
+    const markers = await pair.target.query(
+      `select from dts.part where relation = 'public.users' and range is null`,
+    );
+    expect(markers.rowCount).toBe(1); // users.email is unique: one snapshot must read the whole table
+  };
+  const killed = new KilledService();
+  let service = await killed.start();
   const id = await startMigration(
     service,
     migrationBody(pair, { table_suffix: '_migrated', options: { copy_jobs: 2, part_bytes: 65_536 } }),
   );
   await service.reaches(id, 'syncingWal');
-  if (failpoint !== null) {
-    await service.kill();
-    service = await startService({ dataDir, failpoint: `${failpoint}:1` });
-    await service.reaches(id, 'syncingWal');
-  }
-  await pair.target.query(`update public.users_migrated set email = 'damaged' || id where id > 400`);
-  const asked = service.call('POST', `/migrations/${id}/tables/public.users/recopy`).catch(() => null); // it may die
-  if (failpoint === null) {
-    expect(await asked).toMatchObject({ status: 200, body: { state: 'migratingData' } });
-    expect(await service.call('POST', `/migrations/${id}/tables/public.users/recopy`)).toMatchObject({
-      status: 409,
+  const recopy = `/migrations/${id}/tables/public.users/recopy`;
+  for (const [n, place] of places.entries())
+    await killed.killedAt(place, async (armed) => {
+      if (n > 0) return; // it goes on by itself
+      await armed.reaches(id, 'syncingWal');
+      await damage();
+      await armed.call('POST', recopy);
     });
-    expect(await service.call('POST', `/migrations/${id}/tables/public.none/recopy`)).toMatchObject({
-      status: 400,
-    });
-  } else {
-    expect(await service.exited).toEqual({ code: null, signal: 'SIGKILL' });
-    await asked;
-    service = await startService({ dataDir });
-  }
+  service = await killed.start();
   await service.reaches(id, 'syncingWal');
-  const markers = await pair.target.query(
-    `select from dts.part where relation = 'public.users' and range is null`,
-  );
-  expect(markers.rowCount).toBe(1); // users.email is unique: one snapshot must read the whole table
+  await expectOneMarker();
+  await damage();
+  expect(await service.call('POST', recopy)).toMatchObject({ status: 200, body: { state: 'migratingData' } });
+  expect(await service.call('POST', recopy)).toMatchObject({ status: 409 });
+  expect(await service.call('POST', `/migrations/${id}/tables/public.none/recopy`)).toMatchObject({
+    status: 400,
+  });
+  await service.reaches(id, 'syncingWal');
+  await expectOneMarker();
   await cutOver(service, id);
   await writers.stop();
   await expectEqualTables(pair.source, pair.target, shopTables('_migrated'));
