@@ -116,6 +116,16 @@ export function bucketRowsSql(
   };
 }
 
+/** `key` (text[]) of every given key, spelled as the stream and `keysSql` do: a person may write 017 for 17. */
+export function spelledSql(table: ComparedTable, keys: readonly KeyTexts[]): RangeStatement {
+  const lists = table.key.map((_, n) => keys.map((key) => key[n]));
+  return {
+    text: `select array[${table.key.map((column, n) => outputText(`w.k${n}::${column.type}`)).join(', ')}] as key
+      from unnest(${lists.map((_, n) => `$${n + 1}::text[]`).join(', ')}) as w(${lists.map((_, n) => `k${n}`).join(', ')})`,
+    values: lists,
+  };
+}
+
 /** `n` (position in `keys`, from 1) and `select`'s columns for each key that is there. */
 function lookupSql(table: ComparedTable, keys: readonly KeyTexts[], select: string): RangeStatement {
   const lists = table.key.map((_, n) => keys.map((key) => key[n]));

@@ -20,7 +20,7 @@ import { allEndedBelow, describeWriters, newTransactionId, writersSince } from '
 import { changedBeyond, noteNumbers, streamPosition } from './changes.ts';
 import { tableNote } from './notes.ts';
 import { ask, type TablePair } from './ranges.ts';
-import { keysSql, rowsSql, type KeyTexts } from './range-sql.ts';
+import { keysSql, rowsSql, spelledSql, type KeyTexts } from './range-sql.ts';
 import type { SidePair } from './sessions.ts';
 
 /** Keys of one target transaction: the applier waits for it. */
@@ -65,7 +65,15 @@ async function wantedKeys(
 ): Promise<KeyTexts[]> {
   const wanted = new Map<string, KeyTexts>();
   const want = (key: KeyTexts): void => void wanted.set(JSON.stringify(key), key);
-  for (const key of repair.keys ?? []) want(key);
+  // what the stream notes of a key is compared with it: see `changed` in repairOnce
+  if (repair.keys !== null)
+    for (const { key } of await ask<{ key: string[] }>(
+      pair.source,
+      spelledSql(table.source, repair.keys),
+      table,
+      'source',
+    ))
+      want(key);
   if (repair.keys === null && repair.ranges === null)
     for (const { key } of tableNote(scope.checkpoints, table.name).differences) want(key);
   for (const range of repair.ranges ?? [])
