@@ -7,7 +7,7 @@ import { MigrationError } from '../model/errors.ts';
 import type { TaskOptions } from '../model/task-options.ts';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
-import { unlinkLargeObjects } from '../postgres/large-objects.ts';
+import { hasNoLargeObjects, unlinkLargeObjects } from '../postgres/large-objects.ts';
 import { ident, literal } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { underFence } from '../postgres/under-fence.ts';
@@ -39,7 +39,7 @@ interface LargeObject {
  * `insufficient_privilege`, those of the servers, `deadline_exceeded` after `validationTimeoutMs`.
  */
 export async function copyLargeObjects(scope: TaskScope): Promise<void> {
-  if (schemaPlanOf(scope).largeObjects !== true) return;
+  if (schemaPlanOf(scope).largeObjects !== true || (await hasNoLargeObjects(scope))) return;
   const limit = { what: 'copying the large objects', remedy: 'set options.large_objects to false' };
   await underFence(scope, limit, async (signal) => {
     scope.progress.setWaitingFor('the removal of large objects of an earlier attempt');

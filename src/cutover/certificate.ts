@@ -10,7 +10,13 @@ import {
 import { certificateHash } from '../model/certificate-hash.ts';
 import { MigrationError } from '../model/errors.ts';
 import type { SchemaVerdict } from '../model/schema-plan.ts';
-import type { Certificate, SchemaSummary, SequenceVerdict, TableVerdict } from '../model/certificate.ts';
+import type {
+  Certificate,
+  SchemaSummary,
+  SequenceVerdict,
+  TableVerdict,
+  WriteStopReport,
+} from '../model/certificate.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 
 const SCHEMA_DIFFERENCES_SHOWN = 20;
@@ -75,6 +81,7 @@ export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certif
     rolesPastFence,
   } = certificateSoFar(scope);
   const openedAt = scope.checkpoints.get<WriteStop>(cutoverNotes.writeStop)?.openedAt ?? null;
+  const writeStop = writeStopReport(scope);
   if (
     fenceLsn === undefined ||
     armedAt === undefined ||
@@ -96,6 +103,7 @@ export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certif
     validatedAt,
     armedAt,
     openedAt,
+    ...(writeStop && { writeStop }),
     completedAt: new Date().toISOString(),
     equal: facts.tables.every((table) => table.equal),
     ...(largeObjects && { largeObjects }),
@@ -105,4 +113,26 @@ export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certif
     ...(facts.unvalidated.length === 0 ? {} : { unvalidatedConstraints: facts.unvalidated }),
   };
   return { ...content, hash: certificateHash(content) };
+}
+
+/** Undefined where a step has not noted its time. */
+function writeStopReport({ checkpoints }: TaskScope): WriteStopReport | undefined {
+  const fence = checkpoints.get<FenceNote>(cutoverNotes.fence);
+  const times = [
+    fence?.armedAt,
+    fence?.provedAt,
+    checkpoints.get<DrainNote>(cutoverNotes.drain)?.appliedAt,
+    checkpoints.get<VerdictsNote>(cutoverNotes.verdicts)?.validatedAt,
+    checkpoints.get<string>(cutoverNotes.prepared),
+    checkpoints.get<WriteStop>(cutoverNotes.writeStop)?.openedAt ?? undefined,
+  ].map((time) => Date.parse(time ?? ''));
+  if (times.some(Number.isNaN)) return undefined;
+  const [fenceMs = 0, drainMs = 0, compareMs = 0, prepareMs = 0, openMs = 0] = times
+    .slice(1)
+    .map((time, n) => Math.max(0, time - (times[n] ?? time)));
+  return {
+    ms: Math.max(0, (times.at(-1) ?? 0) - (times[0] ?? 0)),
+    predictedMs: checkpoints.get<number>(cutoverNotes.forecast) ?? null,
+    steps: { fenceMs, drainMs, compareMs, prepareMs, openMs },
+  };
 }

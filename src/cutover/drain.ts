@@ -8,7 +8,8 @@ import { compareLsn, lagBytes, type Lsn } from '../model/lsn.ts';
 import { emitMarker } from '../postgres/marker.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 
-const POLL_MS = 20;
+/** Writers wait, too. */
+const POLL_MS = 3;
 const SHOW_EVERY_MS = 500;
 
 /**
@@ -30,13 +31,17 @@ export async function drain(scope: TaskScope): Promise<{ markerLsn: Lsn }> {
       `the marker at ${markerLsn} lies before the fence at ${fence.fenceLsn}`,
     );
   }
-  scope.checkpoints.set(cutoverNotes.drain, { markerId, markerLsn } satisfies DrainNote);
+  scope.checkpoints.set(cutoverNotes.drain, {
+    markerId,
+    markerLsn,
+    appliedAt: new Date().toISOString(),
+  } satisfies DrainNote);
   scope.failpoint('drain.marker-applied');
   return { markerLsn };
 }
 
 async function waitForMarker(scope: TaskScope, markerId: string, deadline: number): Promise<Lsn> {
-  let nextShow = 0;
+  let nextShow = Date.now() + SHOW_EVERY_MS;
   let reason = 'the marker to be applied on the target';
   try {
     for (;;) {

@@ -95,6 +95,7 @@ function signature(scope: TaskScope): string {
 }
 
 interface FunctionRow {
+  readonly name: string;
   readonly body: string;
   readonly comment: string | null;
 }
@@ -104,24 +105,30 @@ interface FoundFunction {
   readonly isOurs: boolean;
 }
 
-async function findFunction(scope: TaskScope, kind: FenceKind, client?: ClientBase): Promise<FoundFunction> {
-  const { schema, name } = functionOf(scope.taskId, kind);
-  const sql = `select p.prosrc as body, obj_description(p.oid, 'pg_proc') as comment
+async function findFunctions(
+  scope: TaskScope,
+  client?: ClientBase,
+): Promise<Record<FenceKind, FoundFunction>> {
+  const sql = `select p.proname::text as name, p.prosrc as body, obj_description(p.oid, 'pg_proc') as comment
      from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-     where n.nspname = $1 and p.proname = $2 and p.pronargs = 0`;
+     where n.nspname = $1 and p.proname = any ($2::name[]) and p.pronargs = 0`;
+  const params = [DTS_SCHEMA, kinds.map((kind) => functionOf(scope.taskId, kind).name)];
   const { rows } = client
-    ? await client.query<FunctionRow>(sql, [schema, name])
-    : await scope.source.query<FunctionRow>(sql, [schema, name]);
-  const row = rows[0];
-  if (!row) return { state: 'none', isOurs: true };
-  // Anything but our harmless body counts as armed: in doubt it is lifted.
-  const armed = row.body !== fenceBody(scope.taskId, kind, false);
-  return { state: armed ? 'armed' : 'disarmed', isOurs: row.comment === signature(scope) };
+    ? await client.query<FunctionRow>(sql, params)
+    : await scope.source.query<FunctionRow>(sql, params);
+  const found = (kind: FenceKind): FoundFunction => {
+    const row = rows.find(({ name }) => name === functionOf(scope.taskId, kind).name);
+    if (!row) return { state: 'none', isOurs: true };
+    // Anything but our harmless body counts as armed: in doubt it is lifted.
+    const armed = row.body !== fenceBody(scope.taskId, kind, false);
+    return { state: armed ? 'armed' : 'disarmed', isOurs: row.comment === signature(scope) };
+  };
+  return { statement: found('statement'), row: found('row') };
 }
 
 /** What the source says about this task's fence; a stranger's fence of the same name is none of ours. */
 export async function fenceState(scope: TaskScope): Promise<FenceState> {
-  const found = await findFunction(scope, 'statement');
+  const { statement: found } = await findFunctions(scope);
   return found.isOurs ? found.state : 'none';
 }
 
@@ -130,7 +137,7 @@ export async function ensureFenceFunction(
   scope: TaskScope,
   kind: FenceKind = 'statement',
 ): Promise<FenceState> {
-  const found = await findFunction(scope, kind);
+  const found = (await findFunctions(scope))[kind];
   const { taskId } = scope;
   if (!found.isOurs) {
     throw new MigrationError(
@@ -170,18 +177,20 @@ export async function setFence(scope: TaskScope, armed: boolean): Promise<void> 
   for (let attempt = 1; ; attempt++) {
     try {
       const replace = async (client: ClientBase): Promise<void> => {
-        await client.query(`select set_config('lock_timeout', $1, true)`, [LOCK_TIMEOUT]);
-        await client.query('select pg_advisory_xact_lock($1, hashtext($2))', [FENCE_LOCK, scope.taskId]);
-        const found = await findFunction(scope, 'statement', client);
-        if (found.state === 'none' || !found.isOurs) {
+        await client.query(`set local lock_timeout = ${literal(LOCK_TIMEOUT)};
+          select pg_advisory_xact_lock(${FENCE_LOCK}, hashtext(${literal(scope.taskId)}))`);
+        const found = await findFunctions(scope, client);
+        if (found.statement.state === 'none' || !found.statement.isOurs) {
           if (armed) throw new MigrationError('fence_failed', 'source: there is no fence to arm');
           return;
         }
-        // Un-fencing always replaces it: somebody without the lock may be changing it, too.
-        if (!armed || found.state !== 'armed') await client.query(replaceSql(scope, 'statement', armed));
-        const row = await findFunction(scope, 'row', client);
-        if (row.state !== 'none' && row.isOurs && (!armed || row.state !== 'armed'))
-          await client.query(replaceSql(scope, 'row', armed));
+        // Un-fencing always replaces them: somebody without the lock may be changing them, too.
+        const replaced = kinds.filter(
+          (kind) =>
+            found[kind].state !== 'none' && found[kind].isOurs && (!armed || found[kind].state !== 'armed'),
+        );
+        if (replaced.length > 0)
+          await client.query(replaced.map((kind) => replaceSql(scope, kind, armed)).join(';\n'));
       };
       if (armed) await scope.source.transaction(replace);
       else await onNewConnection(scope, (client) => inTransaction(client, replace));

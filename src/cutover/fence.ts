@@ -29,6 +29,8 @@ import { noteArming, noteLifted } from './write-stop.ts';
 
 const INSTALL_PATIENCE_MS = 120_000;
 const REMOVE_PATIENCE_MS = 60_000;
+/** Most writers end within a millisecond or two, and all others wait for them. */
+const FIRST_POLL_MS = 1;
 const POLL_MS = 20;
 /** Transactions that end by themselves get this long before `terminate_blockers` ends them. */
 const TERMINATE_AFTER_MS = 1_000;
@@ -84,14 +86,21 @@ export async function armFence(scope: TaskScope): Promise<{ fenceLsn: Lsn }> {
   if (fence === 'database-read-only') await armDatabase(scope);
   scope.failpoint('fence.armed');
   await waitForWriters(scope, oids, deadline);
-  await refuseNewRelatives(scope, oids);
-  await refuseSubscriptions(scope, oids);
-  const { rows } = await scope.source.query<{ lsn: Lsn; version: string }>(
-    `select pg_current_wal_insert_lsn()::text as lsn, current_setting('server_version') as version`,
-  );
+  const [{ rows }] = await Promise.all([
+    scope.source.query<{ lsn: Lsn; version: string }>(
+      `select pg_current_wal_insert_lsn()::text as lsn, current_setting('server_version') as version`,
+    ),
+    refuseNewRelatives(scope, oids),
+    refuseSubscriptions(scope, oids),
+  ]);
   const row = rows[0];
   if (!row) throw new MigrationError('internal', 'source: it does not tell its position');
-  const note: FenceNote = { armedAt, fenceLsn: row.lsn, sourceVersion: row.version };
+  const note: FenceNote = {
+    armedAt,
+    fenceLsn: row.lsn,
+    sourceVersion: row.version,
+    provedAt: new Date().toISOString(),
+  };
   scope.checkpoints.set(cutoverNotes.fence, note);
   return { fenceLsn: note.fenceLsn };
 }
@@ -141,8 +150,7 @@ export async function confirmFence(scope: TaskScope): Promise<void> {
     });
   }
   const oids = rows.flatMap(({ oid }) => oid ?? []);
-  await refuseSubscriptions(scope, oids);
-  await refuseNewRelatives(scope, oids);
+  await Promise.all([refuseSubscriptions(scope, oids), refuseNewRelatives(scope, oids)]);
 }
 
 async function fencedOids(scope: TaskScope): Promise<number[]> {
@@ -189,9 +197,9 @@ async function waitForWriters(scope: TaskScope, oids: readonly number[], deadlin
     armedAt === null ? [] : olderSessions(scope, armedAt);
   const startedMs = Date.now();
   try {
-    let left = [...(await writers()), ...(await sessions())];
+    let left = (await Promise.all([writers(), sessions()])).flat();
     const held = new Set(left.map((writer) => writer.virtualTransaction));
-    while (left.length > 0) {
+    for (let pollMs = FIRST_POLL_MS; left.length > 0; pollMs = Math.min(POLL_MS, pollMs * 2)) {
       const reason = `the fence waits for ${describeHolders(left)}`;
       scope.progress.setWaitingFor(reason);
       if (Date.now() > deadline) {
@@ -205,7 +213,7 @@ async function waitForWriters(scope: TaskScope, oids: readonly number[], deadlin
         );
       }
       if (terminateBlockers && Date.now() - startedMs >= TERMINATE_AFTER_MS) await terminate(scope, left);
-      await sleep(POLL_MS, scope.signal);
+      await sleep(pollMs, scope.signal);
       // A new virtual transaction met the armed function. A prepared one may be one of the old, under a new name:
       // PREPARE TRANSACTION hands the locks over and the session is free.
       const holders = (await writers()).filter(

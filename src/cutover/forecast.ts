@@ -2,6 +2,7 @@
 // takes to the target, whether the last statements would run. Behind POST cutover {dry_run: true}. It writes nothing but a
 // marker into the WAL, as the heartbeat does, and rolls back what it tries.
 import { randomUUID } from 'node:crypto';
+import { cutoverNotes } from '../model/cutover-notes.ts';
 import { MigrationError, type ErrorReport } from '../model/errors.ts';
 import type { ComparisonForecast, CutoverForecast, ForecastStep } from '../model/forecast.ts';
 import { fromPostgres } from '../postgres/errors.ts';
@@ -74,9 +75,11 @@ export async function forecastCutover(
     },
   ];
   const rounded = steps.map((step) => ({ ...step, ms: Math.ceil(step.ms) }));
+  const writeStopMs = rounded.reduce((sum, step) => sum + step.ms, 0);
+  scope.checkpoints.set(cutoverNotes.forecast, writeStopMs);
   return {
     steps: rounded,
-    writeStopMs: rounded.reduce((sum, step) => sum + step.ms, 0),
+    writeStopMs,
     blockers,
     problems,
   };

@@ -18,13 +18,26 @@ const LOCK_TIMEOUT = '5s';
  * `armReverse` and `confirmFence`, `hook_failed`.
  */
 export async function prepareTarget(scope: TaskScope): Promise<void> {
-  const sequences = await copySequences(scope);
-  scope.checkpoints.set(cutoverNotes.sequences, sequences);
-  scope.failpoint('finalize.sequences-set');
-  await rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT });
-  await armReverse(scope);
+  await bothOf(setSequences(scope), rehearseAndArm(scope));
   await confirmFence(scope);
   await callHook(scope, 'beforeOpen', certificateSoFar(scope));
   scope.failpoint('finalize.hook-called');
+  scope.checkpoints.set(cutoverNotes.prepared, new Date().toISOString());
   scope.failpoint('finalize.before-point-of-no-return');
+}
+
+async function setSequences(scope: TaskScope): Promise<void> {
+  const sequences = await copySequences(scope);
+  scope.checkpoints.set(cutoverNotes.sequences, sequences);
+  scope.failpoint('finalize.sequences-set');
+}
+
+async function rehearseAndArm(scope: TaskScope): Promise<void> {
+  await rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT });
+  await armReverse(scope);
+}
+
+/** Waits for both also when one fails: nothing of ours must be at work when the fence is lifted. */
+async function bothOf(...works: readonly Promise<void>[]): Promise<void> {
+  for (const result of await Promise.allSettled(works)) if (result.status === 'rejected') throw result.reason;
 }

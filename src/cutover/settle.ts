@@ -86,7 +86,11 @@ async function certify(
     });
   const snapshots = await holding;
   try {
-    await runPhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: OPENING_LOCK_TIMEOUT });
+    await runPhases(scope, {
+      phases: ['foreign-key', 'final'],
+      lockTimeout: OPENING_LOCK_TIMEOUT,
+      together: true,
+    });
     // before it is true: after a kill between the two, the sequences would be set and the snapshots taken too late
     noteOpened(scope);
     await unfenceTarget(scope);

@@ -57,6 +57,24 @@ export interface SchemaSummary {
   readonly error: string | null;
 }
 
+/** Where the time between arming and opening went, in ms. */
+export interface WriteStopReport {
+  readonly ms: number;
+  /** Of the last dry run; null when there was none. */
+  readonly predictedMs: number | null;
+  readonly steps: {
+    /** Until the last writer was gone. */
+    readonly fenceMs: number;
+    /** Until the marker was applied. */
+    readonly drainMs: number;
+    readonly compareMs: number;
+    /** Sequences, rehearsal, the way back, the hook before_open. */
+    readonly prepareMs: number;
+    /** Foreign keys, triggers … */
+    readonly openMs: number;
+  };
+}
+
 /** What was compared, at which position, with what result. Kept with the task until DELETE. */
 export interface Certificate {
   readonly taskId: string;
@@ -77,6 +95,8 @@ export interface Certificate {
   readonly armedAt: string;
   /** The target was ready to take writes. */
   readonly openedAt: string;
+  /** Absent where a step has not noted its time. */
+  readonly writeStop?: WriteStopReport;
   readonly completedAt: string;
   /** Every table was equal. */
   readonly equal: boolean;

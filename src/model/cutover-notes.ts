@@ -13,6 +13,10 @@ export const cutoverNotes = {
   rolesPastFence: 'rolesPastFence',
   verdicts: 'verdicts',
   sequences: 'sequences',
+  /** ISO 8601: nothing was left to do before the point of no return. */
+  prepared: 'prepared',
+  /** The write stop that the last dry run has predicted, in ms. */
+  forecast: 'forecast',
   certificate: 'certificate',
   /** Tables of the target have statistics. */
   analyzed: 'analyzed',
@@ -29,6 +33,8 @@ export interface FenceNote {
   readonly fenceLsn: Lsn;
   /** `server_version`, so that the certificate does not depend on a source that may be gone by then. */
   readonly sourceVersion: string;
+  /** ISO 8601: no writer was left. */
+  readonly provedAt?: string;
 }
 
 /** The database's own `default_transaction_read_only` before the arming; null: it had none. */
@@ -40,6 +46,8 @@ export interface DrainNote {
   readonly markerId: string;
   /** Null until the marker has been applied. */
   readonly markerLsn: Lsn | null;
+  /** ISO 8601. */
+  readonly appliedAt?: string;
 }
 
 export interface VerdictsNote {

@@ -14,7 +14,9 @@ import { backendPid, terminateBackends } from './backend.ts';
 import { closeClient, destroySocket, negotiate } from './connect.ts';
 import { CopySocket } from './copy-socket.ts';
 import { fromPostgres } from './errors.ts';
+import { ReadySessions, type ReadyKind } from './ready-sessions.ts';
 import { sessionSettings } from './session-settings.ts';
+import { literal } from './sql.ts';
 import { makeTrackedPool } from './tracked-pool.ts';
 
 /** Of one statement by `query`: they look at catalogs and positions, or change one row. */
@@ -54,6 +56,7 @@ export class Side {
   readonly #pooled = new Set<Client>();
   readonly #borrowed = new Set<Client>();
   readonly #stop = new AbortController();
+  readonly #ready = new ReadySessions();
   #config: Promise<ClientConfig> | null = null;
   #pool: Promise<Pool> | null = null;
   #external = 0;
@@ -166,14 +169,14 @@ export class Side {
     const config = await this.clientConfig(options.purpose);
     this.#throwIfClosed();
     if (options.signal.aborted) throw stopped();
-    const client = new pg.Client({
-      ...config,
-      ...(options.pipeline ? { pipeline: true } : {}),
-      ...(options.readsCopy && config.ssl === false ? { stream: () => new CopySocket() } : {}),
-      ...(options.replication ? { replication: 'database' } : {}),
-    });
-    client.on('error', () => undefined); // every query in flight rejects with it
-    this.#sessions.add(client);
+    const client =
+      (await this.#takeReady(options)) ??
+      this.#makeClient({
+        ...config,
+        ...(options.pipeline ? { pipeline: true } : {}),
+        ...(options.readsCopy && config.ssl === false ? { stream: () => new CopySocket() } : {}),
+        ...(options.replication ? { replication: 'database' } : {}),
+      });
     let terminated: Promise<void> = Promise.resolve();
     let ended: Promise<void> | null = null;
     const close = (): Promise<void> => {
@@ -194,8 +197,10 @@ export class Side {
     };
     options.signal.addEventListener('abort', onAbort, { once: true });
     try {
-      await client.connect();
-      await this.#prepare(client, options.replication);
+      if (backendPid(client) === null) {
+        await client.connect();
+        await this.#prepare(client, options.replication);
+      }
     } catch (error) {
       await close();
       throw fromPostgres(error, { role: this.role, purpose: options.purpose });
@@ -205,6 +210,69 @@ export class Side {
       throw stopped();
     }
     return { client, pid: backendPid(client) ?? 0, close };
+  }
+
+  /**
+   * Opens connections ahead, so that what must be quick need not wait for them: `plain` and `replication` for `session`,
+   * `pooled` for `query`. Never throws: what cannot be opened now is opened when it is needed, and says why not.
+   */
+  async warm(wanted: {
+    readonly plain: number;
+    readonly replication: number;
+    readonly pooled: number;
+  }): Promise<void> {
+    const open = async (kind: ReadyKind): Promise<void> => {
+      const client = this.#makeClient({
+        ...(await this.clientConfig('ready')),
+        ...(kind === 'replication' ? { replication: 'database' } : {}),
+      });
+      try {
+        await client.connect();
+        await this.#prepare(client, kind === 'replication');
+        this.#throwIfClosed();
+        this.#ready.put(kind, client, () => this.#sessions.delete(client));
+      } catch (error) {
+        await this.#end(client);
+        throw error;
+      }
+    };
+    const missing = (kind: ReadyKind): Promise<void>[] =>
+      Array.from({ length: Math.max(0, wanted[kind] - this.#ready.count(kind)) }, () => open(kind));
+    const borrowed = Array.from({ length: wanted.pooled }, async () => (await this.#ensurePool()).connect());
+    await Promise.allSettled([...missing('plain'), ...missing('replication'), ...borrowed]);
+    for (const each of borrowed) void each.then((client) => client.release()).catch(() => undefined);
+  }
+
+  /** Closes what `warm` has opened for `session` and nobody has taken. */
+  async cool(): Promise<void> {
+    for (const client of await this.#ready.close()) this.#sessions.delete(client);
+  }
+
+  /** One that has died meanwhile is thrown away. */
+  async #takeReady({ purpose, pipeline, readsCopy, replication }: SessionOptions): Promise<Client | null> {
+    if (pipeline || readsCopy) return null;
+    for (;;) {
+      const client = this.#ready.take(replication ? 'replication' : 'plain');
+      if (!client) return null;
+      try {
+        await client.query(`set application_name to ${literal(`${this.#name}/${purpose}`)}`);
+        return client;
+      } catch {
+        await this.#end(client);
+      }
+    }
+  }
+
+  #makeClient(config: ClientConfig): Client {
+    const client = new pg.Client(config);
+    client.on('error', () => undefined); // every query in flight rejects with it
+    this.#sessions.add(client);
+    return client;
+  }
+
+  async #end(client: Client): Promise<void> {
+    await closeClient(client);
+    this.#sessions.delete(client);
   }
 
   /** Counts a connection that another library opened (the walsender); returns the function that uncounts it. */

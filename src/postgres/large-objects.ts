@@ -37,3 +37,12 @@ async function unlinkBatch({ taskId, incarnation }: TaskScope, client: PoolClien
   ]);
   return rows.length;
 }
+
+/** Whether neither the source has any nor the target one of ours: then there is nothing to copy, to remove, or to compare. */
+export async function hasNoLargeObjects({ source, target, taskId }: TaskScope): Promise<boolean> {
+  const [ofSource, ours] = await Promise.all([
+    source.query('select from pg_largeobject_metadata limit 1'),
+    target.query('select from dts.large_object where task_id = $1 limit 1', [taskId]),
+  ]);
+  return ofSource.rowCount === 0 && ours.rowCount === 0;
+}

@@ -1,8 +1,9 @@
 // The drain marker: something that only we write into the source's WAL, so that its arrival proves that everything
 // before it has been applied. From 14 on a transactional logical message; 13's pgoutput has no messages, so there it is
 // a row in a table of ours that belongs to the publication. Cutover emits it, sync recognises it.
-import { DTS_SCHEMA, ident, identRelation } from './sql.ts';
+import { DTS_SCHEMA, ident, identRelation, literal } from './sql.ts';
 import type { RelationName } from '../model/relation.ts';
+import type { Side } from './connections.ts';
 import type { TaskScope } from './task-scope.ts';
 
 /** Prefix of the task's logical messages. */
@@ -15,12 +16,19 @@ export function markerTable(taskId: string): RelationName {
   return { schema: DTS_SCHEMA, name: `marker_${taskId}` };
 }
 
+/** Of the connections of one task; another server, of another version, behind the address is another cluster and found out as such. */
+const versions = new WeakMap<Side, number>();
+
 /** `server_version_num` of the source. */
-export async function sourceVersion(scope: TaskScope): Promise<number> {
+export async function sourceVersion(scope: Pick<TaskScope, 'source'>): Promise<number> {
+  const known = versions.get(scope.source);
+  if (known !== undefined) return known;
   const { rows } = await scope.source.query<{ version: number }>(
     `select current_setting('server_version_num')::int as version`,
   );
-  return rows[0]?.version ?? 0;
+  const version = rows[0]?.version ?? 0;
+  versions.set(scope.source, version);
+  return version;
 }
 
 /** Whether the source's pgoutput can send logical messages (14+). */
@@ -33,19 +41,10 @@ export function hasLogicalMessages(version: number): boolean {
  * target, in the transaction that applies everything before it. Doing it again with the same id is harmless.
  */
 export async function emitMarker(scope: TaskScope, markerId: string): Promise<void> {
-  const version = await sourceVersion(scope);
-  await scope.source.transaction(async (client) => {
-    // A walsender sends only what is flushed: with synchronous_commit = off the marker could lie in the WAL buffers.
-    await client.query('set local synchronous_commit = on');
-    if (hasLogicalMessages(version))
-      await client.query('select pg_logical_emit_message(true, $1, $2::text)', [
-        markerPrefix(scope.taskId),
-        markerId,
-      ]);
-    else
-      await client.query(
-        `insert into ${identRelation(markerTable(scope.taskId))} (${ident('id')}) values ($1) on conflict do nothing`,
-        [markerId],
-      );
-  });
+  const marker = hasLogicalMessages(await sourceVersion(scope))
+    ? `select pg_logical_emit_message(true, ${literal(markerPrefix(scope.taskId))}, ${literal(markerId)})`
+    : `insert into ${identRelation(markerTable(scope.taskId))} (${ident('id')}) values (${literal(markerId)}) on conflict do nothing`;
+  // One round trip. A walsender sends only what is flushed: with synchronous_commit = off the marker could lie in the
+  // WAL buffers.
+  await scope.source.query(`begin; set local synchronous_commit = on; ${marker}; commit`);
 }

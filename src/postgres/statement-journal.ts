@@ -51,7 +51,7 @@ const MAX_TOGETHER = 100;
 /**
  * Like `runStatement` for one after the other, with few transactions: a thousand tables take seconds. They grow, so that
  * a short list is not all or nothing. One that fails is done again statement by statement, which names the culprit and
- * leaves those before it done. Told of each statement that is done.
+ * leaves those before it done. Told of each statement that is done. `atFirst`: how many the first transaction has.
  */
 export async function runStatements(
   scope: TaskScope,
@@ -59,8 +59,9 @@ export async function runStatements(
   statements: readonly PlannedStatement[],
   settings: Readonly<Record<string, string>>,
   afterEach: () => void,
+  atFirst = 1,
 ): Promise<void> {
-  let size = 1;
+  let size = Math.min(atFirst, MAX_TOGETHER);
   for (let at = 0; at < statements.length; ) {
     scope.signal.throwIfAborted();
     const batch = plainFrom(statements, at, size);

@@ -12,6 +12,7 @@ import { armFence, disarmFence, installFence } from '../cutover/fence.ts';
 import { prepareTarget } from '../cutover/prepare-target.ts';
 import { disarmReverse, prepareReverse } from '../cutover/reverse.ts';
 import { settle } from '../cutover/settle.ts';
+import { coolDown, warmUp } from '../cutover/warm-up.ts';
 import { asMigrationError } from '../model/errors.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -64,15 +65,27 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     await analyzeTarget(scope);
     return null;
   },
-  armFence,
+  armFence: async (scope) => {
+    await warmUp(scope);
+    return armFence(scope);
+  },
   drain: async (scope) => {
-    const drained = await drain(scope);
-    // Nobody can write any more: what the stream has not shown by now would be missing for good.
-    await checkCatalog(scope);
-    return drained;
+    const stop = new AbortController();
+    const draining = drain({ ...scope, signal: AbortSignal.any([scope.signal, stop.signal]) });
+    draining.catch(() => undefined); // awaited below
+    try {
+      // Nobody can write any more: what the stream has not shown by now would be missing for good.
+      await checkCatalog(scope);
+    } catch (error) {
+      stop.abort();
+      await draining.catch(() => undefined);
+      throw error;
+    }
+    return draining;
   },
   disarmFence: async (scope) => {
     await disarmFence(scope);
+    await coolDown(scope);
     await disarmReverse(scope);
     return null;
   },

@@ -17,9 +17,7 @@ import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 
 /** Throws `source_ddl` with what changed and what to do. */
 export async function checkCatalog(scope: TaskScope): Promise<void> {
-  await checkColumns(scope);
-  await checkEnums(scope);
-  await checkPartitions(scope);
+  await Promise.all([checkColumns(scope), checkEnums(scope), checkPartitions(scope)]);
 }
 
 function sourceDdl(object: string, change: string, hint: string): MigrationError {

@@ -26,9 +26,7 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
   const plan = schemaPlanOf(scope);
   const tables = [...plan.tables, ...(plan.unlogged ?? [])];
   const { validationTimeoutMs } = scope.spec.options;
-  const copyJobs = await copyJobsOf(scope);
-  await verifySourceColumns(scope);
-  const recode = await needsRecoding(scope);
+  const [recode] = await Promise.all([needsRecoding(scope), verifySourceColumns(scope)]);
   const verdicts = new Map<string, TableVerdict>();
   const stop = new AbortController();
   const signal = AbortSignal.any([scope.signal, stop.signal]);
@@ -75,7 +73,8 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
         .filter((table) => !verdicts.has(relationKey(table.source)))
         .toSorted((a, b) => b.bytesEstimated - a.bytesEstimated),
     );
-    const workers = Array.from({ length: failures[0] ? 0 : Math.min(copyJobs, queue.length) }, () =>
+    const wanted = failures[0] || queue.length === 0 ? 0 : Math.min(await copyJobsOf(scope), queue.length);
+    const workers = Array.from({ length: wanted }, () =>
       worker().catch((error: unknown) => fail(fromPostgres(error))),
     );
     await Promise.all(workers);

@@ -1,10 +1,11 @@
 // Used by compare.ts: the large objects of both servers under the fence, each by its length and a digest. They are read
 // again from the source after the copy, since no trigger fences them: one that has changed since differs.
-import { createHash } from 'node:crypto';
+import { createHash, type Hash } from 'node:crypto';
 import { MigrationError } from '../model/errors.ts';
 import type { LargeObjectsVerdict } from '../model/certificate.ts';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
+import { hasNoLargeObjects } from '../postgres/large-objects.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { underFence } from '../postgres/under-fence.ts';
 import { closePair, openPair } from './sessions.ts';
@@ -23,6 +24,7 @@ interface ObjectDigest {
 /** Null when the migration has none to copy. Errors: `validation_failed` with OIDs, `deadline_exceeded`, of the servers. */
 export async function compareLargeObjects(scope: TaskScope): Promise<LargeObjectsVerdict | null> {
   if (schemaPlanOf(scope).largeObjects !== true) return null;
+  if (await hasNoLargeObjects(scope)) return verdictOf(createHash('sha256'), 0, 0n);
   const limit = { what: 'comparing the large objects', remedy: 'set options.large_objects to false' };
   return underFence(scope, limit, async (signal) => {
     const pair = await openPair(scope, signal);
@@ -113,7 +115,11 @@ async function digestBoth(
     count += ofSource.length;
     after = upTo;
   }
-  return { verdict: { count, bytes: String(bytes), digest: hash.digest('hex') }, differing };
+  return { verdict: verdictOf(hash, count, bytes), differing };
+}
+
+function verdictOf(hash: Hash, count: number, bytes: bigint): LargeObjectsVerdict {
+  return { count, bytes: String(bytes), digest: hash.digest('hex') };
 }
 
 function differences(ofSource: readonly ObjectDigest[], ofTarget: readonly ObjectDigest[]): string[] {

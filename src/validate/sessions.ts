@@ -29,13 +29,12 @@ export async function openPair(
   signal: AbortSignal,
   settings: Readonly<Record<string, string>> = {},
 ): Promise<SidePair> {
-  const source = await openSession(scope.source, signal, settings);
-  try {
-    return { source, target: await openSession(scope.target, signal, settings) };
-  } catch (error) {
-    await source.close();
-    throw error;
-  }
+  const opening = [scope.source, scope.target].map((side) => openSession(side, signal, settings));
+  const [source, target] = await Promise.allSettled(opening);
+  if (source?.status === 'fulfilled' && target?.status === 'fulfilled')
+    return { source: source.value, target: target.value };
+  for (const each of [source, target]) if (each?.status === 'fulfilled') await each.value.close();
+  throw [source, target].find((each) => each?.status === 'rejected')?.reason;
 }
 
 export async function closePair(pair: SidePair): Promise<void> {
@@ -49,12 +48,11 @@ async function openSession(
 ): Promise<Session> {
   const session = await side.session({ purpose: 'validate', signal });
   try {
-    for (const [name, value] of Object.entries({
-      ...DIGEST_SETTINGS,
-      lock_timeout: LOCK_TIMEOUT,
-      ...settings,
-    }))
-      await session.client.query('select set_config($1, $2, false)', [name, value]);
+    const all = { ...DIGEST_SETTINGS, lock_timeout: LOCK_TIMEOUT, ...settings };
+    await session.client.query(
+      'select set_config(s.name, s.value, false) from unnest($1::text[], $2::text[]) as s(name, value)',
+      [Object.keys(all), Object.values(all)],
+    );
     return session;
   } catch (error) {
     await session.close();
@@ -64,12 +62,20 @@ async function openSession(
 
 /** Whether the servers store text in different encodings. */
 export async function needsRecoding(scope: Pick<TaskScope, 'source' | 'target'>): Promise<boolean> {
-  return (await serverEncoding(scope.source)) !== (await serverEncoding(scope.target));
+  const [source, target] = await Promise.all([serverEncoding(scope.source), serverEncoding(scope.target)]);
+  return source !== target;
 }
 
+/** A database keeps its encoding. */
+const encodings = new WeakMap<Side, string>();
+
 async function serverEncoding(side: Side): Promise<string> {
+  const known = encodings.get(side);
+  if (known !== undefined) return known;
   const { rows } = await side.query<{ encoding: string }>(
     `select current_setting('server_encoding') as encoding`,
   );
-  return rows[0]?.encoding ?? 'UTF8';
+  const encoding = rows[0]?.encoding ?? 'UTF8';
+  encodings.set(side, encoding);
+  return encoding;
 }

@@ -13,6 +13,7 @@ import { drain } from '../../src/cutover/drain.ts';
 import { forecastCutover } from '../../src/cutover/forecast.ts';
 import { prepareTarget } from '../../src/cutover/prepare-target.ts';
 import { settle } from '../../src/cutover/settle.ts';
+import { cutoverNotes } from '../../src/model/cutover-notes.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import type { PlannedStatement } from '../../src/model/schema-plan.ts';
 import { toSnake } from '../../src/model/case.ts';
@@ -254,6 +255,7 @@ test('the dry run names who would hold the fence up and what would fail, and cha
   ]);
   expect(forecast.writeStopMs).toBe(forecast.steps.reduce((sum, { ms }) => sum + ms, 0));
   expect(forecast.steps[2]?.detail).toContain('5 changed keys, 1 whole tables');
+  expect(scope.checkpoints.get(cutoverNotes.forecast)).toBe(forecast.writeStopMs); // for the certificate
   expect(await fenceState(scope)).toBe('disarmed');
   await writer.query(`insert into users values (5000, 'w'); commit`);
   await cleanUp(scope, { dropTarget: false });

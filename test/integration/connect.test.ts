@@ -357,6 +357,39 @@ describe('a side', () => {
     await waitFor(async () => (await running(source, '%pg_sleep(600)%')) === 0);
   });
 
+  test('sessions take connections that were opened ahead, never a dead one, and what is left is closed', async () => {
+    const { source } = await makePair();
+    const { source: side } = connectionsTo(source);
+    const pidsOf = async (purpose: string): Promise<number[]> =>
+      (
+        await source.query<{ pid: number }>(
+          'select pid from pg_stat_activity where application_name = $1 order by backend_start',
+          [`dts/conn/source/${purpose}`],
+        )
+      ).rows.map(({ pid }) => pid);
+    await side.warm({ plain: 2, replication: 1, pooled: 3 });
+    await side.warm({ plain: 2, replication: 1, pooled: 3 }); // they are there
+    const ready = await pidsOf('ready');
+    expect([ready.length, side.connectionCount]).toEqual([3, 6]);
+    const { signal } = new AbortController();
+    const walsender = await side.session({ purpose: 'slot', signal, replication: true });
+    const plain = await side.session({ purpose: 'test', signal });
+    expect([walsender.pid, plain.pid].every((pid) => ready.includes(pid))).toBe(true);
+    expect([await pidsOf('slot'), await pidsOf('test')]).toEqual([[walsender.pid], [plain.pid]]);
+    expect((await walsender.client.query('IDENTIFY_SYSTEM')).rows).toHaveLength(1);
+    const [last = 0] = await pidsOf('ready');
+    await source.query('select pg_terminate_backend($1, 10000)', [last]);
+    const fresh = await side.session({ purpose: 'fresh', signal });
+    expect(ready).not.toContain(fresh.pid);
+    await side.warm({ plain: 1, replication: 0, pooled: 0 });
+    await side.cool();
+    expect(await pidsOf('ready')).toEqual([]);
+    expect(side.connectionCount).toBe(6); // three sessions, three pooled
+    for (const session of [walsender, plain, fresh]) await session.close();
+    await side.close();
+    expect(side.connectionCount).toBe(0);
+  });
+
   test('a pooled statement has a deadline, which names it, and ends it on the server', async () => {
     const { source } = await makePair();
     const { source: side } = connectionsTo(source);

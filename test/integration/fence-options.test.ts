@@ -147,7 +147,7 @@ test('none waits for who writes at the moment, and touches nothing', async () =>
   await writer.query('commit');
   await arming;
   await confirmFence(scope);
-  expect(await leaksOf(pair.source)).toEqual([expect.stringContaining('connection')]);
+  expect([...new Set(await leaksOf(pair.source))]).toEqual([expect.stringContaining('connection')]);
   await pair.source.query('insert into t values (3)');
 });
 

@@ -1,119 +1,180 @@
 // `npm run bench -- cutover`: how fast the online validation reads, beside the plainest digest of both sides, and how long
-// the source refuses writes, under a steady load, at several sizes. The write stop must not grow with the data.
+// an application cannot write, under a steady load, at several sizes. The write stop must not grow with the data.
+//
+// One migration a size, with the way back: cutover, rollback, cutover … as often as --rounds says, every time with all
+// rows compared before and a certificate of whole digests after it. The first leads to new tables with all that belongs
+// to them; the others find them there. All make the slot of the way back under the write stop, which a task without
+// `reverse` saves.
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import pg from 'pg';
-import { createService, parseConfig, type Service } from '../../../src/index.ts';
+import { Worker } from 'node:worker_threads';
+import { createService, parseConfig, type Service, type TaskView } from '../../../src/index.ts';
 import type { BenchOptions } from '../run.ts';
 import { describeMachine, storeSection, table } from '../support/report.ts';
 import { median } from '../support/rounds.ts';
 import { withServers, type BenchServer } from '../support/servers.ts';
+import type { ApplicationOptions, Moved, Rate } from './application.ts';
 
 const DATABASE = 'dts_bench_cutover';
 /** About 130 bytes a row in the heap and 20 in the key. */
 const ROWS_PER_GB = 7_000_000;
 const SIZES_GB = [0.1, 0.5, 1, 2] as const;
-const WRITERS = 4;
+const WRITERS = 8;
 const WRITES_PER_SECOND = 2_000;
+
+interface Cutover extends Moved {
+  readonly direction: 'first' | 'back' | 'forward';
+  /** Arming to opening, as the service notes it. */
+  readonly writeStopMs: number;
+  readonly steps: string;
+}
 
 interface Measured {
   readonly rowsPerSecond: number;
-  /** Of `select sum(hashtextextended(row::text, 1))`, both sides at once. */
+  /** Of the plainest digest, both sides at once. */
   readonly plainRowsPerSecond: number;
-  /** Arming to opening, as the service notes it. */
-  readonly writeStopMs: number;
-  /** First write refused to opening, as a writer sees it. */
-  readonly refusedMs: number;
+  readonly cutovers: readonly Cutover[];
   readonly writesPerSecond: number;
 }
 
+const say = (line: string): void => void process.stdout.write(`${line}\n`);
+
 export async function runCutoverBench(options: BenchOptions): Promise<void> {
   const { scale, rounds, store } = options;
-  const say = (line: string): void => void process.stdout.write(`${line}\n`);
   await withServers(options.servers, async (source, target) => {
     const machine = describeMachine(source, target);
     say(machine);
-    const rows: string[][] = [];
     for (const size of SIZES_GB) {
       if (options.only.length > 0 && !options.only.includes(String(size))) continue;
       const count = Math.max(1_000, Math.round(size * scale * ROWS_PER_GB));
-      const runs: Measured[] = [];
-      for (let round = 1; round <= rounds; round++) {
-        const run = await measure(source, target, count);
-        runs.push(run);
-        say(`${size} GB × ${scale}, round ${round}: ${JSON.stringify(run)}`);
-      }
-      const of = (pick: (run: Measured) => number): number => median(runs.map(pick));
-      rows.push([
-        `${count.toLocaleString('en')} rows`,
-        Math.round(of((run) => run.writesPerSecond)).toLocaleString('en'),
-        Math.round(of((run) => run.rowsPerSecond)).toLocaleString('en'),
-        of((run) => run.rowsPerSecond / run.plainRowsPerSecond).toFixed(2),
-        String(Math.round(of((run) => run.writeStopMs))),
-        String(Math.max(...runs.map((run) => run.writeStopMs))),
-        String(Math.round(of((run) => run.refusedMs))),
-      ]);
+      const measured = await measure(source, target, count, rounds);
+      const title = `cutover: ${size} GB`;
+      const text = report(measured, count);
+      say(`\n## ${title}\n\n${text}\n`);
+      if (store)
+        storeSection(
+          title,
+          `${new Date().toISOString().slice(0, 10)}, scale ${scale}. ${machine}.\n\n${text}`,
+        );
     }
-    const body = table(
-      [
-        'size',
-        'writes/s',
-        'validated rows/s',
-        '× plain sum(hash)',
-        'write stop ms',
-        'worst',
-        'first refusal to opening ms',
-      ],
-      rows,
-    );
-    const title = 'cutover: validation and write stop under load';
-    say(`\n## ${title}\n\n${body}\n`);
-    if (store)
-      storeSection(
-        title,
-        `${new Date().toISOString().slice(0, 10)}, scale ${scale}, ${rounds} rounds, medians. ${machine}.\n\n${body}`,
-      );
   });
 }
 
-async function measure(source: BenchServer, target: BenchServer, count: number): Promise<Measured> {
+function report(
+  { rowsPerSecond, plainRowsPerSecond, cutovers, writesPerSecond }: Measured,
+  count: number,
+): string {
+  const whole = (value: number): string => Math.round(value).toLocaleString('en');
+  const row = (what: string, some: readonly Cutover[]): string[] => {
+    const of = (pick: (cutover: Cutover) => number): number[] => some.map(pick);
+    return [
+      what,
+      String(some.length),
+      whole(median(of(({ movedMs }) => movedMs))),
+      whole(Math.max(...of(({ movedMs }) => movedMs))),
+      whole(median(of(({ writeStopMs }) => writeStopMs))),
+      whole(Math.max(...of(({ writeStopMs }) => writeStopMs))),
+    ];
+  };
+  const groups = (['first', 'forward', 'back'] as const)
+    .map((direction) => ({ direction, some: cutovers.filter((cutover) => cutover.direction === direction) }))
+    .filter(({ some }) => some.length > 0);
+  return [
+    `${whole(count)} rows, ${whole(writesPerSecond)} writes/s by ${WRITERS} writers.`,
+    '',
+    `Validation: ${whole(rowsPerSecond)} rows/s, ${(rowsPerSecond / plainRowsPerSecond).toFixed(2)} × the plain digest of both sides (${whole(plainRowsPerSecond)} rows/s).`,
+    '',
+    'Write stop in ms, as the application sees it: from the first write that is refused to the first that the other side accepts.',
+    '',
+    table(
+      ['cutovers', 'number', 'median', 'worst', 'median by the certificate', 'worst'],
+      [row('all', cutovers), ...groups.map(({ direction, some }) => row(direction, some))],
+    ),
+  ].join('\n');
+}
+
+const tables = [
+  'create table accounts (id bigint primary key, branch int not null, balance numeric(14,2) not null, filler text)',
+  'create table movements (id bigint generated by default as identity primary key, account bigint not null references accounts, amount int not null, at timestamptz not null default now())',
+];
+
+async function measure(
+  source: BenchServer,
+  target: BenchServer,
+  count: number,
+  rounds: number,
+): Promise<Measured> {
   await source.freshDatabase(DATABASE);
   await target.freshDatabase(DATABASE);
   await source.query(
     DATABASE,
-    'create table accounts (id bigint primary key, branch int not null, balance numeric(14,2) not null, filler text)',
+    ...tables,
     `insert into accounts select i, i % 100, i / 7.0, repeat(md5(i::text), 2) from generate_series(1, ${count}) i`,
+    'create index on movements (account)',
     'vacuum analyze accounts',
   );
   const dataDir = mkdtempSync(join(tmpdir(), 'dts-bench-'));
   const service = createService(parseConfig({ DTS_DATA_DIR: dataDir }));
-  const load = startLoad(source.url(DATABASE), count);
+  const application = await startApplication({
+    urls: [source.url(DATABASE), target.url(DATABASE)],
+    accounts: count,
+    writers: WRITERS,
+    writesPerSecond: WRITES_PER_SECOND,
+  });
   try {
-    const { task } = await service.createTask({
+    await service.createTask({
+      id: 'bench',
       sourceDb: source.url(DATABASE),
       targetDb: target.url(DATABASE),
-      tables: ['accounts'],
+      options: { reverse: true, hooks: { afterOpen: { url: application.hookUrl } } },
     });
-    await service.startTask(task.id);
-    await until(service, task.id, ({ state }) => state === 'syncingWal');
-    const settledMs = await validationMs(service, task.id);
+    await service.startTask('bench');
+    await until(service, 'bench', ({ state }) => state === 'syncingWal');
+    const settledMs = await validationMs(service, 'bench');
     const plainMs = await plainDigestMs(source, target);
-    await service.cutover(task.id);
-    const refusedAt = await load.refused;
-    await until(service, task.id, ({ state }) => state === 'completed');
-    const { writeStopMs, certificate } = await service.getTask(task.id);
-    if (!certificate?.equal || writeStopMs === null) throw new Error('the cutover was not clean');
-    await service.unfenceTask(task.id);
+    const cutovers: Cutover[] = [];
+    let id = 'bench';
+    for (let round = 1; round <= rounds; round++) {
+      await until(
+        service,
+        id,
+        ({ state, cutoverWaitsFor }) => state === 'syncingWal' && cutoverWaitsFor.length === 0,
+      );
+      await waitUntil(async () => (await service.getValidation(id)).clean, 'clean');
+      const moving = application.moved();
+      await service.cutover(id);
+      const moved = await moving;
+      const done = await until(service, id, ({ state }) => state === 'completed');
+      if (!done.certificate?.equal || done.writeStopMs === null) throw new Error('the cutover was not clean');
+      const cutover: Cutover = {
+        ...moved,
+        direction: round === 1 ? 'first' : round % 2 === 0 ? 'back' : 'forward',
+        writeStopMs: done.writeStopMs,
+        steps: JSON.stringify(done.certificate.writeStop?.steps),
+      };
+      cutovers.push(cutover);
+      say(
+        `${count} rows, cutover ${round} (${cutover.direction}): ${Math.round(cutover.movedMs)} ms, ${cutover.writeStopMs} ms by the certificate ${cutover.steps}`,
+      );
+      id = done.reverseTask ?? '';
+      await waitUntil(
+        async () => id === '' || (await service.listTasks()).tasks.some((task) => task.id === id),
+        id,
+      );
+    }
+    const { writesPerSecond } = await application.rate();
+    await until(service, id, ({ state }) => state === 'syncingWal');
+    await service.finish('bench');
+    await until(service, id, ({ state }) => state === 'completed');
     return {
-      rowsPerSecond: Math.round(count / (settledMs / 1_000)),
-      plainRowsPerSecond: Math.round(count / (plainMs / 1_000)),
-      writeStopMs,
-      refusedMs: Date.parse(certificate.openedAt) - refusedAt,
-      writesPerSecond: load.rate(),
+      rowsPerSecond: count / (settledMs / 1_000),
+      plainRowsPerSecond: count / (plainMs / 1_000),
+      cutovers,
+      writesPerSecond,
     };
   } finally {
-    await load.stop();
+    await application.stop();
     await service.stop();
     rmSync(dataDir, { recursive: true, force: true });
   }
@@ -138,55 +199,41 @@ async function validationMs(service: Service, id: string): Promise<number> {
 }
 
 async function plainDigestMs(source: BenchServer, target: BenchServer): Promise<number> {
-  const sql = `select sum(hashtextextended(t::text, 1)) from accounts t`;
+  const sql = 'select sum(hash_record_extended(t, 1)) from accounts t';
   const serial = 'set max_parallel_workers_per_gather = 0';
   const began = performance.now();
   await Promise.all([source.query(DATABASE, serial, sql), target.query(DATABASE, serial, sql)]);
   return performance.now() - began;
 }
 
-interface Load {
-  /** Time of the first write that the fence refused. */
-  readonly refused: Promise<number>;
-  rate(): number;
+interface RunningApplication {
+  readonly hookUrl: string;
+  /** The next change of sides. */
+  moved(): Promise<Moved>;
+  rate(): Promise<Rate>;
   stop(): Promise<void>;
 }
 
-function startLoad(url: string, count: number): Load {
-  let running = true;
-  let writes = 0;
-  let refusedMs: number | null = null;
-  const beganMs = Date.now();
-  let tell: (ms: number) => void = () => undefined;
-  const refused = new Promise<number>((resolve) => (tell = resolve));
-  const loop = async (seed: number): Promise<void> => {
-    const client = new pg.Client({ connectionString: url });
-    await client.connect();
-    for (let n = seed; running && refusedMs === null; n += WRITERS) {
-      try {
-        await client.query(
-          'update accounts set balance = balance + 1 where id = 1 + ($1::bigint * 7919) % $2',
-          [n, count],
-        );
-        writes++;
-      } catch (error) {
-        if ((error as { code?: unknown }).code !== '25006') throw error;
-        refusedMs ??= Date.now();
-        tell(refusedMs);
-      }
-      const dueMs = beganMs + (writes / WRITES_PER_SECOND) * 1_000;
-      if (dueMs > Date.now()) await pause(dueMs - Date.now());
-    }
-    await client.end();
-  };
-  const loops = Promise.all(Array.from({ length: WRITERS }, (_, n) => loop(n + 1)));
+async function startApplication(options: ApplicationOptions): Promise<RunningApplication> {
+  const worker = new Worker(new URL('./application.js', import.meta.url), { workerData: options });
+  const next = <T>(): Promise<T> =>
+    new Promise((resolve, reject) => {
+      worker.once('error', reject);
+      worker.once('message', (message: T) => {
+        worker.off('error', reject);
+        resolve(message);
+      });
+    });
+  const { hookUrl } = await next<{ hookUrl: string }>();
   return {
-    refused,
-    rate: () => writes / (((refusedMs ?? Date.now()) - beganMs) / 1_000),
-    stop: async () => {
-      running = false;
-      await loops;
+    hookUrl,
+    moved: () => next<Moved>(),
+    rate: () => {
+      const answer = next<Rate>();
+      worker.postMessage('rate');
+      return answer;
     },
+    stop: async () => void (await worker.terminate()),
   };
 }
 
@@ -200,14 +247,12 @@ async function waitUntil(condition: () => Promise<boolean>, what: string): Promi
   }
 }
 
-async function until(
-  service: Service,
-  id: string,
-  reached: (task: Awaited<ReturnType<Service['getTask']>>) => boolean,
-): Promise<void> {
+async function until(service: Service, id: string, reached: (task: TaskView) => boolean): Promise<TaskView> {
+  let task = await service.getTask(id);
   await waitUntil(async () => {
-    const task = await service.getTask(id);
+    task = await service.getTask(id);
     if (['failed', 'paused'].includes(task.state)) throw new Error(JSON.stringify(task.error));
     return reached(task);
   }, 'the state');
+  return task;
 }
