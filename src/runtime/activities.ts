@@ -13,7 +13,9 @@ import { prepareTarget } from '../cutover/prepare-target.ts';
 import { disarmReverse, prepareReverse } from '../cutover/reverse.ts';
 import { settle } from '../cutover/settle.ts';
 import { coolDown, warmUp } from '../cutover/warm-up.ts';
-import { asMigrationError } from '../model/errors.ts';
+import type { TaskCommand } from '../../machines/task-context.ts';
+import { asMigrationError, MigrationError } from '../model/errors.ts';
+import type { Finding } from '../model/finding.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { runPreflight } from '../preflight/run.ts';
@@ -21,11 +23,12 @@ import type { AdditionRequest } from '../schema/addition.ts';
 import { compareSchema } from '../schema/compare.ts';
 import { createTables } from '../schema/create-tables.ts';
 import { checkCatalog } from '../sync/catalog-watch.ts';
-import { runStream } from '../sync/stream.ts';
+import { runStream, type AddPartitions } from '../sync/stream.ts';
 import { compareTables } from '../validate/compare.ts';
 import { validateOnline } from '../validate/online.ts';
 import { holdSnapshots } from '../validate/snapshots.ts';
 import type { ActivityRunner } from './activity-runner.ts';
+import { findingsOfAddition } from './findings.ts';
 
 export interface ActivityHost {
   readonly runner: ActivityRunner;
@@ -124,12 +127,34 @@ function logic<N extends ActivityName>(name: N, host: ActivityHost) {
   );
 }
 
+type Addition = Extract<TaskCommand, { readonly type: 'ADD' }>;
+
+/** What a person would ask for who adds these tables, once it is known that nothing stands in the way. */
+async function additionOf(scope: TaskScope, names: readonly string[]): Promise<Addition> {
+  const { tables, findings } = await findingsOfAddition(scope, names);
+  const blocking = findings.filter(({ severity }) => severity === 'blocking');
+  if (blocking.length > 0)
+    throw new MigrationError(
+      'source_ddl',
+      `source: ${names.join(', ')} became partitions and cannot be added: ${blocking.map(({ message }) => message).join('; ')}`,
+      { hint: blocking.map(({ remedy }) => remedy).join('; '), details: { findings } },
+    );
+  const added: Finding = {
+    code: 'partition_added',
+    severity: 'info',
+    object: tables.join(', '),
+    message: `the source has got the partitions ${tables.join(', ')}: they were added (on_ddl: apply-additive)`,
+    remedy: null,
+  };
+  return { type: 'ADD', tables, findings: [...findings, added] };
+}
+
 /** The stream as an actor: tells the chart what happened and ends only when it is stopped or failed. */
 function streamLogic(host: ActivityHost) {
   return fromCallback<EventObject, TaskRef, StreamEvent>(({ input: { taskId }, sendBack }) => {
     const controller = new AbortController();
     const { signal } = controller;
-    const emit = (event: StreamEvent): void => {
+    const emit = (event: StreamEvent | Addition): void => {
       if (!signal.aborted) sendBack(event);
     };
     host.runner
@@ -137,7 +162,9 @@ function streamLogic(host: ActivityHost) {
         const scope = host.scopeOf(taskId, signal);
         acceptRecopy(scope, host.recopyOf(taskId));
         await leaveLostSlot(scope);
-        return runStream(scope, emit);
+        const add: AddPartitions = async (names) => emit(await additionOf(scope, names));
+        // a reverse task ends before the source that it writes changes
+        return runStream(scope, emit, undefined, scope.spec.origin ? null : add);
       })
       .catch((error: unknown) => emit({ type: 'STREAM_FAILED', error: asMigrationError(error).toReport() }));
     return () => controller.abort();

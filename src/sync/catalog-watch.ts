@@ -7,13 +7,21 @@
 //   3 a partition created or attached               it is not in the publication: its rows would never arrive
 //   4 a partition detached or dropped               its rows are no longer the table's, and the stream says nothing
 import { MigrationError } from '../model/errors.ts';
-import { relationKey, type RelationName } from '../model/relation.ts';
+import { exactName, relationKey, type RelationName } from '../model/relation.ts';
 import { isLeftOut } from '../model/schema-plan.ts';
 import { describeColumn, readTypes } from '../postgres/binary-form.ts';
 import type { Side } from '../postgres/connections.ts';
 import { undoDdl } from '../postgres/publication.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+
+/** In the details of `source_ddl`: partitions that the plan does not have, as `tables` of a request names them. */
+const NEW_PARTITIONS = 'partitions';
+
+export function newPartitionsOf({ details }: MigrationError): readonly string[] {
+  const found = details?.[NEW_PARTITIONS];
+  return Array.isArray(found) ? found.filter((name): name is string => typeof name === 'string') : [];
+}
 
 /** Throws `source_ddl` with what changed and what to do. */
 export async function checkCatalog(scope: TaskScope): Promise<void> {
@@ -146,14 +154,17 @@ async function checkPartitions(scope: TaskScope): Promise<void> {
       addition: pass,
     };
   }
-  for (const { key, name, root } of surplus) {
-    if (note?.leftOut.includes(key)) continue;
-    throw sourceDdl(
-      key,
-      `it became a partition of ${root}`,
-      `its rows are not streamed: move them and detach it (alter table ${root} detach partition ${identRelation(name)}) and resume, or start over`,
-    );
-  }
+  const unexpected = surplus.filter(({ key }) => note?.leftOut.includes(key) !== true);
+  const [first] = unexpected;
+  if (first)
+    throw new MigrationError('source_ddl', `source: ${first.key}: it became a partition of ${first.root}`, {
+      hint: `its rows are not streamed: let it be added (on_ddl: apply-additive) and resume, or move them and detach it (alter table ${first.root} detach partition ${identRelation(first.name)}) and resume`,
+      details: {
+        object: first.key,
+        change: `it became a partition of ${first.root}`,
+        [NEW_PARTITIONS]: unexpected.map(({ name }) => exactName(name)),
+      },
+    });
   const present = new Set(found.map(({ key }) => key));
   const gone = note?.planned.find((key) => !present.has(key));
   if (gone !== undefined) throw sourceDdl(gone, 'it was detached from its table, or dropped', undoDdl);

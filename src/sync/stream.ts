@@ -31,12 +31,16 @@ import { RelationMap } from './relations.ts';
 import { Replay, ReplayInOrder } from './replay.ts';
 import { newFigures, type ReplayFigures } from './replay-figures.ts';
 import { sampleReplay, sampleUntilCopied, type ReplayView } from './sampler.ts';
+import { newPartitionsOf } from './catalog-watch.ts';
 import { followDdl, noteFilenodes } from './source-ddl.ts';
 import { chooseStreamFormat } from './stream-format.ts';
 import { wasWidenedBehind, widenedBehind } from './widen-columns.ts';
 
 /** Connections in a row that brought no progress before the error goes to the statechart, which waits longer. */
 const MAX_RECONNECTS = 5;
+
+/** Has partitions that the source has got added to the task, by exact names. Errors: why they cannot be. */
+export type AddPartitions = (names: readonly string[]) => Promise<void>;
 
 /**
  * Streams the source's changes to the target until `scope.signal` aborts; resolves then, within two seconds, with nothing
@@ -49,6 +53,7 @@ export async function runStream(
   scope: TaskScope,
   emit: (event: StreamEvent) => void,
   sizes: CatchUpSizes = catchUpSizes,
+  addPartitions: AddPartitions | null = null,
 ): Promise<void> {
   try {
     // A cluster that is not the slot's has no publication either, and that is not the reason to report.
@@ -61,7 +66,7 @@ export async function runStream(
     await ensurePublication(scope);
     if (!findSlot(scope)) await ensureSlot(scope);
     emit({ type: 'SLOT_READY' });
-    await keepStreaming(scope, sizes, emit);
+    await keepStreaming(scope, sizes, emit, addPartitions);
   } catch (error) {
     if (scope.signal.aborted) return;
     throw fromPostgres(error);
@@ -83,6 +88,7 @@ async function keepStreaming(
   scope: TaskScope,
   sizes: CatchUpSizes,
   emit: (event: StreamEvent) => void,
+  addPartitions: AddPartitions | null,
 ): Promise<void> {
   const figures = newFigures();
   let attempt = 0;
@@ -110,7 +116,7 @@ async function keepStreaming(
       const failure = fromPostgres(error);
       // a row with a new enum value may be refused before the catalog has been looked at
       if (failure.code === 'source_ddl' || failure.code === 'sql_failed') {
-        await follow(scope, failure, emit);
+        await follow(scope, failure, emit, addPartitions);
         continue;
       }
       attempt++;
@@ -135,7 +141,13 @@ async function follow(
   scope: TaskScope,
   failure: MigrationError,
   emit: (event: StreamEvent) => void,
+  addPartitions: AddPartitions | null,
 ): Promise<void> {
+  const partitions = newPartitionsOf(failure);
+  if (partitions.length > 0 && scope.spec.options.onDdl === 'apply-additive' && addPartitions !== null) {
+    scope.log.info({ partitions }, 'the source has got partitions: they are added');
+    return addPartitions(partitions);
+  }
   const { findings, refused } = await followDdl(scope);
   if (findings.length === 0 && refused === null) throw failure;
   if (refused !== null)

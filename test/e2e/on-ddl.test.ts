@@ -119,6 +119,50 @@ test.each([
   },
 );
 
+test('apply-additive takes partitions in, empty or full, while they are written, and is killed on the way', async () => {
+  const pair = await makePair({ source: 16, target: 18 });
+  const dataDir = makeDataDir();
+  let service = await startService({ dataDir, failpoint: 'add.planned' });
+  await pair.source.query(schema);
+  await pair.source.query('create table public.parts_rest partition of public.parts default');
+  const limits = { 'public.parts': { where: 'id % 10 <> 3' } };
+  const id = await startMigration(
+    service,
+    migrationBody(pair, {
+      tables: ['parts'],
+      table_suffix: '_m',
+      options: { on_ddl: 'apply-additive', table: limits, keep_fence: false },
+    }),
+  );
+  await service.reaches(id, 'syncingWal');
+  await pair.source.query('insert into parts select i, 250 from generate_series(1, 50) i');
+  await pair.source.query(`
+    begin; create table parts_full (at int not null, id int not null);
+    with moved as (delete from parts_rest where at = 250 returning at, id) insert into parts_full select * from moved;
+    alter table parts attach partition parts_full for values from (200) to (300); commit;
+    create table parts_new partition of parts for values from (300) to (400)`);
+  let writing = true;
+  const writer = (async () => {
+    for (let n = 0; writing; n++)
+      await pair.source.query(
+        `insert into parts values (${1000 + n}, ${200 + (n % 250)}); update parts set at = (at + 70) % 450 where id = ${1 + (n % 300)};
+         delete from parts where id = ${1000 + n - 7}`,
+      );
+  })();
+  expect(await service.exited).toEqual({ code: null, signal: 'SIGKILL' });
+  service = await startService({ dataDir });
+  await waitFor(async () => (await findingsOf(service, id)).includes('partition_added'), 60_000);
+  await service.reaches(id, 'syncingWal');
+  writing = false;
+  await writer;
+  await cutOver(service, id);
+  await expectEqualTables(pair.source, pair.target, [
+    ['(select * from parts where id % 10 <> 3)', 'parts_m'],
+    ['(select * from parts_full where id % 10 <> 3)', 'parts_full_m'],
+    ['(select * from parts_new where id % 10 <> 3)', 'parts_new_m'],
+  ]);
+});
+
 test.each([
   [13, 15],
   [16, 18],
