@@ -6,7 +6,7 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
 import type { Side } from '../postgres/connections.ts';
 import { markCopyComplete } from '../postgres/copy-state.ts';
-import { copyJobsOf } from '../postgres/host.ts';
+import { chooseCopyJobs, readHosts } from '../postgres/host.ts';
 import { endSessions } from '../postgres/end-sessions.ts';
 import { slotOf } from '../postgres/slot-record.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
@@ -49,8 +49,14 @@ export async function copyTables(scope: TaskScope): Promise<void> {
     const parts = planParts(plan.tables, cuts);
     const tally = new Tally(scope, parts);
     const encoding = await commonEncoding(scope);
-    const copyJobs = await copyJobsOf(scope);
-    const indexes = (builder = await makeIndexBuilder(scope, plan, copyJobs, waits, signal));
+    const hosts = await readHosts(scope);
+    const copyJobs = chooseCopyJobs(scope, hosts);
+    const indexes = (builder = await makeIndexBuilder(scope, plan, {
+      host: hosts.target,
+      copyJobs,
+      waits,
+      signal,
+    }));
     const onComplete = (relation: string): void => {
       builds.push(indexes.build(relation, tally.isOneSnapshot(relation)).catch(fail));
     };

@@ -4,7 +4,7 @@ import { relationKey } from '../model/relation.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import type { PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
-import { defaultIndexJobs, readHost } from '../postgres/host.ts';
+import { defaultIndexJobs, type Host } from '../postgres/host.ts';
 import type { Session } from '../postgres/connections.ts';
 import { runStatement, statementsDone } from '../postgres/statement-journal.ts';
 import type { IndexProgress } from '../model/progress.ts';
@@ -257,23 +257,28 @@ export class IndexBuilder {
   }
 }
 
-/** Asks the target for its machine and its journal. `copyJobs`: parts that are copied beside the builds. */
+/** Asks the target for its journal. `host`: of the target; `copyJobs`: parts that are copied beside the builds. */
 export async function makeIndexBuilder(
   scope: TaskScope,
   plan: SchemaPlan,
-  copyJobs: number,
-  waits: Waits,
-  signal: AbortSignal,
+  {
+    host,
+    copyJobs,
+    waits,
+    signal,
+  }: {
+    readonly host: Host;
+    readonly copyJobs: number;
+    readonly waits: Waits;
+    readonly signal: AbortSignal;
+  },
 ): Promise<IndexBuilder> {
   const done = await statementsDone(scope);
-  const [host, { rows }] = await Promise.all([
-    readHost(scope.target),
-    scope.target.query<{ shared: string; present: string; workers: number }>(
-      `select pg_size_bytes(current_setting('shared_buffers'))::text as shared,
-              pg_size_bytes(current_setting('maintenance_work_mem'))::text as present,
-              current_setting('max_parallel_maintenance_workers')::int as workers`,
-    ),
-  ]);
+  const { rows } = await scope.target.query<{ shared: string; present: string; workers: number }>(
+    `select pg_size_bytes(current_setting('shared_buffers'))::text as shared,
+            pg_size_bytes(current_setting('maintenance_work_mem'))::text as present,
+            current_setting('max_parallel_maintenance_workers')::int as workers`,
+  );
   const jobs = scope.spec.options.indexJobs ?? defaultIndexJobs(host);
   const { shared = '0', present = '0', workers = 0 } = rows[0] ?? {};
   const memory = { ...host, sharedBuffers: Number(shared), present: Number(present) };

@@ -25,7 +25,7 @@ export async function copyUnlogged(scope: TaskScope): Promise<void> {
   const { unlogged = [] } = schemaPlanOf(scope);
   if (unlogged.length === 0) return;
   const { validationTimeoutMs } = scope.spec.options;
-  const copyJobs = await copyJobsOf(scope);
+  const copyJobs = copyJobsOf(scope);
   const stop = new AbortController();
   const deadline = AbortSignal.timeout(Math.min(validationTimeoutMs, 2 ** 31 - 1));
   const signal = AbortSignal.any([scope.signal, stop.signal, deadline]);

@@ -1,6 +1,6 @@
 // What a server's machine has, as far as the server lets us see it, and how much is done at once because of it. SQL tells
-// neither cores nor memory; a role that may read the server's files sees what Linux says of both. Asked by the copy, the
-// index builds, the comparison and preflight.
+// neither cores nor memory; a role that may read the server's files sees what Linux says of both. Asked by preflight and
+// once by the copy; what is done under the fence goes by what was chosen then.
 import type { Side } from './connections.ts';
 import type { TaskScope } from './task-scope.ts';
 
@@ -85,10 +85,38 @@ export function defaultIndexJobs({ cores }: Host): number {
   return cores === null ? INDEX_JOBS : Math.min(MAX_INDEX_JOBS, Math.max(INDEX_JOBS, cores));
 }
 
-/** Tables or parts that the task reads at once: `options.copyJobs`, or what both machines are good for. */
-export async function copyJobsOf(scope: TaskScope): Promise<number> {
-  const { copyJobs } = scope.spec.options;
-  if (copyJobs !== null) return copyJobs;
-  const [source, target] = await Promise.all([readHost(scope.source), readHost(scope.target)]);
-  return defaultCopyJobs(source, target);
+export interface Hosts {
+  readonly source: Host;
+  readonly target: Host;
+}
+
+/** The source's is not asked where `options.copyJobs` says it all. */
+export async function readHosts(scope: TaskScope): Promise<Hosts> {
+  const given = scope.spec.options.copyJobs !== null;
+  const [source, target] = await Promise.all([
+    given ? unknownHost : readHost(scope.source),
+    readHost(scope.target),
+  ]);
+  return { source, target };
+}
+
+/** Checkpoint. */
+const COPY_JOBS_NOTE = 'copyJobs';
+
+/** Tables or parts that the task reads at once: `options.copyJobs`, or what both machines are good for. Kept for later. */
+export function chooseCopyJobs(scope: TaskScope, { source, target }: Hosts): number {
+  const copyJobs = scope.spec.options.copyJobs ?? defaultCopyJobs(source, target);
+  scope.checkpoints.set(COPY_JOBS_NOTE, copyJobs);
+  return copyJobs;
+}
+
+/** Of a task that has copied nothing (a reverse task): asks before there is a fence. */
+export async function ensureCopyJobs(scope: TaskScope): Promise<void> {
+  if (scope.spec.options.copyJobs === null && scope.checkpoints.get(COPY_JOBS_NOTE) === undefined)
+    chooseCopyJobs(scope, await readHosts(scope));
+}
+
+/** What was chosen; under the fence nobody is asked. */
+export function copyJobsOf(scope: TaskScope): number {
+  return scope.spec.options.copyJobs ?? scope.checkpoints.get<number>(COPY_JOBS_NOTE) ?? COPY_JOBS;
 }

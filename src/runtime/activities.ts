@@ -17,6 +17,7 @@ import type { TaskCommand } from '../../machines/task-context.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import type { Finding } from '../model/finding.ts';
 import type { StreamEvent } from '../model/stream.ts';
+import { ensureCopyJobs } from '../postgres/host.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { runPreflight } from '../preflight/run.ts';
 import type { AdditionRequest } from '../schema/addition.ts';
@@ -66,6 +67,7 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     await installFence(scope);
     await prepareReverse(scope);
     await analyzeTarget(scope);
+    await ensureCopyJobs(scope);
     return null;
   },
   armFence: async (scope) => {

@@ -73,7 +73,7 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
         .filter((table) => !verdicts.has(relationKey(table.source)))
         .toSorted((a, b) => b.bytesEstimated - a.bytesEstimated),
     );
-    const wanted = failures[0] || queue.length === 0 ? 0 : Math.min(await copyJobsOf(scope), queue.length);
+    const wanted = failures[0] || queue.length === 0 ? 0 : Math.min(copyJobsOf(scope), queue.length);
     const workers = Array.from({ length: wanted }, () =>
       worker().catch((error: unknown) => fail(fromPostgres(error))),
     );
