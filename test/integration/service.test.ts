@@ -1,9 +1,13 @@
 // The library's surface on real servers: createService and its task manager.
 import { expect, onTestFinished, test } from 'vitest';
-import { createService, parseConfig, type TaskRequest } from '../../src/index.ts';
+import Database from 'better-sqlite3';
+import { createService, parseConfig, type Service, type TaskRequest } from '../../src/index.ts';
+import type { Certificate } from '../../src/model/certificate.ts';
+import { cutoverNotes, type VerdictsNote } from '../../src/model/cutover-notes.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { completes, KilledService } from '../support/kills.ts';
 import { reaches, startLibrary } from '../support/library.ts';
-import { makeDataDir, migrationBody, startMigration, startService } from '../support/service-process.ts';
+import { makeDataDir, migrationBody, startMigration } from '../support/service-process.ts';
 
 const request = (pair: DatabasePair, over: Partial<TaskRequest> = {}): TaskRequest => ({
   sourceDb: pair.source.connection,
@@ -164,7 +168,6 @@ test('one row that cannot be restored fails alone', async () => {
     await reaches(first, id, 'syncingWal');
   }
   await first.stop();
-  const { default: Database } = await import('better-sqlite3');
   const sqlite = new Database(config.databasePath);
   sqlite
     .prepare(
@@ -184,8 +187,7 @@ test('one row that cannot be restored fails alone', async () => {
 });
 
 /** Changes the row of a task while no service runs. */
-async function changeRow(databasePath: string, assignment: string): Promise<void> {
-  const { default: Database } = await import('better-sqlite3');
+function changeRow(databasePath: string, assignment: string): void {
   const sqlite = new Database(databasePath);
   sqlite.prepare(`update task set ${assignment}`).run();
   sqlite.close();
@@ -200,56 +202,83 @@ test('an older service leaves the tasks of a newer one as they are', async () =>
   await first.startTask('newer');
   await reaches(first, 'newer', 'syncingWal');
   await first.stop();
-  await changeRow(config.databasePath, 'machine_version = machine_version + 1');
+  changeRow(config.databasePath, 'machine_version = machine_version + 1');
   const older = createService(config);
   await older.taskManager.cleanupCompletedTasks();
   expect(await older.getTask('newer')).toMatchObject({ state: 'syncingWal', cleanupPending: false });
   await expect(older.cancelTask('newer')).rejects.toMatchObject({ hint: 'start the newer version again' });
   await older.stop();
-  await changeRow(config.databasePath, 'machine_version = machine_version - 1');
+  changeRow(config.databasePath, 'machine_version = machine_version - 1');
   const newer = createService(config);
   onTestFinished(() => newer.stop());
   await newer.cutover('newer');
   await reaches(newer, 'newer', 'completed');
 });
 
-test('a task that cannot be restored past the point of no return is not un-fenced', async () => {
+/** A note of a task while no service runs; undefined when there is none. */
+function readNote(databasePath: string, id: string, key: string): unknown {
+  const sqlite = new Database(databasePath, { readonly: true });
+  const row = sqlite.prepare('select value from checkpoint where task_id = ? and key = ?').get(id, key) as
+    | { value: string }
+    | undefined;
+  sqlite.close();
+  return row && JSON.parse(row.value);
+}
+
+test('a task that cannot be restored past the point of no return is not un-fenced, and certified with whole digests', async () => {
   const pair = await makePair({ checkLeaks: false });
   await makeTables(pair);
-  const dataDir = makeDataDir();
-  const killed = await startService({ dataDir, failpoint: 'finalize.after-point-of-no-return' });
-  const id = await startMigration(killed, migrationBody(pair, { tables: ['t'], table_suffix: '_m' }));
-  await killed.reaches(id, 'syncingWal');
-  await killed.call('POST', `/migrations/${id}/cutover`);
-  await killed.exited;
-  const config = parseConfig({ DTS_DATA_DIR: dataDir });
-  await changeRow(config.databasePath, `actor_snapshot = json_set(actor_snapshot, '$.value', 'nowhere')`);
+  const killed = new KilledService();
+  const id = pair.source.dbname;
+  await killed.killedAt('finalize.after-point-of-no-return', async (armed) => {
+    const options = { cutover_max_validation_age_ms: 60_000 };
+    await startMigration(armed, migrationBody(pair, { id, tables: ['t'], table_suffix: '_m', options }));
+    await completes(armed, id);
+  });
+  const config = parseConfig({ DTS_DATA_DIR: killed.dataDir });
+  const compared = readNote(config.databasePath, id, cutoverNotes.verdicts) as VerdictsNote;
+  expect(compared.tables.map(({ method }) => method)).toEqual(['changes']);
+  changeRow(config.databasePath, `actor_snapshot = json_set(actor_snapshot, '$.value', 'nowhere')`);
   const service = createService(config);
   onTestFinished(() => service.stop());
   await waitFor(async () => (await service.getTask(id)).state === 'failed');
   await waitFor(async () => !(await service.getTask(id)).cleanupPending);
   expect(await service.getTask(id)).toMatchObject({ fenced: true });
   await expect(pair.source.query('delete from t')).rejects.toMatchObject({ code: '25006' });
+  const { rows } = await pair.source.query<{ rows: number }>('select count(*)::int as rows from t');
+  const certificate = readNote(config.databasePath, id, cutoverNotes.certificate) as Certificate;
+  expect(certificate).toMatchObject({
+    equal: true,
+    schema: { equal: true },
+    tables: [{ table: 'public.t', method: 'full', sourceRows: rows[0]?.rows, targetRows: rows[0]?.rows }],
+  });
 });
 
-test('a store that cannot be written does not keep the source fenced', async () => {
-  const pair = await makePair();
-  await makeTables(pair);
+/** A service whose task is created, and its store, which can be made to refuse writes. */
+async function startWithStore(
+  pair: DatabasePair,
+): Promise<{ service: Service; id: string; sqlite: Database.Database }> {
   const config = parseConfig({ DTS_DATA_DIR: makeDataDir() });
   const service = createService(config);
   onTestFinished(() => service.stop());
   const { task } = await service.createTask(request(pair, { options: { keepFence: false } }));
-  await service.startTask(task.id);
-  await reaches(service, task.id, 'syncingWal');
-  const { default: Database } = await import('better-sqlite3');
   const sqlite = new Database(config.databasePath);
   onTestFinished(() => void sqlite.close());
+  return { service, id: task.id, sqlite };
+}
+
+test('a store that cannot be written does not keep the source fenced', async () => {
+  const pair = await makePair();
+  await makeTables(pair);
+  const { service, id, sqlite } = await startWithStore(pair);
+  await service.startTask(id);
+  await reaches(service, id, 'syncingWal');
   // every transition out of stoppingWrites fails, as on a full disk
   sqlite.exec(`create trigger full before update on task when old.state = 'stoppingWrites'
     begin select raise(abort, 'disk full'); end`);
-  await service.cutover(task.id);
-  await waitFor(async () => (await service.getTask(task.id)).state === 'stoppingWrites');
-  await waitFor(() => service.taskManager.getTask(task.id) === undefined);
+  await service.cutover(id);
+  await waitFor(async () => (await service.getTask(id)).state === 'stoppingWrites');
+  await waitFor(() => service.taskManager.getTask(id) === undefined);
   await waitFor(
     () =>
       pair.source.query('delete from t where id = 1').then(
@@ -260,29 +289,23 @@ test('a store that cannot be written does not keep the source fenced', async () 
     'writes allowed again',
   );
   sqlite.exec('drop trigger full');
-  await reaches(service, task.id, 'syncingWal');
-  await service.cutover(task.id);
-  await reaches(service, task.id, 'completed');
+  await reaches(service, id, 'syncingWal');
+  await service.cutover(id);
+  await reaches(service, id, 'completed');
 });
 
 test('a note that cannot be written costs an attempt, not the migration', async () => {
   const pair = await makePair();
   await makeTables(pair);
-  const config = parseConfig({ DTS_DATA_DIR: makeDataDir() });
-  const service = createService(config);
-  onTestFinished(() => service.stop());
-  const { task } = await service.createTask(request(pair, { options: { keepFence: false } }));
-  const { default: Database } = await import('better-sqlite3');
-  const sqlite = new Database(config.databasePath);
-  onTestFinished(() => void sqlite.close());
+  const { service, id, sqlite } = await startWithStore(pair);
   sqlite.exec(`create trigger full before insert on checkpoint when new.key in ('slot', 'writeStop')
     begin select raise(abort, 'disk full'); end`);
-  await service.startTask(task.id);
-  await waitFor(async () => (await service.getTask(task.id)).error?.code === 'store_failed');
+  await service.startTask(id);
+  await waitFor(async () => (await service.getTask(id)).error?.code === 'store_failed');
   sqlite.exec('drop trigger full');
-  await reaches(service, task.id, 'syncingWal');
-  await service.cutover(task.id);
-  await reaches(service, task.id, 'completed');
+  await reaches(service, id, 'syncingWal');
+  await service.cutover(id);
+  await reaches(service, id, 'completed');
 });
 
 test('limits of a task are changed while it has not ended, and only those', async () => {
