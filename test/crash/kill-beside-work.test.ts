@@ -1,17 +1,10 @@
 // SIGKILL in the states beside the straight way: waiting, giving up, un-fencing. What a person asked for still happens
 // after the restart, and nothing is left on the servers.
 import { expect, test } from 'vitest';
-import type { Failpoint } from '../../src/model/failpoints.ts';
 import { expectEqualTables } from '../support/compare.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
-import {
-  cutOver,
-  makeDataDir,
-  migrationBody,
-  startMigration,
-  startService,
-  type ServiceProcess,
-} from '../support/service-process.ts';
+import { KilledService } from '../support/kills.ts';
+import { cutOver, migrationBody, startMigration, type ServiceProcess } from '../support/service-process.ts';
 
 const ROWS = 500;
 
@@ -23,7 +16,12 @@ async function makeTable(): Promise<DatabasePair> {
 }
 
 const body = (pair: DatabasePair, options: Record<string, unknown> = {}): Record<string, unknown> =>
-  migrationBody(pair, { tables: ['t'], table_suffix: '_m', options: { keep_fence: false, ...options } });
+  migrationBody(pair, {
+    id: pair.source.dbname,
+    tables: ['t'],
+    table_suffix: '_m',
+    options: { keep_fence: false, ...options },
+  });
 
 async function expectMigrated(service: ServiceProcess, id: string, pair: DatabasePair): Promise<void> {
   await cutOver(service, id);
@@ -32,15 +30,15 @@ async function expectMigrated(service: ServiceProcess, id: string, pair: Databas
 
 test('killed in paused, the task stays paused, holds no connection, and goes on when resumed', async () => {
   const pair = await makeTable();
-  const dataDir = makeDataDir();
-  const doomed = await startService({ dataDir });
+  const killed = new KilledService();
+  const doomed = await killed.start();
   const id = await startMigration(doomed, body(pair));
   await doomed.reaches(id, 'syncingWal');
   await doomed.call('POST', `/migrations/${id}/pause`);
   await waitFor(async () => (await doomed.status(id)).connections === 0);
   await doomed.kill();
   await pair.source.query(`update t set v = 'changed while nobody looked' where id <= 10`);
-  const service = await startService({ dataDir });
+  const service = await killed.start();
   expect(await service.status(id)).toMatchObject({ state: 'paused', connections: 0 });
   expect((await service.call('POST', `/migrations/${id}/resume`)).status).toBe(200);
   await expectMigrated(service, id, pair);
@@ -48,28 +46,25 @@ test('killed in paused, the task stays paused, holds no connection, and goes on 
 
 test('killed in retrying, the task tries again at its time', async () => {
   const pair = await makeTable();
-  const dataDir = makeDataDir();
-  const doomed = await startService({ dataDir });
+  const killed = new KilledService();
+  const doomed = await killed.start();
   const holder = await pair.source.connect();
   await holder.query('create table held (); drop table held; begin; select pg_current_xact_id()');
   const id = await startMigration(doomed, body(pair, { slot_timeout_ms: 1_000 }));
   await waitFor(async () => (await doomed.status(id)).state === 'retrying', 30_000, 'retrying');
   await doomed.kill();
   await holder.query('rollback');
-  const service = await startService({ dataDir });
-  await expectMigrated(service, id, pair);
+  await expectMigrated(await killed.start(), id, pair);
 });
 
 test('killed in queued, the task waits for its place again', async () => {
   const pair = await makeTable();
-  const dataDir = makeDataDir();
-  const env = { DTS_MAX_RUNNING_TASKS: '1' };
-  const doomed = await startService({ dataDir, env });
+  const killed = new KilledService({ DTS_MAX_RUNNING_TASKS: '1' });
+  const doomed = await killed.start();
   const first = await startMigration(doomed, body(pair));
-  const second = await startMigration(doomed, { ...body(pair), table_suffix: '_n' });
+  const second = await startMigration(doomed, { ...body(pair), id: `${first}_2`, table_suffix: '_n' });
   expect((await doomed.status(second)).state).toBe('queued');
-  await doomed.kill();
-  const service = await startService({ dataDir, env });
+  const service = await killed.start();
   expect((await service.status(second)).state).toBe('queued');
   await expectMigrated(service, first, pair);
   await cutOver(service, second);
@@ -80,13 +75,14 @@ test.each(['cancel', 'abandon'])(
   'killed while %s cleans up, nothing is left on either server',
   async (command) => {
     const pair = await makeTable();
-    const dataDir = makeDataDir();
-    const doomed = await startService({ dataDir, failpoint: 'cancel.mid-cleanup:1' });
-    const id = await startMigration(doomed, body(pair));
-    await doomed.reaches(id, 'syncingWal');
-    await doomed.call('POST', `/migrations/${id}/${command}`, { drop_target: true }).catch(() => undefined); // it dies before or after it has answered
-    expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
-    const service = await startService({ dataDir });
+    const killed = new KilledService();
+    const id = pair.source.dbname;
+    await killed.killedAt('cancel.mid-cleanup', async (armed) => {
+      await startMigration(armed, body(pair));
+      await armed.reaches(id, 'syncingWal');
+      await armed.call('POST', `/migrations/${id}/${command}`, { drop_target: true });
+    });
+    const service = await killed.start();
     const ended = command === 'cancel' ? 'cancelled' : 'failed';
     await waitFor(async () => (await service.status(id)).state === ended, 30_000, ended);
     expect(await service.status(id)).toMatchObject({ cleanup_pending: false, connections: 0 });
@@ -97,28 +93,22 @@ test.each(['cancel', 'abandon'])(
 
 test('killed with the fence armed, the source takes writes again after the restart', async () => {
   const pair = await makeTable();
-  const dataDir = makeDataDir();
-  const doomed = await startService({ dataDir, failpoint: 'fence.armed:1' });
-  const id = await startMigration(doomed, body(pair));
-  await doomed.reaches(id, 'syncingWal');
-  await doomed.call('POST', `/migrations/${id}/cutover`);
-  expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
+  const killed = new KilledService();
+  const id = pair.source.dbname;
+  await killed.killedAt('fence.armed', async (armed) => {
+    await startMigration(armed, body(pair));
+    await armed.reaches(id, 'syncingWal');
+    await armed.call('POST', `/migrations/${id}/cutover`);
+  });
   await expect(pair.source.query('delete from t where id = 1')).rejects.toMatchObject({ code: '25006' });
-  const service = await startService({ dataDir });
+  const service = await killed.start();
   await service.reaches(id, 'syncingWal');
   expect(await service.status(id)).toMatchObject({ fenced: false, error: { code: 'cutover_interrupted' } });
   await pair.source.query('delete from t where id = 1');
   await expectMigrated(service, id, pair);
 });
 
-/** The place, and whether the kill ends the cutover, which is then requested again. */
-const wholeDatabase: readonly (readonly [Failpoint, boolean])[] = [
-  ['copy.mid-unlogged', true],
-  ['copy.mid-large-objects', true],
-  ['finalize.mid-refresh', false],
-];
-
-test.each(wholeDatabase)('a whole database killed at %s arrives identical', async (failpoint, interrupts) => {
+test('a whole database, killed at each place of its own, arrives identical', async () => {
   const pair = await makePair();
   await pair.source.query(`
     create table users (id int primary key, name text);
@@ -130,29 +120,34 @@ test.each(wholeDatabase)('a whole database killed at %s arrives identical', asyn
     insert into sessions select 't' || n, n from generate_series(1, ${ROWS}) n;
     insert into caches select generate_series(1, ${ROWS});
     refresh materialized view counts; refresh materialized view twice;
-    select lo_create(70001), lo_from_bytea(70002, '\\x00');
+    select lo_create(70001), lo_from_bytea(70002, '\\x00'), lo_from_bytea(70004, '\\x04');
     select lo_from_bytea(70003, string_agg(sha256(i::text::bytea), '')) from generate_series(1, 98304) i;
     select lo_from_bytea((80000 + i)::oid, sha256(i::text::bytea)) from generate_series(1, 100) i`);
-  const dataDir = makeDataDir();
-  const doomed = await startService({ dataDir, failpoint: `${failpoint}:1` });
-  const id = await startMigration(
-    doomed,
-    migrationBody(pair, { tables: ['*'], options: { keep_fence: false } }),
-  );
-  await doomed.reaches(id, 'syncingWal');
-  // the views are to be filled with what came later
-  await pair.source.query(`insert into users values (${ROWS + 1}, 'late'); refresh materialized view counts;
-    refresh materialized view twice`);
-  await doomed.call('POST', `/migrations/${id}/cutover`);
-  expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
-  const service = await startService({ dataDir });
-  if (interrupts) {
-    await service.reaches(id, 'syncingWal');
-    // writes are allowed again: what was copied is old
-    await pair.source.query(`delete from sessions where user_id > 10; insert into caches values (0);
-      select lo_unlink(70002), lo_put(80001, 0, '\\x07'), lo_create(90000)`);
-    await cutOver(service, id);
-  } else await service.reaches(id, 'completed');
+  const killed = new KilledService();
+  const id = pair.source.dbname;
+  const asksForCutover = async (armed: ServiceProcess): Promise<void> => {
+    await armed.reaches(id, 'syncingWal');
+    await armed.call('POST', `/migrations/${id}/cutover`);
+  };
+  await killed.killedAt('copy.mid-unlogged', async (armed) => {
+    await startMigration(armed, migrationBody(pair, { id, tables: ['*'], options: { keep_fence: false } }));
+    await armed.reaches(id, 'syncingWal');
+    // the views are to be filled with what came later
+    await pair.source.query(`insert into users values (${ROWS + 1}, 'late'); refresh materialized view counts;
+      refresh materialized view twice`);
+    await asksForCutover(armed);
+  });
+  // the kill ends the cutover, and writes are allowed again: what was copied is old
+  await (await killed.start()).reaches(id, 'syncingWal');
+  await pair.source.query(`delete from sessions where user_id > 10; insert into caches values (0);
+    select lo_unlink(70002), lo_put(80001, 0, '\\x07'), lo_create(90000)`);
+  await killed.killedAt('copy.mid-large-objects', asksForCutover);
+  await (await killed.start()).reaches(id, 'syncingWal');
+  await pair.source.query(`delete from sessions where user_id > 5; insert into caches values (-1);
+    select lo_unlink(70004), lo_put(80002, 0, '\\x07'), lo_create(90001)`);
+  await killed.killedAt('finalize.mid-refresh', asksForCutover); // past the point of no return
+  const service = await killed.start();
+  await service.reaches(id, 'completed');
   await expectEqualTables(
     pair.source,
     pair.target,
