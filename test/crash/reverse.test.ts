@@ -1,36 +1,15 @@
 // SIGKILL at every place of the way back, with writers on whichever side is open, also while the service is down: nothing
 // is lost in either direction, and nothing is left behind.
-import { describe, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import type { Failpoint } from '../../src/model/failpoints.ts';
 import { expectEqualTables } from '../support/compare.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair, type TestDatabase } from '../support/databases.ts';
-import {
-  makeDataDir,
-  migrationBody,
-  startMigration,
-  startService,
-  type ServiceProcess,
-} from '../support/service-process.ts';
+import { completes, KilledService } from '../support/kills.ts';
+import { migrationBody, startMigration, type ServiceProcess } from '../support/service-process.ts';
 import { loadShop, shopTables, startWriters, type Writers } from '../support/shop.ts';
 
 const forth = shopTables('_migrated');
 const back = forth.map(([source, target]): [string, string] => [target, source]);
-
-/** Asks for the cutover of `id` (by `command` on `of`) whenever it may, until it is completed. */
-async function completes(service: ServiceProcess, id: string, of: string, command: string): Promise<void> {
-  await waitFor(
-    async () => {
-      const { state, error } = await service.status(id);
-      if (state === 'completed') return true;
-      if (['failed', 'cancelled', 'paused'].includes(state))
-        throw new Error(`${state}: ${JSON.stringify(error)}`);
-      if (state === 'syncingWal') await service.call('POST', `/migrations/${of}/${command}`);
-      return false;
-    },
-    90_000,
-    `${id} completed`,
-  );
-}
 
 /** What the task's source has committed by now is on its target. */
 async function caughtUp(service: ServiceProcess, id: string, source: TestDatabase): Promise<void> {
@@ -60,32 +39,36 @@ async function written(writers: Writers): Promise<void> {
   await waitFor(() => writers.writes() > before + 100);
 }
 
-async function migrated(
-  pair: DatabasePair,
-  dataDir: string,
-  failpoint?: string,
-  options: Record<string, unknown> = {},
-): Promise<ServiceProcess> {
+/** A shop whose migration `id`, with a way back, may begin. */
+async function makeShop(): Promise<{ pair: DatabasePair; id: string }> {
+  const pair = await makePair();
   await loadShop(pair.source, 300);
-  const service = await startService({ dataDir, ...(failpoint === undefined ? {} : { failpoint }) });
-  await startMigration(
-    service,
-    migrationBody(pair, { id: 'shop', table_suffix: '_migrated', options: { reverse: true, ...options } }),
-  );
-  return service;
+  return { pair, id: pair.source.dbname };
 }
 
-async function expectNothingLeft(service: ServiceProcess, pair: DatabasePair): Promise<void> {
-  expect((await service.call('POST', '/migrations/shop/finish')).status).toBe(200);
+const begin = (
+  service: ServiceProcess,
+  pair: DatabasePair,
+  id: string,
+  options: Record<string, unknown> = {},
+): Promise<string> =>
+  startMigration(
+    service,
+    migrationBody(pair, { id, table_suffix: '_migrated', options: { reverse: true, ...options } }),
+  );
+
+async function expectNothingLeft(service: ServiceProcess, id: string, pair: DatabasePair): Promise<void> {
+  expect((await service.call('POST', `/migrations/${id}/finish`)).status).toBe(200);
   const { body } = await service.call<{ tasks: { id: string }[] }>('GET', '/migrations');
-  for (const { id } of body.tasks) {
-    await service.reaches(id, 'completed');
-    await waitFor(async () => !(await service.status(id)).cleanup_pending);
-    expect((await service.call('POST', `/migrations/${id}/unfence`)).status).toBe(200);
+  for (const { id: each } of body.tasks) {
+    await service.reaches(each, 'completed');
+    await waitFor(async () => !(await service.status(each)).cleanup_pending);
+    expect((await service.call('POST', `/migrations/${each}/unfence`)).status).toBe(200);
   }
   expect([...(await leaksOf(pair.source)), ...(await leaksOf(pair.target))]).toEqual([]);
 }
 
+/** In the order in which a cutover comes by. */
 const opening: readonly Failpoint[] = [
   'reverse.slot-created',
   'reverse.armed',
@@ -99,29 +82,38 @@ const opening: readonly Failpoint[] = [
 /** From here on the target takes writes. */
 const opened: ReadonlySet<Failpoint> = new Set(opening.slice(opening.indexOf('finalize.opened')));
 
-describe.each(opening)('killed at %s of the cutover', (failpoint) => {
-  test('the old source gets every write of the target', async () => {
-    const pair = await makePair();
-    const dataDir = makeDataDir();
-    const doomed = await migrated(pair, dataDir, failpoint);
-    const onSource = await startWriters(pair.source, 2);
-    const driven = completes(doomed, 'shop', 'shop', 'cutover').catch(() => undefined);
-    expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
-    await driven;
-    let onTarget = opened.has(failpoint) ? await startWriters(pair.target, 3, '_migrated') : null;
-    if (onTarget) await written(onTarget);
-    const service = await startService({ dataDir });
-    await completes(service, 'shop', 'shop', 'cutover');
-    await onSource.stop();
+test('killed again and again in its cutover, the old source gets every write of the target', async () => {
+  const { pair, id } = await makeShop();
+  const onSource = await startWriters(pair.source, 2);
+  const killed = new KilledService();
+  let onTarget: Writers | null = null;
+  for (const [n, place] of opening.entries()) {
+    await killed.killedAt(place, async (armed) => {
+      if (n === 0) await begin(armed, pair, id);
+      await completes(armed, id);
+    });
+    if (!opened.has(place)) continue;
     onTarget ??= await startWriters(pair.target, 3, '_migrated');
     await written(onTarget);
-    await onTarget.stop();
-    await caughtUp(service, 'shop_reverse', pair.target);
-    await expectEqualTables(pair.target, pair.source, back);
-    await expectNothingLeft(service, pair);
+  }
+  const service = await killed.start();
+  await completes(service, id);
+  await onSource.stop();
+  onTarget ??= await startWriters(pair.target, 3, '_migrated');
+  await written(onTarget);
+  await onTarget.stop();
+  await caughtUp(service, `${id}_reverse`, pair.target);
+  await expectEqualTables(pair.target, pair.source, back);
+
+  // killed while it is finished, nothing is left all the same
+  await killed.killedAt('cancel.mid-cleanup', async (armed) => {
+    await armed.reaches(`${id}_reverse`, 'syncingWal');
+    await armed.call('POST', `/migrations/${id}/finish`);
   });
+  await expectNothingLeft(await killed.start(), id, pair);
 });
 
+/** In the order in which a rollback comes by. */
 const rollingBack: readonly Failpoint[] = [
   'sync.before-target-commit',
   'sync.committed-not-acknowledged',
@@ -130,63 +122,63 @@ const rollingBack: readonly Failpoint[] = [
   'reverse.slot-created',
   'reverse.armed',
   'finalize.after-point-of-no-return',
-  'reverse.source-unfenced',
   'finalize.before-source-cleanup',
   'reverse.before-handover',
   'reverse.handed-over',
 ];
 /** From here on the old source takes writes. */
-const reopened: ReadonlySet<Failpoint> = new Set(
-  rollingBack.slice(rollingBack.indexOf('reverse.source-unfenced')),
-);
+const reopened: ReadonlySet<Failpoint> = new Set([
+  'reverse.source-unfenced',
+  ...rollingBack.slice(rollingBack.indexOf('finalize.before-source-cleanup')),
+]);
 
-describe.each(rollingBack)('killed at %s of the rollback', (failpoint) => {
-  test('no write of either side is lost, back and forward again', async () => {
-    const pair = await makePair();
-    const dataDir = makeDataDir();
-    // where the online validation is done, the certificate's digests are of snapshots from before the opening
-    const options = failpoint === 'reverse.source-unfenced' ? { cutover_max_validation_age_ms: 60_000 } : {};
-    const first = await migrated(pair, dataDir, undefined, options);
-    await completes(first, 'shop', 'shop', 'cutover');
+interface Journey {
+  readonly places: readonly Failpoint[];
+  readonly options: Record<string, unknown>;
+}
+
+const journeys: readonly Journey[] = [
+  { places: rollingBack, options: {} },
+  // where the online validation is done, the certificate's digests are of snapshots from before the opening
+  { places: ['reverse.source-unfenced'], options: { cutover_max_validation_age_ms: 60_000 } },
+];
+
+test.each(journeys)(
+  'killed at $places of the rollback, no write of either side is lost, back and forward again',
+  async ({ places, options }) => {
+    const { pair, id } = await makeShop();
+    const [reverse, forward] = [`${id}_reverse`, `${id}_forward_2`];
+    const rollBack = (service: ServiceProcess): Promise<void> =>
+      completes(service, reverse, { of: id, command: 'rollback' });
+    const killed = new KilledService();
+    const first = await killed.start();
+    await begin(first, pair, id, options);
+    await completes(first, id);
     await first.kill('SIGTERM');
     const onTarget = await startWriters(pair.target, 2, '_migrated');
-    const doomed = await startService({ dataDir, failpoint });
-    const follows = doomed.reaches('shop_reverse', 'syncingWal');
-    // a stream that nobody stops comes by its places by itself, with the target open
-    const streams = failpoint.startsWith('sync.');
-    const driven = (
-      streams ? follows : follows.then(() => completes(doomed, 'shop_reverse', 'shop', 'rollback'))
-    ).catch(() => undefined);
-    expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
-    await driven;
-    let onSource = reopened.has(failpoint) ? await startWriters(pair.source, 2) : null;
-    if (onSource) await written(onSource);
-    if (streams) await written(onTarget);
-    const service = await startService({ dataDir });
-    await completes(service, 'shop_reverse', 'shop', 'rollback');
+    let onSource: Writers | null = null;
+    for (const place of places) {
+      // a stream that nobody stops comes by its places by itself, with the target open
+      const streams = place.startsWith('sync.');
+      await killed.killedAt(place, async (armed) => {
+        if (!reopened.has(place)) await armed.reaches(reverse, 'syncingWal');
+        if (!streams) await rollBack(armed);
+      });
+      if (streams) await written(onTarget);
+      if (!reopened.has(place)) continue;
+      onSource ??= await startWriters(pair.source, 2);
+      await written(onSource);
+    }
+    const service = await killed.start();
+    await rollBack(service);
     await onTarget.stop();
-    const { body } = await service.call('GET', '/migrations/shop_reverse/certificate');
+    const { body } = await service.call('GET', `/migrations/${reverse}/certificate`);
     expect(body).toMatchObject({ equal: true });
     onSource ??= await startWriters(pair.source, 2);
     await written(onSource);
     await onSource.stop();
-    await caughtUp(service, 'shop_forward_2', pair.source);
+    await caughtUp(service, forward, pair.source);
     await expectEqualTables(pair.source, pair.target, forth);
-    await expectNothingLeft(service, pair);
-  });
-});
-
-test('killed while it is finished, nothing is left all the same', async () => {
-  const pair = await makePair();
-  const dataDir = makeDataDir();
-  const first = await migrated(pair, dataDir);
-  await completes(first, 'shop', 'shop', 'cutover');
-  await first.reaches('shop_reverse', 'syncingWal');
-  await first.kill('SIGTERM');
-  const doomed = await startService({ dataDir, failpoint: 'cancel.mid-cleanup' });
-  await doomed.reaches('shop_reverse', 'syncingWal');
-  const asked = doomed.call('POST', '/migrations/shop/finish').catch(() => undefined);
-  expect(await doomed.exited).toEqual({ code: null, signal: 'SIGKILL' });
-  await asked;
-  await expectNothingLeft(await startService({ dataDir }), pair);
-});
+    await expectNothingLeft(service, id, pair);
+  },
+);
