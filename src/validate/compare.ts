@@ -64,7 +64,7 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
   try {
     scope.progress.setWaitingFor(`the comparison, 0 of ${tables.length} tables done`);
     try {
-      for (const [key, verdict] of await compareChanges(scope, recode, signal)) verdicts.set(key, verdict);
+      for (const [key, verdict] of await compareChanges(scope, signal)) verdicts.set(key, verdict);
     } catch (error) {
       fail(fromPostgres(error));
     }

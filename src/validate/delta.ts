@@ -10,7 +10,7 @@ import { differenceOf, readHashes, withColumns } from './keys.ts';
 import { findRun, saveTableNote, tableNote } from './notes.ts';
 import type { KeyTexts } from './range-sql.ts';
 import { tablePair, type TablePair } from './ranges.ts';
-import { BY_KEY, closePair, openPair, type SidePair } from './sessions.ts';
+import { BY_KEY, closePair, openPair, rowFormOf, type SidePair } from './sessions.ts';
 import { readForms } from './table-forms.ts';
 
 /** Differences of a table that are kept for the API. */
@@ -34,10 +34,9 @@ class Sums {
  */
 export async function compareChanges(
   scope: TaskScope,
-  recode: boolean,
   signal: AbortSignal,
 ): Promise<Map<string, TableVerdict>> {
-  const tables = await verifiedTables(scope, recode);
+  const tables = await verifiedTables(scope);
   if (tables.size === 0) return new Map();
   const pair = await openPair(scope, signal, BY_KEY);
   try {
@@ -73,7 +72,7 @@ export async function compareChanges(
 }
 
 /** Tables that were read to the end while the present stream wrote its changes down, and that no DDL has changed since. */
-export async function verifiedTables(scope: TaskScope, recode: boolean): Promise<Map<string, TablePair>> {
+export async function verifiedTables(scope: TaskScope): Promise<Map<string, TablePair>> {
   const run = findRun(scope.checkpoints);
   if (!run) return new Map();
   const position = await streamPosition(scope);
@@ -87,7 +86,8 @@ export async function verifiedTables(scope: TaskScope, recode: boolean): Promise
     const { state, form } = tableNote(scope.checkpoints, relationKey(source));
     return state === 'verified' && form !== undefined && form === forms.get(relationKey(source));
   });
-  return new Map(verified.map((plan) => [relationKey(plan.source), tablePair(plan, recode)]));
+  const form = await rowFormOf(scope);
+  return new Map(verified.map((plan) => [relationKey(plan.source), tablePair(plan, form)]));
 }
 
 function byTable(

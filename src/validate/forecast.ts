@@ -6,7 +6,7 @@ import { verifiedTables } from './delta.ts';
 
 /** Errors: those of the target. */
 export async function forecastComparison(scope: TaskScope): Promise<ComparisonForecast> {
-  const verified = await verifiedTables(scope, false);
+  const verified = await verifiedTables(scope);
   const { rows } = await scope.target.query<{ relation: string; keys: string; whole: boolean }>(
     `select relation, coalesce(sum(json_array_length(keys::json)), 0)::text as keys, bool_or(keys is null) as whole
      from dts.changed where task_id = $1 group by 1`,

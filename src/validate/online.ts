@@ -4,6 +4,7 @@
 // (changes.ts); without that, nothing verified would stay so.
 import { asMigrationError, MigrationError, type ErrorReport } from '../model/errors.ts';
 import { compareLsn } from '../model/lsn.ts';
+import { relationKey } from '../model/relation.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import {
   validationNotes,
@@ -15,9 +16,9 @@ import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { overflow, replaceChanges, startTracking, streamPosition } from './changes.ts';
 import { KeyChecker, type KeyCheck } from './key-check.ts';
 import { findRun, isClean, isRead, repairsOf, saveRepair, saveTableNote, tableNote } from './notes.ts';
-import { compareRange, tablePair, type TablePair } from './ranges.ts';
+import { RangeReader, tablePair, type TablePair } from './ranges.ts';
 import { repairTable } from './repair.ts';
-import { BY_KEY, closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
+import { BY_KEY, closePair, openPair, rowFormOf, type SidePair } from './sessions.ts';
 import { readForms } from './table-forms.ts';
 
 /** Between looks at the keys that changed. */
@@ -50,10 +51,11 @@ export async function validateOnline(scope: TaskScope, pass: number): Promise<ne
 
 async function validate(scope: TaskScope, pass: number, onProgress: () => void): Promise<never> {
   await beginRun(scope, pass);
-  const recode = await needsRecoding(scope);
-  const tables = schemaPlanOf(scope).tables.map((plan) => tablePair(plan, recode));
+  const form = await rowFormOf(scope);
+  const tables = schemaPlanOf(scope).tables.map((plan) => tablePair(plan, form));
   const pair = await openPair(scope, scope.signal, BY_KEY);
   try {
+    const ranges = new RangeReader(pair);
     const checker = new KeyChecker(scope, pair, new Map(tables.map((table) => [table.name, table])));
     let check: KeyCheck | null = null;
     let nextCheckMs = 0;
@@ -83,7 +85,7 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
       // between two looks: both read dts.changed
       if (check === null && (await repairNext(scope, pair, tables))) nextRecheckMs = 0;
       const next = tables.find((table) => !isRead(tableNote(scope.checkpoints, table.name)));
-      if (next) await readRange(scope, pair, next);
+      if (next) await readRange(scope, ranges, next);
       else await sleep(POLL_MS, scope.signal);
     }
   } finally {
@@ -122,8 +124,8 @@ async function beginRun(scope: TaskScope, pass: number): Promise<void> {
         run?.slotIncarnation === position.slotIncarnation && run.pass === pass && position.tracking;
       if (stands) return;
       scope.checkpoints.delete(validationNotes.run);
-      for (const { name } of schemaPlanOf(scope).tables.map((plan) => tablePair(plan, false)))
-        scope.checkpoints.delete(validationNotes.table(name));
+      for (const { source } of schemaPlanOf(scope).tables)
+        scope.checkpoints.delete(validationNotes.table(relationKey(source)));
       await startTracking(scope);
       scope.checkpoints.set(validationNotes.run, {
         slotIncarnation: position.slotIncarnation,
@@ -139,7 +141,7 @@ async function beginRun(scope: TaskScope, pass: number): Promise<void> {
   }
 }
 
-async function readRange(scope: TaskScope, pair: SidePair, table: TablePair): Promise<void> {
+async function readRange(scope: TaskScope, ranges: RangeReader, table: TablePair): Promise<void> {
   const note = tableNote(scope.checkpoints, table.name);
   if (table.source.key.length === 0) {
     saveTableNote(scope.checkpoints, table.name, { ...note, state: 'atCutover' });
@@ -147,8 +149,9 @@ async function readRange(scope: TaskScope, pair: SidePair, table: TablePair): Pr
   }
   const startedMs = Date.now();
   const form = note.form ?? (await readForms(scope.source, [table.plan.source])).get(table.name);
-  const { upTo, rows, keys } = await compareRange(pair, table, note.cursor);
-  const { rows: lsns } = await pair.source.client.query<{ lsn: string }>(
+  const limit = scope.spec.options.validationMaxRowsPerSecond;
+  const { upTo, rows, keys } = await ranges.read(table, note.cursor, limit === null);
+  const { rows: lsns } = await scope.source.query<{ lsn: string }>(
     'select pg_current_wal_insert_lsn()::text as lsn',
   );
   // Before the cursor moves: what differed is looked at again, whatever happens to us.
@@ -164,7 +167,6 @@ async function readRange(scope: TaskScope, pair: SidePair, table: TablePair): Pr
   };
   saveTableNote(scope.checkpoints, table.name, next);
   scope.failpoint('validate.range-compared');
-  const limit = scope.spec.options.validationMaxRowsPerSecond;
   const tookMs = Date.now() - startedMs;
   if (limit !== null && (rows / limit) * 1000 > tookMs)
     await sleep((rows / limit) * 1000 - tookMs, scope.signal);

@@ -7,7 +7,7 @@ import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
 import type { KeyRange } from '../model/validation.ts';
 import type { RelationName } from '../model/relation.ts';
 import { ident, outputText } from '../postgres/sql.ts';
-import { fromRows, rowHash, rowText } from './digest.ts';
+import { fromRows, rowHash, rowText, type RowForm } from './digest.ts';
 
 /** Parts of a range by the hash of the key: what differs is narrowed down to some of them. A power of two. */
 const BUCKETS = 256;
@@ -25,7 +25,7 @@ export interface ComparedTable {
   readonly relation: RelationName;
   readonly columns: readonly PlannedColumn[];
   readonly key: readonly PlannedColumn[];
-  readonly recode: boolean;
+  readonly form: RowForm;
   /** Only these rows; null: all. The source's alone: rows that the target has beyond them are surplus. */
   readonly where: string | null;
 }
@@ -65,8 +65,10 @@ function inRange(table: ComparedTable, range: KeyRange): RangeStatement {
 export function boundarySql(table: ComparedTable, after: KeyTexts | null, rows: number): RangeStatement {
   const { text, values } = inRange(table, { after, upTo: null });
   return {
-    text: `select ${keyTexts(table)} from ${rowsOf(table)} ${text}
-      order by ${keyList(table)} offset ${rows - 1} limit 1`,
+    // outside: the texts of the one key alone, not of all that it skips
+    text: `select ${table.key.map((_, n) => outputText(`b.k${n}`)).join(', ')} from (
+        select ${table.key.map((column, n) => `t.${ident(column.name)} as k${n}`).join(', ')} from ${rowsOf(table)} ${text}
+        order by ${keyList(table)} offset ${rows - 1} limit 1) b`,
     values,
   };
 }
@@ -87,15 +89,25 @@ function bucket(table: ComparedTable): string {
     table.key.length === 1 && only !== undefined && /^(smallint|integer|bigint)$/.test(only.type);
   const hash = isInteger
     ? `hashint8extended(t.${ident(only.name)}::bigint, 0)`
-    : `hashtextextended(${rowText(table.key, table.recode)}, 0)`;
+    : `hashtextextended(${rowText(table.key, table.form === 'recoded')}, 0)`;
   return `(${hash} & ${BUCKETS - 1})::int`;
+}
+
+/** `rows`, `sum` of the whole range. */
+export function rangeSql(table: ComparedTable, range: KeyRange): RangeStatement {
+  const { text, values } = inRange(table, range);
+  return {
+    text: `select count(*)::text as rows, sum(${rowHash(table.columns, table.form)})::text as sum
+      from ${rowsOf(table)} ${text}`,
+    values,
+  };
 }
 
 /** `bucket`, `rows`, `sum` of each part of the range. */
 export function bucketsSql(table: ComparedTable, range: KeyRange): RangeStatement {
   const { text, values } = inRange(table, range);
   return {
-    text: `select ${bucket(table)} as bucket, count(*)::text as rows, sum(${rowHash(table.columns, table.recode)})::text as sum
+    text: `select ${bucket(table)} as bucket, count(*)::text as rows, sum(${rowHash(table.columns, table.form)})::text as sum
       from ${rowsOf(table)} ${text} group by 1`,
     values,
   };
@@ -109,7 +121,7 @@ export function bucketRowsSql(
 ): RangeStatement {
   const { text, values } = inRange(table, range);
   return {
-    text: `select array[${keyTexts(table)}] as key, ${rowHash(table.columns, table.recode)}::text as hash
+    text: `select array[${keyTexts(table)}] as key, ${rowHash(table.columns, table.form)}::text as hash
       from ${rowsOf(table)}
       ${text === '' ? 'where' : `${text} and`} ${bucket(table)} = any ($${values.length + 1}::int[])`,
     values: [...values, buckets],
@@ -140,7 +152,7 @@ function lookupSql(table: ComparedTable, keys: readonly KeyTexts[], select: stri
 }
 
 export function hashesSql(table: ComparedTable, keys: readonly KeyTexts[]): RangeStatement {
-  return lookupSql(table, keys, `${rowHash(table.columns, table.recode)}::text as hash`);
+  return lookupSql(table, keys, `${rowHash(table.columns, table.form)}::text as hash`);
 }
 
 /** The values of every column as texts: `row` (text[]). */

@@ -6,11 +6,13 @@ import type { KeyRange } from '../model/validation.ts';
 import { relationKey } from '../model/relation.ts';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
+import type { RowForm } from './digest.ts';
 import {
   boundarySql,
   bucketRowsSql,
   bucketsSql,
   keyOf,
+  rangeSql,
   type ComparedTable,
   type KeyTexts,
   type RangeStatement,
@@ -32,8 +34,8 @@ export interface TablePair {
   readonly rangeRows: number;
 }
 
-export function tablePair(plan: PlannedTable, recode: boolean): TablePair {
-  const shared = { columns: plan.columns, key: keyOf(plan), recode };
+export function tablePair(plan: PlannedTable, form: RowForm): TablePair {
+  const shared = { columns: plan.columns, key: keyOf(plan), form };
   const rowBytes = plan.rowsEstimated > 0 ? plan.bytesEstimated / plan.rowsEstimated : 0;
   const fitting = rowBytes > 0 ? Math.floor(RANGE_BYTES / rowBytes) : RANGE_ROWS;
   return {
@@ -54,11 +56,15 @@ export interface RangeVerdict {
   readonly keys: readonly KeyTexts[];
 }
 
-/** Compares the range that begins behind `after`. Errors: those of the servers, with role and relation. */
-export async function compareRange(
+/**
+ * Compares the range that begins behind `after`. `changing`: something in it is likely to differ, so that its parts are
+ * read at once. Errors: those of the servers, with role and relation.
+ */
+async function compareRange(
   pair: SidePair,
   table: TablePair,
   after: KeyTexts | null,
+  changing: boolean,
 ): Promise<RangeVerdict> {
   const boundary = await ask<string[]>(
     pair.source,
@@ -69,12 +75,59 @@ export async function compareRange(
   );
   const upTo = boundary[0] ?? null;
   const range: KeyRange = { after, upTo };
+  if (!changing) {
+    const [[source], [target]] = await onBoth<RangeDigest>(pair, table, (side) => rangeSql(side, range));
+    if (source && source.rows === target?.rows && source.sum === target.sum)
+      return { upTo, rows: Number(source.rows), keys: [] };
+  }
   const [source, target] = await onBoth<Bucket>(pair, table, (side) => bucketsSql(side, range));
   const rows = source.reduce((sum, each) => sum + Number(each.rows), 0);
   const digests = (buckets: readonly Bucket[]): Map<number, string> =>
     new Map(buckets.map((each) => [each.bucket, `${each.rows}/${each.sum}`]));
   const buckets = differing(digests(source), digests(target));
   return { upTo, rows, keys: buckets.length === 0 ? [] : await differingKeys(pair, table, range, buckets) };
+}
+
+/** Compares ranges in their order; while the caller notes what one has brought, the servers read the next. */
+export class RangeReader {
+  readonly #pair: SidePair;
+  #ahead: {
+    readonly table: TablePair;
+    readonly after: string;
+    readonly verdict: Promise<RangeVerdict>;
+  } | null = null;
+  /** Names of tables whose last range differed. */
+  readonly #changing = new Set<string>();
+
+  constructor(pair: SidePair) {
+    this.#pair = pair;
+  }
+
+  /** The range that begins behind `after`. `goOn`: whether the next one is read at once. Errors: those of the servers. */
+  async read(table: TablePair, after: KeyTexts | null, goOn: boolean): Promise<RangeVerdict> {
+    const ahead = this.#ahead;
+    this.#ahead = null;
+    // whoever begins a table again gets nothing that was read before
+    const isNext = ahead?.table === table && ahead.after === JSON.stringify(after);
+    const verdict = await (isNext ? ahead.verdict : this.#compare(table, after));
+    if (verdict.keys.length > 0) this.#changing.add(table.name);
+    else this.#changing.delete(table.name);
+    if (goOn && verdict.upTo !== null) {
+      const next = this.#compare(table, verdict.upTo);
+      next.catch(() => undefined); // told to who asks for it
+      this.#ahead = { table, after: JSON.stringify(verdict.upTo), verdict: next };
+    }
+    return verdict;
+  }
+
+  #compare(table: TablePair, after: KeyTexts | null): Promise<RangeVerdict> {
+    return compareRange(this.#pair, table, after, this.#changing.has(table.name));
+  }
+}
+
+interface RangeDigest {
+  readonly rows: string;
+  readonly sum: string | null;
 }
 
 interface Bucket {

@@ -3,7 +3,7 @@
 import type { Session, Side } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
-import { DIGEST_SETTINGS } from './digest.ts';
+import { DIGEST_SETTINGS, type RowForm } from './digest.ts';
 
 /** Somebody's DDL on a table must not eat up the write stop. */
 const LOCK_TIMEOUT = '10s';
@@ -64,6 +64,14 @@ async function openSession(
 export async function needsRecoding(scope: Pick<TaskScope, 'source' | 'target'>): Promise<boolean> {
   const [source, target] = await Promise.all([serverEncoding(scope.source), serverEncoding(scope.target)]);
   return source !== target;
+}
+
+/** How rows are compared that both sides hash there and then. */
+export async function rowFormOf(scope: Pick<TaskScope, 'source' | 'target'>): Promise<RowForm> {
+  const [source, target] = await Promise.all([serverEncoding(scope.source), serverEncoding(scope.target)]);
+  if (source !== target) return 'recoded';
+  // textsend would refuse what is no UTF-8, our sessions' encoding
+  return source === 'SQL_ASCII' ? 'text' : 'sent';
 }
 
 /** A database keeps its encoding. */
