@@ -41,15 +41,24 @@ export function toSnake(value: unknown): unknown {
   );
 }
 
+/** Of names that are ours: answers repeat some hundred of them, thousands of times. */
+const snakeNames = new Map<string, string>();
+const MAX_REMEMBERED = 2_000;
+
+function answerName(name: string): string {
+  const known = snakeNames.get(name);
+  if (known !== undefined) return known;
+  const snake = ourName.test(name) ? snakeName(name) : name;
+  if (snakeNames.size < MAX_REMEMBERED) snakeNames.set(name, snake);
+  return snake;
+}
+
 function renameOwn(
   record: Readonly<Record<string, unknown>>,
   mapValue: (name: string, value: unknown) => unknown,
 ): Record<string, unknown> {
   return Object.fromEntries(
-    Object.entries(record).map(([name, value]) => [
-      ourName.test(name) ? snakeName(name) : name,
-      mapValue(name, value),
-    ]),
+    Object.entries(record).map(([name, value]) => [answerName(name), mapValue(name, value)]),
   );
 }
 

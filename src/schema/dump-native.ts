@@ -14,8 +14,24 @@ import type { LentSession } from './lent-session.ts';
 const SOCKET_PORT = '5432';
 const STDERR_KEPT = 4_000;
 
+/** Tasks that start together ask once; somebody who installs a pg_dump is believed soon after. */
+const ASK_AGAIN_MS = 10_000;
+let asked: {
+  readonly atMs: number;
+  readonly path: string | undefined;
+  readonly major: Promise<number | null>;
+} | null = null;
+
 /** The major of `pg_dump` on PATH; null when there is none. */
-export async function nativeMajor(): Promise<number | null> {
+export function nativeMajor(): Promise<number | null> {
+  const now = performance.now();
+  const path = process.env['PATH'];
+  if (asked === null || asked.path !== path || now - asked.atMs > ASK_AGAIN_MS)
+    asked = { atMs: now, path, major: askMajor() };
+  return asked.major;
+}
+
+async function askMajor(): Promise<number | null> {
   if (process.platform === 'win32') return null; // libpq has no Unix sockets in folders there
   try {
     const { stdout } = await promisify(execFile)('pg_dump', ['--version'], { timeout: 10_000 });

@@ -18,7 +18,7 @@ async function pgDumpIs(script: (folder: string) => string): Promise<string> {
   const file = join(folder, 'pg_dump');
   await writeFile(
     file,
-    `#!/bin/sh\nif [ "$1" = --version ]; then echo 'pg_dump (PostgreSQL) 99.1'; exit; fi\n${script(folder)}\n`,
+    `#!/bin/sh\nif [ "$1" = --version ]; then echo asked >> ${folder}/versions; echo 'pg_dump (PostgreSQL) 99.1'; exit; fi\n${script(folder)}\n`,
   );
   await chmod(file, 0o755);
   vi.stubEnv('PATH', `${folder}${delimiter}${process.env['PATH']}`);
@@ -53,8 +53,10 @@ test.each(dumpers)('the %s pg_dump tells of every object of a hard schema', asyn
 test('pg_dump of the machine is taken when it is new enough for both servers', async () => {
   const older = makeScope(await makePair({ source: 13, target: 18 }));
   if (installed === null || installed < 18) expect(await chooseDumper(older)).toBe('bundled');
-  await pgDumpIs(() => 'exit 1');
-  expect(await chooseDumper(older)).toBe('native');
+  const folder = await pgDumpIs(() => 'exit 1');
+  // tasks that start together ask it once for its version
+  expect(await Promise.all([1, 2, 3].map(() => chooseDumper(older)))).toEqual(['native', 'native', 'native']);
+  expect(await readFile(join(folder, 'versions'), 'utf8')).toBe('asked\n');
 });
 
 test('it is given neither host nor password, and its last words are the error', async () => {
