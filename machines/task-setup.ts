@@ -92,6 +92,8 @@ export const taskSetup = setup({
       (['retry', 'ignore'] satisfies ErrorVerdict[] as ErrorVerdict[]).includes(
         errorVerdict(errorOf(event).kind),
       ),
+    /** Our store is older than the cutover: the source must not take writes again. */
+    wasOpened: ({ event }) => errorOf(event).code === 'already_opened',
     errorIgnored: ({ event }) => errorVerdict(errorOf(event).kind) === 'ignore',
     resumesAt: ({ context }, point: ResumePoint) => context.resumesAt === point,
     cutoverGatesOpen: ({ context }) =>

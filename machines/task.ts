@@ -330,11 +330,11 @@ export const taskMachine = taskSetup.createMachine({
                           { guard: { type: 'after', params: 'failing' }, target: '#task.failing' },
                           { target: '#task.replicating.flow.syncingWal' },
                         ],
-                        // the source must get its writes back: never give up
-                        onError: {
-                          target: 'waiting',
-                          actions: { type: 'waitFor', params: PERSIST_DELAY_MS },
-                        },
+                        onError: [
+                          { guard: 'wasOpened', target: '#task.paused', actions: 'recordError' },
+                          // the source must get its writes back: never give up
+                          { target: 'waiting', actions: { type: 'waitFor', params: PERSIST_DELAY_MS } },
+                        ],
                       },
                     },
                     waiting: { invoke: { ...deadline, onDone: 'disarming' } },

@@ -27,7 +27,8 @@ export async function cleanUp(
   const completed = scope.checkpoints.get<Certificate>(cutoverNotes.certificate) !== undefined;
   const keepFence = completed && keepsFence(scope);
   const attempts = new Attempts(scope);
-  if (!keepFence) await attempts.run('source', 'disarm', () => disarmFence(scope));
+  if (!keepFence)
+    await attempts.run('source', 'disarm', () => disarmFence(scope, { evenIfOpened: completed }));
   await attempts.run('source', 'slot', () => dropSlot(scope));
   scope.failpoint('cancel.mid-cleanup');
   await attempts.run('source', 'publication', () => dropPublication(scope));
@@ -51,7 +52,7 @@ export async function cleanUp(
  * last, so that a removal that failed can be asked for again. Errors: `lock_timeout` naming who is in the way.
  */
 export async function liftFence(scope: TaskScope): Promise<void> {
-  await allowWrites(scope);
+  await allowWrites(scope, { evenIfOpened: true });
   await removeFence(scope);
   noteLifted(scope);
 }

@@ -94,15 +94,24 @@ function signature(scope: TaskScope): string {
   return `fence of migration ${scope.taskId}, ${scope.incarnation}`;
 }
 
+/** Behind the signature, once the target may have been opened: then the source must not take writes again by itself. */
+const OPENED = ', the target is open';
+
 interface FunctionRow {
   readonly name: string;
   readonly body: string;
   readonly comment: string | null;
 }
 
+/** `evenIfOpened`: by somebody who knows that the target is open: a completed task, a rollback, a person. */
+export interface Lifting {
+  readonly evenIfOpened?: boolean;
+}
+
 interface FoundFunction {
   readonly state: FenceState;
   readonly isOurs: boolean;
+  readonly isOpened: boolean;
 }
 
 async function findFunctions(
@@ -118,10 +127,15 @@ async function findFunctions(
     : await scope.source.query<FunctionRow>(sql, params);
   const found = (kind: FenceKind): FoundFunction => {
     const row = rows.find(({ name }) => name === functionOf(scope.taskId, kind).name);
-    if (!row) return { state: 'none', isOurs: true };
+    if (!row) return { state: 'none', isOurs: true, isOpened: false };
     // Anything but our harmless body counts as armed: in doubt it is lifted.
     const armed = row.body !== fenceBody(scope.taskId, kind, false);
-    return { state: armed ? 'armed' : 'disarmed', isOurs: row.comment === signature(scope) };
+    const isOpened = row.comment === signature(scope) + OPENED;
+    return {
+      state: armed ? 'armed' : 'disarmed',
+      isOurs: isOpened || row.comment === signature(scope),
+      isOpened,
+    };
   };
   return { statement: found('statement'), row: found('row') };
 }
@@ -130,6 +144,36 @@ async function findFunctions(
 export async function fenceState(scope: TaskScope): Promise<FenceState> {
   const { statement: found } = await findFunctions(scope);
   return found.isOurs ? found.state : 'none';
+}
+
+/**
+ * Writes on the source, beside the fence, that the target opens: our own store may be put back to a backup from before, and
+ * would then give the source its writes back. Errors: those of a statement.
+ */
+export async function markOpened(scope: TaskScope, timeoutMs: number): Promise<void> {
+  if ((await findFunctions(scope)).statement.state === 'none') return;
+  await scope.source.query(
+    `comment on function ${identRelation(fenceFunction(scope.taskId))}() is ${literal(signature(scope) + OPENED)}`,
+    [],
+    { timeoutMs },
+  );
+}
+
+/** Throws `already_opened` when the fence stands because the target is open. */
+export async function refuseOpened(scope: TaskScope): Promise<void> {
+  const { statement } = await findFunctions(scope);
+  if (statement.isOurs && statement.isOpened && statement.state === 'armed') throw alreadyOpened(scope);
+}
+
+function alreadyOpened({ taskId }: TaskScope): MigrationError {
+  return new MigrationError(
+    'already_opened',
+    'source: its fence says that the target of this migration was opened; this store does not know of it, and may be an old copy',
+    {
+      hint: `use the store that completed the migration, or cancel this task; if the source is to take writes again all the same: drop function ${identRelation(fenceFunction(taskId))}() cascade`,
+      details: { role: 'source' },
+    },
+  );
 }
 
 /** Makes schema `dts` and the harmless function where they are missing. Throws `fence_failed` for a stranger's fence. */
@@ -171,9 +215,13 @@ export async function ensureFenceFunction(
  *
  * A process that was killed may have a COMMIT on the way (it may wait for a synchronous standby), and what it does to the
  * function is not to be seen yet. So the state is read under a lock that is kept until that COMMIT has taken effect.
- * Errors: `fence_failed` when there is no function of ours to arm, `lock_timeout`.
+ * Errors: `fence_failed` when there is no function of ours to arm, `already_opened`, `lock_timeout`.
  */
-export async function setFence(scope: TaskScope, armed: boolean): Promise<void> {
+export async function setFence(
+  scope: TaskScope,
+  armed: boolean,
+  { evenIfOpened = false }: Lifting = {},
+): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {
       const replace = async (client: ClientBase): Promise<void> => {
@@ -184,6 +232,8 @@ export async function setFence(scope: TaskScope, armed: boolean): Promise<void> 
           if (armed) throw new MigrationError('fence_failed', 'source: there is no fence to arm');
           return;
         }
+        if (!armed && !evenIfOpened && found.statement.isOpened && found.statement.state === 'armed')
+          throw alreadyOpened(scope);
         // Un-fencing always replaces them: somebody without the lock may be changing them, too.
         const replaced = kinds.filter(
           (kind) =>

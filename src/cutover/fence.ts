@@ -12,7 +12,9 @@ import {
   ensureFenceFunction,
   fenceState,
   fenceTriggerName,
+  refuseOpened,
   setFence,
+  type Lifting,
 } from './fence-function.ts';
 import { armDatabase, isDatabaseArmed, liftDatabase, olderSessions } from './fence-database.ts';
 import { installRowTriggers, refuseSubscriptions } from './fence-rows.ts';
@@ -162,15 +164,15 @@ export function keepsFence(scope: TaskScope): boolean {
   return scope.spec.options.keepFence && scope.spec.options.fence !== 'none';
 }
 
-/** Lifts whatever this task has armed. */
-export async function allowWrites(scope: TaskScope): Promise<void> {
-  await setFence(scope, false);
+/** Lifts whatever this task has armed. Errors: `already_opened`. */
+export async function allowWrites(scope: TaskScope, lifting: Lifting = {}): Promise<void> {
+  await setFence(scope, false, lifting);
   await liftDatabase(scope);
 }
 
 /** Allows writes again, at once and on all tables; the triggers stay. Also right when there is no fence. */
-export async function disarmFence(scope: TaskScope): Promise<void> {
-  await allowWrites(scope);
+export async function disarmFence(scope: TaskScope, lifting: Lifting = {}): Promise<void> {
+  await allowWrites(scope, lifting);
   scope.checkpoints.delete(cutoverNotes.fence);
   noteLifted(scope);
 }
@@ -181,6 +183,7 @@ export async function disarmFence(scope: TaskScope): Promise<void> {
  */
 export async function removeFence(scope: TaskScope, patienceMs: number = REMOVE_PATIENCE_MS): Promise<void> {
   if ((await fenceState(scope)) === 'none') return;
+  await refuseOpened(scope);
   await dropTriggers(scope, patienceMs);
   await dropFenceFunction(scope);
 }

@@ -176,7 +176,7 @@ function originScope(scope: TaskScope): TaskScope | null {
 export async function unfenceTarget(scope: TaskScope): Promise<void> {
   const origin = originScope(scope);
   if (!origin) return;
-  await allowWrites(origin);
+  await allowWrites(origin, { evenIfOpened: true });
   scope.failpoint('reverse.source-unfenced');
 }
 

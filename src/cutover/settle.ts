@@ -5,6 +5,7 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import type { SchemaVerdict } from '../model/schema-plan.ts';
 import type { Certificate, SequenceVerdict, TableVerdict } from '../model/certificate.ts';
 import { removeBookkeeping } from '../postgres/bookkeeping.ts';
+import { fromPostgres } from '../postgres/errors.ts';
 import { dropPublication } from '../postgres/publication.ts';
 import { restoreIdentities } from '../postgres/replica-identity.ts';
 import { dropSlot } from '../postgres/slot-removal.ts';
@@ -13,6 +14,7 @@ import { analyzeTarget } from './analyze.ts';
 import { Attempts } from './attempts.ts';
 import { certificateSoFar, makeCertificate } from './certificate.ts';
 import { disarmFence, keepsFence, removeFence } from './fence.ts';
+import { markOpened } from './fence-function.ts';
 import { callHook } from './hooks.ts';
 import { runPhases } from './planned-statements.ts';
 import { removeTargetFence, unfenceTarget } from './reverse.ts';
@@ -23,6 +25,9 @@ import { isOpened, noteOpened } from './write-stop.ts';
 const LOCK_TIMEOUT = '30s';
 /** Foreign keys and triggers come first and stand between the application and the target. */
 const OPENING_LOCK_TIMEOUT = '5s';
+
+/** The application waits. */
+const MARK_TIMEOUT_MS = 2_000;
 
 /**
  * Sequences, where the target has lost them; foreign keys and triggers, which opens the target; VALIDATE, ANALYZE where
@@ -46,7 +51,7 @@ export async function settle(
   await attempts.run('source', 'replica identities', () => restoreIdentities(scope));
   if (!keepsFence(scope)) {
     await attempts.run('source', 'fence', async () => {
-      await disarmFence(scope);
+      await disarmFence(scope, { evenIfOpened: true });
       await removeFence(scope);
     });
   }
@@ -84,6 +89,7 @@ async function certify(
       await (await holding.catch(() => null))?.close();
       throw error;
     });
+  if (!opened) await tellSource(scope);
   const snapshots = await holding;
   try {
     await runPhases(scope, {
@@ -111,6 +117,15 @@ async function certify(
   } finally {
     await snapshots?.close();
   }
+}
+
+/** The source may be gone by now: that must not keep the target closed. */
+async function tellSource(scope: TaskScope): Promise<void> {
+  if (scope.spec.options.fence !== 'triggers') return;
+  await markOpened(scope, MARK_TIMEOUT_MS).catch((error: unknown) => {
+    if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
+    scope.log.warn({ err: fromPostgres(error) }, 'the source could not be told that the target opens');
+  });
 }
 
 /** The target is open whatever the hook says; so its failure is only told. */

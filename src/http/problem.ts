@@ -45,6 +45,7 @@ const statusOf: Readonly<Record<ErrorCode, number>> = {
   cutover_interrupted: 409,
   hook_failed: 502,
   fence_failed: 422,
+  already_opened: 409,
   replica_identity_in_use: 409,
   deadline_exceeded: 504,
   aborted: 503,

@@ -66,6 +66,10 @@ export const errorCodes = {
     'transient',
     'a hook of the cutover failed: not reached, not answered with 2xx, exit code not 0, or too late',
   ],
+  already_opened: [
+    'operator',
+    'the source says that the target was opened already: this store is older than the cutover',
+  ],
   fence_failed: ['operator', 'the write fence could not be installed or armed'],
   replica_identity_in_use: [
     'operator',
