@@ -3,7 +3,7 @@
 import { describe, expect, test } from 'vitest';
 import type { Service } from '../../src/index.ts';
 import type { TaskView } from '../../src/model/task.ts';
-import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { leaksOf, makePair, waitFor, type DatabasePair, type TestDatabase } from '../support/databases.ts';
 import { reaches, startLibrary } from '../support/library.ts';
 import { makeProxy, through, type Proxy } from '../support/proxy.ts';
 
@@ -33,8 +33,9 @@ async function syncing(options: { source?: 13 | 16; cleanupInterval?: string } =
   return { pair, network, service, id: task.id };
 }
 
-const objectsOf = async (pair: DatabasePair): Promise<string[]> =>
-  (await leaksOf(pair.source))
+/** Connections come and go with the periodic cleanup. */
+const objectsOf = async (database: TestDatabase): Promise<string[]> =>
+  (await leaksOf(database))
     .filter((leak) => !leak.includes(': connection '))
     .map((leak) => leak.split(' ')[1] ?? '');
 
@@ -66,9 +67,11 @@ describe.each([13, 16] as const)('source %i', (source) => {
     await service.cancelTask(id, { dropTarget: true });
     expectPending(await reaches(service, id, 'cancelled'));
     // slot, publication, trigger, schema of the fence's function: all of it is still there
-    expect(new Set(await objectsOf(pair))).toEqual(new Set(['slot', 'publication', 'trigger', 'schema']));
+    expect(new Set(await objectsOf(pair.source))).toEqual(
+      new Set(['slot', 'publication', 'trigger', 'schema']),
+    );
     // the reachable side was cleaned at once
-    expect(await leaksOf(pair.target)).toEqual([]);
+    expect(await objectsOf(pair.target)).toEqual([]);
     const { rows } = await pair.target.query(`select to_regclass('public.t_m') is null as gone`);
     expect(rows).toEqual([{ gone: true }]);
     await expect(service.deleteTask(id)).rejects.toMatchObject({
@@ -153,7 +156,7 @@ test('force forgets a task and leaves its objects where they are', async () => {
   await reaches(service, id, 'cancelled');
   await service.deleteTask(id, { force: true });
   await expect(service.getTask(id)).rejects.toMatchObject({ code: 'task_not_found' });
-  expect(await objectsOf(pair)).toContain('slot');
+  expect(await objectsOf(pair.source)).toContain('slot');
   // what the operator does by hand then
   await waitFor(
     async () =>
