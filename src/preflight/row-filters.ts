@@ -2,7 +2,6 @@
 // source's publication takes: PostgreSQL itself turns an update that moves a row across the border into an insert or a
 // delete, from 15 on. So that both the publication and the copy mean the same, nothing is taken that could see more than
 // the row: no sub-select, no volatile function. The last word has the source, by making the publication and rolling back.
-import { parse } from 'libpg-query';
 import type { Finding } from '../model/finding.ts';
 import { relationKey } from '../model/relation.ts';
 import type { CatalogTable, TableSelection } from '../postgres/catalog.ts';
@@ -51,6 +50,7 @@ function argumentOf(tree: unknown): unknown {
 }
 
 async function whereOf(sql: string): Promise<{ readonly tree: unknown } | { readonly fault: string }> {
+  const { parse } = await import('libpg-query'); // megabytes of WASM that tasks without filters do not need
   let statements: { stmt?: unknown }[];
   try {
     statements = (await parse(sql)).stmts ?? [];

@@ -13,12 +13,10 @@ try {
     options: JSON.parse(options) as NonNullable<TaskRequest['options']>,
   });
   if (task.state === 'created') await service.startTask(task.id);
-  for (;;) {
-    const { state, error } = await service.getTask(task.id);
+  for await (const { state } of service.events({ id: task.id, signal: new AbortController().signal })) {
     if (state === 'syncingWal') break;
     if (['paused', 'failed', 'cancelled'].includes(state))
-      throw new Error(`the task is ${state}: ${JSON.stringify(error)}`);
-    await new Promise((resolve) => setTimeout(resolve, 50));
+      throw new Error(`the task is ${state}: ${JSON.stringify((await service.getTask(task.id)).error)}`);
   }
 } finally {
   await service.stop();
