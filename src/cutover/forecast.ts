@@ -8,6 +8,7 @@ import type { ComparisonForecast, CutoverForecast, ForecastStep } from '../model
 import { fromPostgres } from '../postgres/errors.ts';
 import { emitMarker } from '../postgres/marker.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { writersSince } from '../postgres/writers.ts';
 import { forecastFence } from './fence.ts';
 import { rehearsePhases } from './planned-statements.ts';
 
@@ -19,6 +20,8 @@ const LOCK_TIMEOUT = '1s';
 const KEYS_PER_SECOND = 20_000;
 const ROWS_PER_SECOND = 500_000;
 const SEQUENCES_AT_ONCE = 200;
+/** Transactions on the target that are younger end by themselves. */
+const LONG_MS = 2_000;
 
 /** Errors: those of a connection. What would fail is in the answer. */
 export async function forecastCutover(
@@ -44,6 +47,9 @@ export async function forecastCutover(
   const rehearsal = await attempt(() =>
     rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT }),
   );
+  const targetBlockers = scope.spec.options.reverse
+    ? await attempt(() => writersSince(scope.target, Date.now() - LONG_MS))
+    : null;
   const { sequences } = schemaPlanOf(scope);
   const blockers = fence.result ?? [];
   const steps: ForecastStep[] = [
@@ -81,6 +87,7 @@ export async function forecastCutover(
     steps: rounded,
     writeStopMs,
     blockers,
+    targetBlockers: targetBlockers?.result ?? [],
     problems,
   };
 }

@@ -26,11 +26,26 @@ export interface Blocker {
   readonly relation: string;
 }
 
+export interface TargetBlocker {
+  /** Null for a prepared transaction. */
+  readonly pid: number | null;
+  readonly gid: string | null;
+  readonly user: string | null;
+  readonly database: string | null;
+  readonly ageSeconds: number;
+  readonly query: string;
+}
+
 export interface CutoverForecast {
   readonly steps: readonly ForecastStep[];
   /** The steps together, without what the blockers take. */
   readonly writeStopMs: number;
   readonly blockers: readonly Blocker[];
+  /**
+   * With `reverse`: write transactions on the target, of any database, that have run for two seconds: the slot of the way
+   * back is made under the write stop, and waits until they have ended.
+   */
+  readonly targetBlockers: readonly TargetBlocker[];
   /** What would make the cutover fail; empty when nothing is known. */
   readonly problems: readonly ErrorReport[];
 }

@@ -260,3 +260,23 @@ test('the dry run names who would hold the fence up and what would fail, and cha
   await writer.query(`insert into users values (5000, 'w'); commit`);
   await cleanUp(scope, { dropTarget: false });
 });
+
+test('the dry run names transactions on the target that the slot of the way back would wait for', async () => {
+  const { pair, scope } = await verified();
+  const busy = await pair.target.connect();
+  await busy.query('begin; create temporary table unfinished (id int)');
+  const { rows } = await busy.query<{ pid: number }>('select pg_backend_pid() as pid');
+  const comparison = { keys: 0, wholeTables: 0, wholeRows: 0 };
+  const back = makeScope(pair, { options: { reverse: true } }, scope);
+  await waitFor(async () => (await forecastCutover(back, comparison)).targetBlockers.length > 0);
+  expect((await forecastCutover(back, comparison)).targetBlockers).toMatchObject([
+    {
+      pid: rows[0]?.pid,
+      user: 'postgres',
+      database: pair.target.dbname,
+      query: 'select pg_backend_pid() as pid',
+    },
+  ]);
+  expect((await forecastCutover(scope, comparison)).targetBlockers).toEqual([]); // without a way back nobody waits
+  await busy.query('rollback');
+});

@@ -355,7 +355,13 @@ describe('commands', () => {
     expect(problem['fields']).toMatchObject([{ field: 'dry_run' }]);
     const response = await post('/migrations/orders/cutover', { dry_run: true });
     expect(response.status).toBe(200);
-    expect(await json(response)).toEqual({ steps: [], write_stop_ms: 0, blockers: [], problems: [] });
+    expect(await json(response)).toEqual({
+      steps: [],
+      write_stop_ms: 0,
+      blockers: [],
+      target_blockers: [],
+      problems: [],
+    });
     expect(service.calls).toEqual([['forecastCutover', 'orders']]);
   });
 
