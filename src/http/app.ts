@@ -4,6 +4,7 @@ import { Hono, type Context } from 'hono';
 import type { Service } from '../model/service.ts';
 import { refuseRequest, type AccessPolicy } from './access.ts';
 import { contentSecurityPolicyFor, inspectPage } from './inspect-page.ts';
+import { readMetrics } from './metrics.ts';
 import { apiRoutes, type ApiOptions } from './migrations.ts';
 import { Refusal, problemResponse, toProblem } from './problem.ts';
 import { path } from './route.ts';
@@ -12,7 +13,7 @@ export interface AppOptions extends ApiOptions {
   readonly access: AccessPolicy;
 }
 
-/** Answers of JSON unless said otherwise: /api/v1 as documented in README, /inspect/stately is a page. */
+/** Answers of JSON unless said otherwise: /api/v1 as documented in README, /metrics is text, /inspect/stately a page. */
 export function createApp(service: Service, options: AppOptions): Hono {
   const { access, log } = options;
   const app = new Hono();
@@ -45,6 +46,12 @@ export function createApp(service: Service, options: AppOptions): Hono {
   });
 
   app.route('/api/v1', apiRoutes(service, options));
+  path(app, '/metrics', {
+    get: async (c) => {
+      const { contentType, text } = await readMetrics(service, options.version);
+      return c.body(text, 200, { 'content-type': contentType });
+    },
+  });
   path(app, '/inspect', {
     get: () => {
       throw new Refusal(426, 'upgrade_required', 'this is a WebSocket', {

@@ -68,6 +68,15 @@ test.each([13, 16] as const)(
     await service.reaches(id, 'syncingWal');
     const before = writers.writes();
     await waitFor(() => writers.writes() > before + 200);
+    const metrics = await waitFor(async () => {
+      const text = await (await fetch(`${service.url}/metrics`)).text();
+      return text.includes('dts_task_slot_retained_bytes') ? text : null;
+    });
+    expect(metrics).toContain(`dts_task_state{task="${id}",state="syncingWal"} 1`);
+    expect(metrics).toMatch(
+      new RegExp(`dts_task_lag_bytes\\{task="${id}",ahead="source",behind="applied"\\} \\d+`),
+    );
+    expect(metrics).toMatch(/dts_task_copied_rows\{[^}]+\} [1-9]/);
     await cutOver(service, id);
     await writers.stop();
     expect(writers.refused()).toBeGreaterThan(0);
