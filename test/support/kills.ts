@@ -36,7 +36,10 @@ export class KilledService {
     let failure: unknown;
     const driven = drive(service).catch((error: unknown) => (failure = error));
     await waitFor(() => end, KILL_TIMEOUT_MS, `the kill at ${name}`).catch((error: unknown) => {
-      throw new Error(`not killed at ${name}: ${String(failure)}`, { cause: error });
+      const words = service.log.slice(-5).join('\n');
+      throw new Error(`not killed at ${name}: ${String(failure)}; its last words:\n${words}`, {
+        cause: error,
+      });
     });
     await driven;
     expect({ place: name, ...end }).toEqual({ place: name, code: null, signal: 'SIGKILL' });
