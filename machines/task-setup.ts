@@ -1,6 +1,7 @@
 // What the chart of task.ts is written in: types, names of the invoked activities, guards and actions. Pure: guards and
 // actions only read and assign the context; whatever touches a server is an invoke.
 import { assign, fromCallback, fromPromise, setup, type EventObject } from 'xstate';
+import type { Certificate } from '../src/model/certificate.ts';
 import type { ErrorReport } from '../src/model/errors.ts';
 import type { Finding } from '../src/model/finding.ts';
 import { errorVerdict, MAX_ATTEMPTS, retryDelayMs, type ErrorVerdict } from '../src/model/retry.ts';
@@ -31,6 +32,22 @@ export function errorOf(event: { readonly type: string }): ErrorReport {
   if (typeof error === 'object' && error !== null && 'code' in error && 'kind' in error)
     return error as ErrorReport;
   return { code: 'internal', kind: 'bug', message: error instanceof Error ? error.message : String(error) };
+}
+
+/**
+ * What a completed task says when the whole digests of the opening differ although no change that the stream knows of did:
+ * somebody else has written to the target. Null when all is equal.
+ */
+export function openedUnequal({ equal, tables }: Certificate): ErrorReport | null {
+  if (equal) return null;
+  const names = tables.filter((table) => !table.equal).map(({ table }) => table);
+  return {
+    code: 'validation_failed',
+    kind: 'divergence',
+    message: `source and target differed in ${names.join(', ')} when the target opened`,
+    hint: 'somebody else has written to the target during the migration: `dts verify` compares both sides again, as long as neither changes',
+    details: { tables: names },
+  };
 }
 
 /** A step that is run again says again what it has said. */

@@ -25,7 +25,7 @@ import { assign, raise, stateIn } from 'xstate';
 import type { ErrorReport } from '../src/model/errors.ts';
 import { isBlocked } from '../src/model/finding.ts';
 import { initialContext, type TaskContext } from './task-context.ts';
-import { errorOf, inMs, ref, taskSetup, withFindings } from './task-setup.ts';
+import { errorOf, inMs, openedUnequal, ref, taskSetup, withFindings } from './task-setup.ts';
 
 /** Raised when persisted snapshots change shape; `runtime/restore.ts` has a migration for every older one. */
 export const TASK_MACHINE_VERSION = 1;
@@ -489,6 +489,7 @@ export const taskMachine = taskSetup.createMachine({
                 assign({
                   certificate: ({ event }) => event.output.certificate,
                   cleanupPending: ({ event }) => event.output.cleanupPending,
+                  error: ({ event }) => openedUnequal(event.output.certificate),
                 }),
               ],
             },

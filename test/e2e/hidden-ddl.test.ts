@@ -57,3 +57,25 @@ test.each([
   await expectEqualTables(pair.source, pair.target, [['public.t', 'public.t']]);
   await service.unfenceTask('hidden');
 });
+
+test('a target that somebody else has written to is told when the task has completed', async () => {
+  const pair = await makePair({ source: 16, target: 18 });
+  await pair.source.query(schema);
+  const service = startLibrary();
+  await service.createTask({
+    id: 'hidden',
+    sourceDb: pair.source.connection,
+    targetDb: pair.target.connection,
+    tables: ['t'],
+  });
+  await service.startTask('hidden');
+  await reaches(service, 'hidden', 'syncingWal');
+  await waitFor(async () => (await service.getValidation('hidden')).clean, 30_000, 'a clean validation');
+  await pair.target.query(`update t set v = 'a stranger''s' where id = 7`);
+  await service.cutover('hidden');
+  expect(await reaches(service, 'hidden', 'completed')).toMatchObject({
+    error: { code: 'validation_failed', kind: 'divergence', details: { tables: ['public.t'] } },
+    certificate: { equal: false },
+  });
+  await service.unfenceTask('hidden');
+});

@@ -157,7 +157,7 @@ async function driveTo(state: TaskState, options: Options = {}): Promise<Task> {
   throw new Error(`no way to ${state}`);
 }
 
-const settledOutput = { certificate: { taskId: 't' }, cleanupPending: false };
+const settledOutput = { certificate: { taskId: 't', equal: true, tables: [] }, cleanupPending: false };
 
 describe('tables are added', () => {
   const finding = { code: 'c', severity: 'warning', object: 'b', message: 'm', remedy: null } as const;
@@ -203,7 +203,7 @@ describe('the way to completed', () => {
     expect(task.context.pastPointOfNoReturn).toBe(true);
     await task.done('settle', settledOutput);
     expect(task.state).toBe('completed');
-    expect(task.context.certificate).toEqual({ taskId: 't' });
+    expect(task.context.certificate).toEqual(settledOutput.certificate);
   });
 
   test('the stream lives from before the copy until the comparison is done', async () => {
