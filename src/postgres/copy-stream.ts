@@ -191,6 +191,7 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
   } finally {
     clearInterval(watchdog);
     if (paced !== null) clearTimeout(paced);
+    from.stream.resume(); // the last message may have paused it for the pace's sake, and what comes next on it is an answer
     signal.removeEventListener('abort', onAbort);
   }
 }

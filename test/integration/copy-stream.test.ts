@@ -124,6 +124,20 @@ describe.each([
     await expectUsable(ends.source);
   });
 
+  it('a pace that has it wait at its last byte does not keep the source from what comes next', async () => {
+    const pair = await makePair({ source: major });
+    await onBoth(pair, table);
+    await pair.source.query(`insert into t select n, 'few' from generate_series(1, 10) n`);
+    const scope = makeScope(pair);
+    const ends = await openEnds(scope);
+    let owesMs = 0;
+    const pace = { take: () => void (owesMs = 200), waitMs: () => owesMs };
+    expect((await run(scope, ends, { format, pace })).rows).toBe(10);
+    expect(owesMs).toBe(200);
+    await expectUsable(ends.source);
+    await expectUsable(ends.target);
+  }, 20_000);
+
   it('takes a value of 20 MB without holding it', async () => {
     const pair = await makePair({ source: major });
     await onBoth(pair, table);
