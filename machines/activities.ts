@@ -16,6 +16,8 @@ export interface Activities {
   readonly createTables: { readonly output: { readonly findings: readonly Finding[] } };
   /** Copies every part that has no marker, then builds keys and indexes. Needs the slot (SLOT_READY). */
   readonly copyTables: { readonly output: null };
+  /** Makes and copies tables that are added, or copies tables again, while the stream goes on; the plan's findings, or null. */
+  readonly copyBeside: { readonly output: { readonly findings: readonly Finding[] | null } };
   /** Installs the disarmed fence triggers, one table a transaction. */
   readonly installFence: { readonly output: null };
   /** Arms the fence and proves that no writer is left. */

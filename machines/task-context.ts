@@ -38,7 +38,11 @@ export interface TaskContext {
   readonly validationPass: number;
   readonly needsValidation: boolean;
   readonly validationClean: boolean;
-  /** Tables that are copied again: the last request, and how many there were. */
+  /** Tables are copied beside the stream: those of `addTables` or `recopyTables`. Absent in older rows: none. */
+  readonly copyDue?: 'add' | 'recopy' | null;
+  /** How often they were. Absent in older rows: never. */
+  readonly copyPass?: number;
+  /** Tables that are copied again: the last request, and how many lost slots were answered so. */
   readonly recopyPass: number;
   readonly recopyTables: readonly string[];
   /** Of the last request: the slot is lost, another one is made. */
@@ -92,6 +96,7 @@ export type TaskMachineEvent =
   /** A part was finished after an error: the retry budget starts afresh. */
   | { readonly type: 'PART_DONE' }
   /** Between the regions: flow asks, copy and verify answer. */
+  | { readonly type: 'COPY_DUE' }
   | { readonly type: 'COPY_DONE' }
   | { readonly type: 'VALIDATION_DUE' }
   | { readonly type: 'VALIDATION_CLEAN' }
@@ -123,6 +128,8 @@ export function initialContext({ taskId, spec }: TaskInput): TaskContext {
     validationPass: 0,
     needsValidation: spec.options.cutoverMaxValidationAgeMs !== null,
     validationClean: false,
+    copyDue: null,
+    copyPass: 0,
     recopyPass: 0,
     recopyTables: [],
     recopyRenewsSlot: false,

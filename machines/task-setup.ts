@@ -51,10 +51,18 @@ export function openedUnequal({ equal, tables }: Certificate): ErrorReport | nul
 }
 
 /** A step that is run again says again what it has said. */
-export function withFindings(known: readonly Finding[], more: readonly Finding[]): readonly Finding[] {
+function withFindings(known: readonly Finding[], more: readonly Finding[]): readonly Finding[] {
   const keyOf = ({ code, object, message }: Finding): string => `${code} ${object} ${message}`;
   const said = new Set(known.map(keyOf));
   return [...known, ...more.filter((finding) => !said.has(keyOf(finding)))];
+}
+
+/** What was left out for want of a table may have come with one that was added. */
+export function withPlanFindings(known: readonly Finding[], ofPlan: readonly Finding[]): readonly Finding[] {
+  return withFindings(
+    known.filter(({ code }) => !code.endsWith('_left_out')),
+    ofPlan,
+  );
 }
 
 /** That we dropped the slot ourselves stays visible after the error has been dealt with. */
@@ -70,6 +78,8 @@ function withDroppedSlot(findings: readonly Finding[], error: ErrorReport): read
   return [...findings.filter(({ code }) => code !== dropped.code), dropped];
 }
 
+const isCopyDue = ({ copyDue }: TaskContext): boolean => copyDue === 'add' || copyDue === 'recopy';
+
 export const ref = ({ context }: { context: TaskContext }): TaskRef => ({ taskId: context.taskId });
 
 export const taskSetup = setup({
@@ -83,6 +93,7 @@ export const taskSetup = setup({
     preflight: contract('preflight'),
     createTables: contract('createTables'),
     copyTables: contract('copyTables'),
+    copyBeside: contract('copyBeside'),
     installFence: contract('installFence'),
     armFence: contract('armFence'),
     drain: contract('drain'),
@@ -117,12 +128,15 @@ export const taskSetup = setup({
       context.cutoverRequested &&
       context.caughtUp &&
       context.fenceInstalled &&
+      !isCopyDue(context) &&
       (!context.needsValidation || context.validationClean),
     isClean: ({ context }) => context.validationClean,
     isNotClean: ({ context }) => !context.validationClean,
     validatesOnline: ({ context }) => context.validatesOnline || context.validationPass > 0,
     isReverse: ({ context }) => context.isReverse === true,
-    isForward: ({ context }) => context.isReverse !== true,
+    isCopyDue: ({ context }) => isCopyDue(context),
+    /** One copy beside the stream at a time. */
+    mayCopy: ({ context }) => context.isReverse !== true && !isCopyDue(context),
     hasFailedBefore: ({ context }) => context.attempt > 0,
     /** The stream cannot go on with its slot: it is gone, another's, or of another cluster or timeline. */
     isLost: ({ context: { error, resumesAt, isReverse } }) =>
@@ -146,6 +160,28 @@ export const taskSetup = setup({
         ? {
             findings: withFindings(context.findings, event.findings),
             validationPass: context.validationPass + 1,
+          }
+        : {},
+    ),
+    noteRecopy: assign(({ context, event }) =>
+      event.type === 'RECOPY'
+        ? {
+            copyDue: 'recopy' as const,
+            copyPass: (context.copyPass ?? 0) + 1,
+            recopyTables: event.tables,
+            error: null,
+          }
+        : {},
+    ),
+    noteAddition: assign(({ context, event }) =>
+      event.type === 'ADD'
+        ? {
+            copyDue: 'add' as const,
+            copyPass: (context.copyPass ?? 0) + 1,
+            addPass: context.addPass + 1,
+            addTables: event.tables,
+            findings: withFindings(context.findings, event.findings),
+            error: null,
           }
         : {},
     ),

@@ -7,11 +7,12 @@
 //                   paused ←─PAUSE, operator's errors──       │        unfencing ←─ stoppingWrites     settling (only
 //                  retrying ←─transient errors──              │           ↑          arming, draining   forward)
 //                                                             │           └──────── validating
-//   cancelling → cancelled                                    ├ copy:   idle ⇄ copying
+//   cancelling → cancelled                                    ├ copy:   idle ⇄ copying, idle ⇄ beside
 //   failing    → failed                                       └ verify: idle ⇄ online, verifying
 //   finishing  → completed (a reverse task that is not cut over any more)
 //
-// ADD leads from syncingWal to creatingTables, RECOPY to migratingData: the stream ends, and a new one waits for the copy.
+// ADD and RECOPY in syncingWal leave the flow there: the copy region makes and copies the tables `beside` the stream, and
+// the cutover's gates stay closed meanwhile. RECOPY of a task whose slot is lost leads to migratingData, behind a new slot.
 //
 // 1. `replicating` invokes the stream for its whole life: it owns slot and walsender, and lives through the fence.
 // 2. Nothing pauses, retries or is restored under the fence: `unfencing` comes first. After the point of no return
@@ -21,14 +22,17 @@
 // 4. States tagged `dormant` need no actor and no connection; the manager stops the child there.
 // 5. A reverse task (context.isReverse) is made in `queued` and begins at syncingWal: its slot stands, both sides are equal.
 // 6. Effects that must happen are invokes (run again after a restart); plain actions may be lost by a crash.
-import { assign, raise, stateIn } from 'xstate';
+import { assign, raise } from 'xstate';
 import type { ErrorReport } from '../src/model/errors.ts';
 import { isBlocked } from '../src/model/finding.ts';
 import { initialContext, type TaskContext } from './task-context.ts';
-import { errorOf, inMs, openedUnequal, ref, taskSetup, withFindings } from './task-setup.ts';
+import { copyRegion } from './task-copy.ts';
+import { inMs, openedUnequal, ref, taskSetup, withPlanFindings } from './task-setup.ts';
+import { deadline, fail, onError } from './task-transitions.ts';
+import { verifyRegion } from './task-verify.ts';
 
 /** Raised when persisted snapshots change shape; `runtime/restore.ts` has a migration for every older one. */
-export const TASK_MACHINE_VERSION = 1;
+export const TASK_MACHINE_VERSION = 2;
 
 /** Between automatic cutovers, after one that failed. */
 const AUTO_CUTOVER_DELAY_MS = 30_000;
@@ -36,14 +40,6 @@ const AUTO_CUTOVER_DELAY_MS = 30_000;
 const MAX_AUTO_CUTOVERS = 3;
 /** Between attempts at what must succeed: un-fencing, fence installation, the steps after the point of no return. */
 const PERSIST_DELAY_MS = 2_000;
-
-const fail = { target: '#task.failing', actions: 'recordError' } as const;
-
-const onError = [
-  { guard: 'errorFails', ...fail },
-  { guard: 'errorRetries', target: '#task.retrying', actions: ['recordError', 'scheduleRetry'] },
-  { target: '#task.paused', actions: 'recordError' },
-] as const;
 
 const giveUp = {
   CANCEL: { target: '#task.cancelling', actions: 'setDropTarget' },
@@ -80,11 +76,6 @@ const streamFailed = {
 const timedOut = {
   target: '#task.replicating.flow.stoppingWrites.unfencing',
   actions: ['reportTimeout', { type: 'unfenceThen', params: 'syncingWal' }],
-} as const;
-
-const deadline = {
-  src: 'deadline',
-  input: ({ context }: { context: TaskContext }) => ({ at: context.deadlineAt }),
 } as const;
 
 export const taskMachine = taskSetup.createMachine({
@@ -154,12 +145,7 @@ export const taskMachine = taskSetup.createMachine({
           actions: [
             'succeed',
             assign({
-              // what was left out for want of a table may have come with one that was added
-              findings: ({ context, event }) =>
-                withFindings(
-                  context.findings.filter(({ code }) => !code.endsWith('_left_out')),
-                  event.output.findings,
-                ),
+              findings: ({ context, event }) => withPlanFindings(context.findings, event.output.findings),
             }),
           ],
         },
@@ -204,8 +190,13 @@ export const taskMachine = taskSetup.createMachine({
                 }),
                 raise({ type: 'VALIDATION_DUE' }),
               ],
-              initial: 'installing',
+              initial: 'entered',
               states: {
+                entered: {
+                  always: [{ guard: 'isCopyDue', target: 'waitingForCopy' }, { target: 'installing' }],
+                },
+                // tables are copied beside the stream: the cutover waits for them
+                waitingForCopy: {},
                 // well before the fence is needed: creating triggers waits for locks
                 installing: {
                   invoke: {
@@ -246,29 +237,18 @@ export const taskMachine = taskSetup.createMachine({
               on: {
                 CUTOVER: { actions: assign({ cutoverRequested: true, cutoverFailures: 0 }) },
                 FINISH: finish,
-                // back to the copy: the stream is started anew and waits for it
+                // beside the stream, which sets their changes aside; what was installed is looked at again afterwards
                 RECOPY: {
-                  guard: 'isForward',
-                  target: '#task.replicating',
-                  reenter: true,
-                  actions: assign({
-                    recopyPass: ({ context }) => context.recopyPass + 1,
-                    recopyTables: ({ event }) => event.tables,
-                    recopyRenewsSlot: false,
-                    error: null,
-                  }),
+                  guard: 'mayCopy',
+                  target: '.waitingForCopy',
+                  actions: ['noteRecopy', raise({ type: 'COPY_DUE' })],
                 },
-                // their schema first; then the copy finds them without markers, and nothing else
                 ADD: {
-                  guard: 'isForward',
-                  target: '#task.creatingTables',
-                  actions: assign({
-                    addPass: ({ context }) => context.addPass + 1,
-                    addTables: ({ event }) => event.tables,
-                    findings: ({ context, event }) => withFindings(context.findings, event.findings),
-                    error: null,
-                  }),
+                  guard: 'mayCopy',
+                  target: '.waitingForCopy',
+                  actions: ['noteAddition', raise({ type: 'COPY_DUE' })],
                 },
+                COPY_DONE: { target: '.installing', actions: raise({ type: 'VALIDATION_DUE' }) },
                 SCHEMA_CHANGED: { actions: ['noteSchemaChange', raise({ type: 'VALIDATION_DUE' })] },
                 VALIDATE: {
                   actions: [
@@ -382,74 +362,8 @@ export const taskMachine = taskSetup.createMachine({
           },
         },
 
-        copy: {
-          initial: 'idle',
-          states: {
-            idle: {
-              on: {
-                SLOT_READY: { guard: stateIn('#task.replicating.flow.migratingData'), target: 'copying' },
-              },
-            },
-            copying: {
-              invoke: {
-                src: 'copyTables',
-                input: ref,
-                onDone: { target: 'idle', actions: raise({ type: 'COPY_DONE' }) },
-                onError: [...onError],
-              },
-            },
-          },
-        },
-
-        verify: {
-          initial: 'idle',
-          states: {
-            idle: {
-              on: {
-                VERIFY_REQUESTED: 'verifying',
-                VALIDATION_DUE: { guard: 'validatesOnline', target: 'online' },
-              },
-            },
-            // it goes on by its notes; trouble is its own and tried again inside
-            online: {
-              invoke: {
-                src: 'validateOnline',
-                input: ref,
-                onError: [
-                  { guard: 'errorIgnored', target: 'online', reenter: true },
-                  { target: 'idle', actions: 'recordError' },
-                ],
-              },
-              exit: assign({ validationClean: false }),
-              on: {
-                VALIDATION_DUE: { target: 'online', reenter: true },
-                VALIDATION_CLEAN: { guard: 'isNotClean', actions: assign({ validationClean: true }) },
-                VALIDATION_NOT_CLEAN: { guard: 'isClean', actions: assign({ validationClean: false }) },
-                FENCE_COMING: 'idle',
-                VERIFY_REQUESTED: 'verifying',
-              },
-            },
-            verifying: {
-              invoke: {
-                src: 'compareTables',
-                input: ref,
-                onDone: {
-                  target: 'idle',
-                  actions: raise(({ event }) => ({
-                    type: 'VERIFIED' as const,
-                    equal: event.output.tables.every((table) => table.equal),
-                    tables: event.output.tables.filter((table) => !table.equal).map((table) => table.table),
-                  })),
-                },
-                onError: {
-                  target: 'idle',
-                  actions: raise(({ event }) => ({ type: 'VERIFY_FAILED' as const, error: errorOf(event) })),
-                },
-              },
-              on: { VERIFY_ENDED: 'idle' },
-            },
-          },
-        },
+        copy: copyRegion,
+        verify: verifyRegion,
       },
     },
 
@@ -518,8 +432,10 @@ export const taskMachine = taskSetup.createMachine({
           target: 'queued',
           actions: [
             'renewBudget',
-            { type: 'resumeAt', params: 'migratingData' },
+            // a table that was being added may not be made yet
             assign({
+              resumesAt: ({ context }) => (context.copyDue === 'add' ? 'creatingTables' : 'migratingData'),
+              copyDue: null,
               recopyPass: ({ context }) => context.recopyPass + 1,
               recopyTables: ({ event }) => event.tables,
               recopyRenewsSlot: true,

@@ -27,6 +27,8 @@ export interface CopyPartsOptions {
   readonly parts: readonly CopyPart[];
   readonly copyJobs: number;
   readonly slotIncarnation: string;
+  /** Tables whose parts replace the rows that are there. */
+  readonly replaced: ReadonlySet<string>;
   /** `client_encoding` of the copy's sessions. */
   readonly encoding: string;
   readonly tally: Tally;

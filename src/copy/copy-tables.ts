@@ -1,9 +1,11 @@
 // The activity of migratingData: copies every part that has no marker, builds keys and indexes behind it, and tells the
-// stream that the copy is complete. Called after SLOT_READY and again after any crash, pause or error; it starts by
+// stream that the copy is complete; also the copy of single tables beside a stream that runs. Called after SLOT_READY and again after any crash, pause or error; it starts by
 // asking the target what is done. When it returns or throws, every connection that it opened is closed.
 import { setMaxListeners } from 'node:events';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
+import { relationKey } from '../model/relation.ts';
+import type { PlannedTable } from '../model/schema-plan.ts';
 import type { Side } from '../postgres/connections.ts';
 import { markCopyComplete } from '../postgres/copy-state.ts';
 import { chooseCopyJobs, readHosts } from '../postgres/host.ts';
@@ -13,20 +15,31 @@ import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { copyParts } from './copy-parts.ts';
 import { makeIndexBuilder, type IndexBuilder } from './indexes.ts';
 import { Pace, watchSourceLag } from './pace.ts';
-import { planParts } from './plan.ts';
-import { ensureCuts } from './plan-read.ts';
-import { constrainedBefore, forgetCopies } from './recopy.ts';
+import { readMarkers, startOver } from './markers.ts';
+import { planParts, type CopyPart } from './plan.ts';
+import { ensureCuts, leaveWhole } from './plan-read.ts';
+import { constrainedBefore, forgetCopies, isConstrained } from './recopy.ts';
 import { Tally } from './tally.ts';
 import { Waits } from './waits.ts';
 
 const STREAM_POLL_MS = 200;
 
+/** Tables that are copied while the stream goes on and sets their changes aside. */
+export interface LiveTables {
+  readonly relations: ReadonlySet<string>;
+  /** Of these: tables that have their rows from before, which every part replaces. */
+  readonly replaced: ReadonlySet<string>;
+  /** Resolves when everything that these tables' copies may have seen in part is applied. */
+  passes(relations: readonly string[], waits: Waits, signal: AbortSignal): Promise<void>;
+}
+
 /**
+ * All tables of the plan, or those of `live`.
  * Errors: `copy_failed` (relation and part in `details`), `source_ddl`, `target_conflict`, `schema_failed`, `disk_full`,
  * `insufficient_privilege`, `aborted`, and transient ones after some attempts of its own. The first real one is thrown,
  * after everything else has ended.
  */
-export async function copyTables(scope: TaskScope): Promise<void> {
+export async function copyTables(scope: TaskScope, live: LiveTables | null = null): Promise<void> {
   const stop = new AbortController();
   const signal = AbortSignal.any([scope.signal, stop.signal]);
   setMaxListeners(0, signal, scope.signal); // one listener a connection
@@ -43,11 +56,15 @@ export async function copyTables(scope: TaskScope): Promise<void> {
     await endLeftovers(scope);
     const plan = schemaPlanOf(scope);
     const slotIncarnation = slotOf(scope).incarnation;
-    await forgetCopies(scope, plan, slotIncarnation);
-    const constrained = constrainedBefore(scope, plan);
+    if (live === null) await forgetCopies(scope, plan, slotIncarnation);
+    const isWanted = ({ source }: PlannedTable): boolean => live?.relations.has(relationKey(source)) ?? true;
+    const replaced = live?.replaced ?? new Set();
+    for (const relation of replaced) if (isConstrained(plan, relation)) leaveWhole(scope, relation);
+    const constrained = live === null ? constrainedBefore(scope, plan) : [];
     const cuts = await ensureCuts(scope, plan.tables, slotIncarnation, constrained);
-    const parts = planParts(plan.tables, cuts);
-    const tally = new Tally(scope, parts);
+    const parts = planParts(plan.tables.filter(isWanted), cuts);
+    await emptyFirst(scope, parts, replaced, slotIncarnation);
+    const tally = new Tally(scope, parts, live !== null);
     const encoding = await commonEncoding(scope);
     const hosts = await readHosts(scope);
     const copyJobs = chooseCopyJobs(scope, hosts);
@@ -68,6 +85,7 @@ export async function copyTables(scope: TaskScope): Promise<void> {
         parts,
         copyJobs,
         slotIncarnation,
+        replaced,
         encoding,
         tally,
         pace,
@@ -82,13 +100,16 @@ export async function copyTables(scope: TaskScope): Promise<void> {
     indexes.copyEnded();
     await Promise.all(builds);
     if (!signal.aborted && (indexes.waiting.length > 0 || indexes.attaches)) {
-      markCopyComplete(scope, { uniqueLater: true });
+      if (live === null) markCopyComplete(scope, { uniqueLater: true });
       if (indexes.waiting.length > 0)
-        await streamPasses(scope, indexes.waiting, slotIncarnation, waits, signal);
+        await (live === null
+          ? streamPasses(scope, indexes.waiting, slotIncarnation, waits, signal)
+          : live.passes(indexes.waiting, waits, signal));
       if (indexes.attaches) await streamMeetsSource(scope, waits, signal);
       await indexes.finishUnique();
     }
     if (!signal.aborted) await indexes.finish();
+    if (!signal.aborted && live !== null) await live.passes([...live.relations], waits, signal);
   } catch (error) {
     fail(error);
   }
@@ -97,7 +118,29 @@ export async function copyTables(scope: TaskScope): Promise<void> {
   waits.clear();
   if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request');
   if (first !== null) throw asMigrationError(first);
-  markCopyComplete(scope);
+  if (live === null) markCopyComplete(scope);
+}
+
+/**
+ * Blocks are the source's: which rows of the target such a part replaces cannot be told, so the table is emptied before its
+ * first part.
+ */
+async function emptyFirst(
+  scope: TaskScope,
+  parts: readonly CopyPart[],
+  replaced: ReadonlySet<string>,
+  slotIncarnation: string,
+): Promise<void> {
+  const byBlocks = new Map(
+    parts
+      .filter(({ range, relation }) => range?.kind === 'ctid' && replaced.has(relation))
+      .map((part) => [part.relation, part]),
+  );
+  if (byBlocks.size === 0) return;
+  const markers = await readMarkers(scope, slotIncarnation);
+  const begun = new Set([...markers.values()].map(({ relation }) => relation));
+  for (const part of byBlocks.values())
+    if (!begun.has(part.relation)) await startOver(scope, slotIncarnation, part);
 }
 
 /** Backends of ours that outlived a killed process hold locks and may be in the middle of an index, or of a part's commit. */

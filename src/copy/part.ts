@@ -38,6 +38,8 @@ export interface PartOptions {
   readonly format: CopyFormat;
   readonly generation: Generation;
   readonly slotIncarnation: string;
+  /** Tables whose parts replace the rows that are there. */
+  readonly replaced: ReadonlySet<string>;
   readonly tally: Tally;
   readonly pace: StreamPace;
   readonly waits: Waits;
@@ -76,18 +78,28 @@ export async function copyPart(
   options: PartOptions,
 ): Promise<Marker> {
   const { part, generation, waits, slotIncarnation } = options;
+  // parts by blocks come into a table that was emptied
+  const replaces = options.replaced.has(part.relation) && part.range?.kind !== 'ctid';
   const { source, target } = sessions;
   const context = { relation: part.relation, part: part.part };
   try {
     const known = await waits.during(
       `lock ${part.relation} ${part.part}`,
       `the copy waits for a lock on the target's ${relationKey(part.table.target)}`,
-      beginPart(scope, slotIncarnation, part, target),
+      beginPart(scope, slotIncarnation, part, target, replaces),
     );
     if (known) {
       await target.client.query('rollback');
       return known;
     }
+    if (replaces)
+      await waits.during(
+        `replace ${part.relation} ${part.part}`,
+        `the copy removes the old rows of ${relationKey(part.table.target)}`,
+        target.client.query(
+          `delete from only ${identRelation(part.table.target)} where ${rangeCondition(part.range, new Map())}`,
+        ),
+      );
   } catch (error) {
     throw copyError(error, 'target', context);
   }
@@ -149,6 +161,7 @@ async function beginPart(
   slotIncarnation: string,
   part: CopyPart,
   target: Session,
+  replaces: boolean,
 ): Promise<Marker | null> {
   const relation = identRelation(part.table.target);
   const lock =
@@ -162,7 +175,7 @@ async function beginPart(
   const [known] = (results[3]?.rows ?? []) as readonly MarkerRow[];
   if (known) return markerFromRow(known);
   const [found] = (results[4]?.rows ?? []) as readonly { readonly strange: boolean }[];
-  if (found?.strange !== false) throw strangeRows(scope, part);
+  if (found?.strange !== false && !replaces) throw strangeRows(scope, part);
   return null;
 }
 

@@ -62,7 +62,7 @@ export async function leaveLostSlot(scope: TaskScope): Promise<void> {
     abandonPublication(scope);
     scope.failpoint('recopy.slot-left');
     await scope.target.transaction(async (client) => {
-      for (const table of ['dts.part', 'dts.progress', 'dts.changed'])
+      for (const table of ['dts.part', 'dts.progress', 'dts.changed', 'dts.held_change', 'dts.held_table'])
         await client.query(`delete from ${table} where task_id = $1`, [scope.taskId]);
     });
     scope.failpoint('recopy.progress-forgotten');
@@ -78,6 +78,14 @@ export function constrainedBefore(scope: TaskScope, plan: SchemaPlan): readonly 
   return plan.tables
     .map(({ source }) => relationKey(source))
     .filter((relation) => hasUnique(plan.statements, relation));
+}
+
+/**
+ * Whether unique constraints beside the key stand before the table is copied again: two snapshots may hold one value in two
+ * rows, so one must read it all.
+ */
+export function isConstrained(plan: SchemaPlan, relation: string): boolean {
+  return hasUnique(plan.statements, relation) || plan.uniqueBefore?.includes(relation) === true;
 }
 
 /**
@@ -98,11 +106,7 @@ export async function forgetCopies(
       throw new MigrationError('internal', `${relation} is to be copied again and is not in the plan`);
     // Its unique constraints stand already: two snapshots may hold one value in two rows, so one must read it all.
     // Behind a renewed slot the cuts are not made yet, and respect that.
-    if (
-      !record.renewsSlot &&
-      (hasUnique(plan.statements, relation) || plan.uniqueBefore?.includes(relation) === true)
-    )
-      leaveWhole(scope, relation);
+    if (!record.renewsSlot && isConstrained(plan, relation)) leaveWhole(scope, relation);
     await startOver(scope, slotIncarnation, { relation, table });
     scope.failpoint('copy.forgotten');
   }

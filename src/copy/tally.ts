@@ -21,8 +21,8 @@ export class Tally {
   readonly #scope: TaskScope;
   readonly #tables = new Map<string, TableTally>();
 
-  /** Shows every table as it is before the first marker is read. */
-  constructor(scope: TaskScope, parts: readonly CopyPart[]) {
+  /** Shows every table as it is before the first marker is read. `isLive`: beside others that are copied. */
+  constructor(scope: TaskScope, parts: readonly CopyPart[], isLive = false) {
     this.#scope = scope;
     const tables = new Map<string, TableProgress>();
     for (const { relation, table } of parts) {
@@ -41,7 +41,8 @@ export class Tally {
         formatReason: null,
       });
     }
-    scope.progress.setTables([...tables.values()]);
+    if (isLive) scope.progress.addTables([...tables.values()]);
+    else scope.progress.setTables([...tables.values()]);
     for (const { table, partsTotal } of tables.values()) {
       this.#tables.set(table, { total: partsTotal, done: new Map(), running: new Map() });
       // what a former run showed of parts that were not finished is not true any more

@@ -97,6 +97,7 @@ function statusOf(task: TaskView): object {
     rowsCopied: detail.rowsCopied,
     bytesPerSecond: detail.bytesPerSecond,
     etaSeconds: detail.etaSeconds,
+    copying: detail.copying,
     sync: detail.sync,
     restingSlot: task.restingSlot,
     createdAt: task.createdAt,

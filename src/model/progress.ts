@@ -96,6 +96,20 @@ export interface RestingSlot {
   readonly sampledAt: string;
 }
 
+/** The copy of some tables beside the stream. */
+export interface CopyingBeside {
+  /** `relationKey`s of the source; of an addition empty until it is planned. */
+  readonly tables: readonly string[];
+  readonly rowsCopied: number;
+  readonly rowsEstimated: number;
+  readonly bytesCopied: number;
+  readonly bytesEstimated: number;
+  /** Seconds until the rows are copied at the present rate; null when unknown. */
+  readonly etaSeconds: number | null;
+  /** On the target: changes of these tables that are applied when their copy is complete. */
+  readonly heldBytes: number;
+}
+
 /** Live figures of a task; kept in memory, sent by SSE, the lasting part saved per table. */
 export interface TaskProgress {
   readonly tables: readonly TableProgress[];
@@ -105,6 +119,8 @@ export interface TaskProgress {
   readonly bytesPerSecond: number;
   /** Seconds until the copy is done at the present rate; null when unknown or not copying. */
   readonly etaSeconds: number | null;
+  /** Of tables that are added, or copied again, while the stream goes on; null when none is. */
+  readonly copying: CopyingBeside | null;
   readonly sync: SyncStatus | null;
   /** What the task waits for right now, in words; null when it does not wait. */
   readonly waitingFor: string | null;

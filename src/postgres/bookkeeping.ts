@@ -23,7 +23,14 @@ const tables = `
   create table if not exists dts.progress (
     task_id text primary key references dts.task on delete cascade, slot_incarnation text not null,
     applied_lsn pg_lsn not null, acked_lsn pg_lsn not null, marker text, marker_lsn pg_lsn,
-    tracking boolean not null default false, updated_at timestamptz not null default now());
+    tracking boolean not null default false, updated_at timestamptz not null default now(),
+    holds int not null default 0);
+  create table if not exists dts.held_table (
+    task_id text not null references dts.task on delete cascade, relation text not null, state text not null,
+    applied_lsn pg_lsn not null, primary key (task_id, relation));
+  create table if not exists dts.held_change (
+    task_id text not null references dts.task on delete cascade, n bigint generated always as identity,
+    relation text not null, last_commit pg_lsn not null, messages bytea not null, primary key (task_id, relation, n));
   create table if not exists dts.changed (
     task_id text not null references dts.task on delete cascade, n bigint generated always as identity,
     relation text not null, keys text, primary key (task_id, n));
@@ -47,6 +54,7 @@ export async function ensureBookkeeping(scope: TaskScope): Promise<void> {
   await scope.target.transaction(async (client) => {
     await lockBookkeeping(client);
     await client.query(tables);
+    await addLaterColumns(client);
     await client.query('insert into dts.task (task_id, incarnation) values ($1, $2) on conflict do nothing', [
       scope.taskId,
       scope.incarnation,
@@ -60,6 +68,31 @@ export async function ensureBookkeeping(scope: TaskScope): Promise<void> {
         hint: `choose another id, or, if that migration is gone: delete from dts.task where task_id = '${scope.taskId}'`,
       });
     }
+  });
+}
+
+/** What a version before made without. */
+const HAS_HOLDS = `select exists (select from pg_attribute where attrelid = to_regclass('dts.progress') and attname = 'holds') as present`;
+
+async function addLaterColumns(client: PoolClient): Promise<void> {
+  const { rows } = await client.query<{ present: boolean }>(HAS_HOLDS);
+  // looked at first: ALTER TABLE locks out every task of the target, even where it has nothing to do
+  if (rows[0]?.present !== true)
+    await client.query('alter table dts.progress add column if not exists holds int not null default 0');
+}
+
+/** For a task whose tables in schema `dts` were made by an earlier version. Tables that are gone are not made again. */
+export async function upgradeBookkeeping(scope: TaskScope): Promise<void> {
+  const { rows } = await scope.target.query<{ present: boolean }>(HAS_HOLDS);
+  if (rows[0]?.present === true) return;
+  await scope.target.transaction(async (client) => {
+    await lockBookkeeping(client);
+    const found = await client.query<{ made: boolean }>(
+      `select to_regclass('dts.progress') is not null as made`,
+    );
+    if (found.rows[0]?.made !== true) return;
+    await client.query(tables);
+    await addLaterColumns(client);
   });
 }
 
@@ -78,7 +111,8 @@ export async function removeBookkeeping(scope: TaskScope): Promise<void> {
     const left = await client.query('select 1 from dts.task limit 1');
     if (left.rowCount !== 0) return;
     await client.query(
-      'drop table dts.statement, dts.part, dts.progress, dts.changed, dts.large_object, dts.task',
+      `drop table if exists dts.statement, dts.part, dts.progress, dts.changed, dts.held_table, dts.held_change,
+         dts.large_object, dts.task`,
     );
     await dropSchemaIfEmpty(client);
   });

@@ -23,6 +23,40 @@ export function markCopyIncomplete(scope: TaskScope): void {
   scope.checkpoints.set(COPY_COMPLETE, false);
 }
 
+const LIVE_COPY = 'liveCopy';
+
+/** Checkpoint: tables that are added, or copied again, while the stream goes on. */
+export interface LiveCopy {
+  /** Number of the request. */
+  readonly pass: number;
+  /** `relationKey`s of source tables; of an addition empty until it is planned. */
+  readonly relations: readonly string[];
+  /**
+   * `broken`: their columns have changed on the source, and what is copied is worth nothing; `released`: everything is
+   * copied, the stream takes over.
+   */
+  readonly state: 'copying' | 'broken' | 'released' | 'done';
+}
+
+export function findLiveCopy({ checkpoints }: Pick<TaskScope, 'checkpoints'>): LiveCopy | undefined {
+  return checkpoints.get<LiveCopy>(LIVE_COPY);
+}
+
+export function saveLiveCopy({ checkpoints }: Pick<TaskScope, 'checkpoints'>, copy: LiveCopy): void {
+  checkpoints.set(LIVE_COPY, copy);
+}
+
+export function isCopiedBeside(scope: Pick<TaskScope, 'checkpoints'>): boolean {
+  const copy = findLiveCopy(scope);
+  return copy !== undefined && copy.state !== 'done';
+}
+
+/** The tables that are being copied while the stream runs: not to be compared with the source, nor with its catalog. */
+export function unfinishedTables(scope: Pick<TaskScope, 'checkpoints'>): readonly string[] {
+  const copy = findLiveCopy(scope);
+  return copy === undefined || copy.state === 'done' ? [] : copy.relations;
+}
+
 /** Whether unique constraints are built while the stream runs: it then waits for their locks as long as it takes. */
 export function isUniqueLater(scope: TaskScope): boolean {
   return scope.checkpoints.get<boolean>(UNIQUE_LATER) === true;

@@ -4,7 +4,7 @@
 import { MigrationError } from '../model/errors.ts';
 import { compareLsn, type Lsn } from '../model/lsn.ts';
 import { validationNotes } from '../model/validation.ts';
-import { isCopyComplete } from './copy-state.ts';
+import { isCopyComplete, unfinishedTables } from './copy-state.ts';
 import { fromPostgres } from './errors.ts';
 import type { SlotRecord, SourceSystem } from './slot-record.ts';
 import { sleep, type TaskScope } from './task-scope.ts';
@@ -38,7 +38,8 @@ export async function whyNotFollow(
   if (found.id !== record.system?.id) return 'it is no standby of the server where the slot was made';
   if (found.timeline < record.system.timeline) return 'its history ended earlier';
   const repairs = scope.checkpoints.get<readonly { readonly state: string }[]>(validationNotes.repairs) ?? [];
-  if (!isCopyComplete(scope) || repairs.some(({ state }) => state === 'pending'))
+  const isCopied = isCopyComplete(scope) && unfinishedTables(scope).length === 0;
+  if (!isCopied || repairs.some(({ state }) => state === 'pending'))
     return 'rows were still being copied or repaired';
   const parted = leftTimelineAt(await timelineHistory(scope, found.timeline), record.system.timeline);
   if (parted === null) return `its history does not contain timeline ${record.system.timeline}`;

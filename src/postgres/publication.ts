@@ -75,16 +75,17 @@ async function findPublication(scope: TaskScope, name: string): Promise<FoundPub
   };
 }
 
-/** Null when the publication is as we made it, else what is different, in words. */
+/** Null when the publication is as we made it, else what is different, in words. `coming`: being added to it. */
 function difference(
   found: FoundPublication,
   wanted: readonly string[],
+  coming: ReadonlySet<string>,
   limits: PublicationRecord['limits'] = {},
 ): string | null {
   if (!found.complete) return 'it no longer publishes every change of its tables';
   const has = new Set(found.tables);
   const wants = new Set(wanted);
-  const missing = wanted.filter((table) => !has.has(table));
+  const missing = wanted.filter((table) => !has.has(table) && !coming.has(table));
   const surplus = found.tables.filter((table) => !wants.has(table));
   if (missing.length > 0) return `it lacks ${missing.join(', ')}`;
   if (surplus.length > 0) return `it has also ${surplus.join(', ')}`;
@@ -113,10 +114,14 @@ export async function ensurePublication(scope: TaskScope): Promise<void> {
   if (needsMarkerTable) members.push({ source: markerTable(scope.taskId), columns: [] });
   const wanted = members.map(({ source }) => relationKey(source));
   const found = await findPublication(scope, name);
-  const changed = found === null ? 'it is gone' : difference(found, wanted, record?.limits);
+  const { addition } = schemaPlanOf(scope);
+  const isGrowing = addition !== undefined && addition.pass > (record?.addition ?? 0);
+  const coming = new Set(isGrowing && record?.state === 'created' ? addition.relations : []);
+  const changed = found === null ? 'it is gone' : difference(found, wanted, coming, record?.limits);
   if (record?.state === 'created' || record?.state === 'dropped') {
     if (record.state === 'created' && changed === null) return;
-    if (record.state === 'created' && found !== null) await refuseRenames(scope, found.tables, wanted);
+    if (record.state === 'created' && found !== null)
+      await refuseRenames(scope, found.tables, wanted, coming);
     throw new MigrationError(
       'publication_lost',
       `source: publication ${name}: ${changed ?? 'it was dropped by this task'}`,
@@ -147,8 +152,9 @@ async function refuseRenames(
   scope: TaskScope,
   found: readonly string[],
   wanted: readonly string[],
+  coming: ReadonlySet<string>,
 ): Promise<void> {
-  const missing = wanted.filter((table) => !found.includes(table));
+  const missing = wanted.filter((table) => !found.includes(table) && !coming.has(table));
   const surplus = found.filter((table) => !wanted.includes(table));
   if (missing.length === 0 || missing.length !== surplus.length) return;
   const names = schemaPlanOf(scope).tables.map(({ source }) => source);
@@ -175,8 +181,8 @@ export function publishAgain(scope: TaskScope): void {
 }
 
 /**
- * Publishes what was added to the plan since. Before the stream begins, so that its walsender knows the publication as it
- * is then. Idempotent. Errors: `lock_timeout` naming the writers that it waits for, `publication_lost`.
+ * Publishes what was added to the plan since. A stream may run meanwhile: pgoutput looks the publication up as of each
+ * change, and forgets what it knows of a relation where the decoded transaction that added it ends. Idempotent. Errors: `lock_timeout` naming the writers that it waits for, `publication_lost`.
  *
  * Each table is locked against writers when it enters, so no transaction has changes to it both before and behind:
  *

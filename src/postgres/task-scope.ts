@@ -19,6 +19,10 @@ export interface Checkpoints {
 export interface ProgressPort {
   /** Replaces the list of tables; figures of tables already known by key are kept. */
   setTables(tables: readonly TableProgress[]): void;
+  /** Adds those that are not known by key. */
+  addTables(tables: readonly TableProgress[]): void;
+  /** Tables that are copied while the stream goes on, and bytes of their changes that are set aside; null: none. */
+  setCopying(copying: { readonly tables: readonly string[]; readonly heldBytes: number } | null): void;
   /** Changes figures of one table; `durable` also saves the row (part done, table ready). */
   updateTable(table: string, patch: Partial<TableProgress>, durable?: boolean): void;
   setSync(status: SyncStatus): void;
@@ -75,6 +79,19 @@ export const schemaPlanNote = 'schemaPlan';
 
 export function saveSchemaPlan(scope: TaskScope, plan: SchemaPlan): void {
   scope.checkpoints.set(schemaPlanNote, plan);
+}
+
+const turns = new Map<string, Promise<unknown>>();
+
+/** Runs what reads the plan and saves another one behind whoever does so for the same task. */
+export async function inTurn<T>({ taskId }: TaskScope, work: () => Promise<T>): Promise<T> {
+  const turn = (turns.get(taskId) ?? Promise.resolve()).then(work, work);
+  turns.set(taskId, turn);
+  try {
+    return await turn;
+  } finally {
+    if (turns.get(taskId) === turn) turns.delete(taskId);
+  }
 }
 
 export function findSchemaPlan(scope: {

@@ -30,6 +30,7 @@ import { validateOnline } from '../validate/online.ts';
 import { holdSnapshots } from '../validate/snapshots.ts';
 import type { ActivityRunner } from './activity-runner.ts';
 import { findingsOfAddition } from './findings.ts';
+import { copyLive, type LiveCopyRequest } from './live-copy.ts';
 
 export interface ActivityHost {
   readonly runner: ActivityRunner;
@@ -44,6 +45,8 @@ export interface ActivityHost {
   settled(taskId: string): void;
   /** The last request to add tables, which are of the task's request from now on. */
   adoptAddition(taskId: string): AdditionRequest;
+  /** The last request to copy tables beside the stream; added ones are of the task's request from now on. */
+  liveCopyOf(taskId: string): LiveCopyRequest;
   releaseConnections(taskId: string): Promise<void>;
 }
 
@@ -63,6 +66,7 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     await copyTables(scope);
     return null;
   },
+  copyBeside: (scope, host) => copyLive(scope, host.liveCopyOf(scope.taskId)),
   installFence: async (scope) => {
     await installFence(scope);
     await prepareReverse(scope);
@@ -179,6 +183,7 @@ export function taskActors(host: ActivityHost) {
     preflight: logic('preflight', host),
     createTables: logic('createTables', host),
     copyTables: logic('copyTables', host),
+    copyBeside: logic('copyBeside', host),
     installFence: logic('installFence', host),
     armFence: logic('armFence', host),
     drain: logic('drain', host),

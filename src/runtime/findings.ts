@@ -36,6 +36,8 @@ export async function findingsOfRequest(
     checkpoints: { get: () => undefined, set: ignore, delete: ignore },
     progress: {
       setTables: ignore,
+      addTables: ignore,
+      setCopying: ignore,
       updateTable: ignore,
       setSync: ignore,
       setValidationClean: ignore,

@@ -29,7 +29,7 @@ import { findSchemaPlan } from '../postgres/task-scope.ts';
 import { findingsOfAddition, findingsOfRequest, refuseCommands } from './findings.ts';
 import { toJson } from './durable.ts';
 import { TaskReader } from './task-reader.ts';
-import { restingSnapshot, reverseTaskOf, writeStopOf } from './view.ts';
+import { copyingOf, restingSnapshot, reverseTaskOf, writeStopOf } from './view.ts';
 import { lastLegOf, refuseReservedId, refuseWhileReversed } from './way-back.ts';
 
 /** States in which the command's result already holds. */
@@ -159,9 +159,22 @@ export class MigrationService extends TaskReader implements Service {
 
   async forecastCutover(id: string): Promise<CutoverForecast> {
     this.#requireSyncing(id, 'a cutover cannot be forecast');
+    this.#refuseWhileCopying(id, 'a cutover cannot be forecast');
     return this.supervisor.work.withScope(id, 'forecastCutover', async (scope) =>
       forecastCutover(scope, await forecastComparison(scope)),
     );
+  }
+
+  /** One copy beside the stream at a time, and nothing that looks at all tables meanwhile. */
+  #refuseWhileCopying(id: string, what: string): void {
+    const row = this.supervisor.work.row(id);
+    if (row.crash || row.state !== 'syncingWal') return; // a task whose slot is lost copies everything
+    const waitsFor = copyingOf(restingSnapshot(row).context);
+    if (waitsFor === null) return;
+    throw new MigrationError('event_not_accepted', `${what}: ${waitsFor} is not done`, {
+      hint: `wait until it is: GET …/${id} tells how far it is as copying`,
+      details: { state: row.state, allowed: this.view(row).allowedCommands },
+    });
   }
 
   #requireSyncing(id: string, what: string): void {
@@ -192,17 +205,20 @@ export class MigrationService extends TaskReader implements Service {
     }
     if (!known.includes(name))
       throw invalidRequest([{ field: 'name', message: `${table} is none of the tables of this task` }]);
+    this.#refuseWhileCopying(id, `${name} cannot be copied again`);
     return this.#command(id, { type: 'RECOPY', tables: [name] });
   }
 
   async recopyTask(id: string): Promise<CommandResult> {
     const plan = findSchemaPlan({ checkpoints: this.checkpointsOf(id) });
     const tables = (plan?.tables ?? []).map(({ source }) => relationKey(source));
+    this.#refuseWhileCopying(id, 'the tables cannot be copied again');
     return this.#command(id, { type: 'RECOPY', tables });
   }
 
   async addTables(id: string, request: TablesAddition): Promise<CommandResult> {
     this.#requireSyncing(id, 'tables cannot be added');
+    this.#refuseWhileCopying(id, 'tables cannot be added');
     const { spec } = this.supervisor.work.row(id);
     if (spec.origin)
       throw new MigrationError('event_not_accepted', `tables cannot be added to the reverse task ${id}`, {

@@ -4,6 +4,7 @@ import type { Store } from '../../db/open.ts';
 import type { TaskNotes } from '../../db/notes.ts';
 import type { TaskRow, TaskStore } from '../../db/tasks.ts';
 import type { RecopyRequest } from '../copy/recopy.ts';
+import type { LiveCopyRequest } from './live-copy.ts';
 import { MigrationError } from '../model/errors.ts';
 import type { Failpoint } from '../model/failpoints.ts';
 import type { OptionsPatch } from '../model/request-changes.ts';
@@ -86,6 +87,13 @@ export class TaskWork implements ActivityHost {
       this.#resources.setSpec(taskId, next);
     }
     return { pass: addPass, tables: addTables };
+  }
+
+  liveCopyOf(taskId: string): LiveCopyRequest {
+    const { copyDue, copyPass = 0, recopyTables } = restingSnapshot(this.row(taskId)).context;
+    return copyDue === 'add'
+      ? { pass: copyPass, addition: this.adoptAddition(taskId), tables: [] }
+      : { pass: copyPass, addition: null, tables: recopyTables };
   }
 
   /** Takes effect at once, also in what runs. */

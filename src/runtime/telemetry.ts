@@ -2,7 +2,7 @@
 // is saved when a part or table is done; the rest is only true while somebody works.
 import type { TaskNotes } from '../../db/notes.ts';
 import { isStoreFailure } from '../model/errors.ts';
-import type { SyncStatus, TableProgress, TaskProgress } from '../model/progress.ts';
+import type { CopyingBeside, SyncStatus, TableProgress, TaskProgress } from '../model/progress.ts';
 import type { TaskState } from '../model/task-state.ts';
 import type { ProgressPort } from '../postgres/task-scope.ts';
 
@@ -26,6 +26,7 @@ export class TaskTelemetry implements ProgressPort {
   #saving: NodeJS.Timeout | null = null;
   #samples: RateSample[] = [];
   #sync: SyncStatus | null = null;
+  #copying: { readonly tables: readonly string[]; readonly heldBytes: number } | null = null;
   #waitingFor: string | null = null;
   readonly #validated: (clean: boolean) => void;
 
@@ -47,6 +48,15 @@ export class TaskTelemetry implements ProgressPort {
     this.#tables.clear();
     for (const table of tables) this.#tables.set(table.table, known.get(table.table) ?? table);
     this.#notes.saveTables(this.#taskId, [...this.#tables.values()]);
+    this.#changed();
+  }
+
+  addTables(tables: readonly TableProgress[]): void {
+    this.setTables([...this.#tables.values(), ...tables.filter(({ table }) => !this.#tables.has(table))]);
+  }
+
+  setCopying(copying: { readonly tables: readonly string[]; readonly heldBytes: number } | null): void {
+    this.#copying = copying;
     this.#changed();
   }
 
@@ -83,6 +93,7 @@ export class TaskTelemetry implements ProgressPort {
     this.#save();
     this.#samples = [];
     this.#sync = null;
+    this.#copying = null;
     this.#waitingFor = null;
   }
 
@@ -119,13 +130,15 @@ export class TaskTelemetry implements ProgressPort {
     const bytesPerSecond = stale || !first ? 0 : Math.round((last.bytes - first.bytes) / seconds);
     const weightPerSecond = stale || !first ? 0 : (last.weight - first.weight) / seconds;
     const done = copiedFraction(tables);
+    const etaSeconds = weightPerSecond > 0 && done < 1 ? Math.ceil((1 - done) / weightPerSecond) : null;
     return {
       tables,
       bytesCopied: total(tables, 'bytesCopied'),
       bytesEstimated: total(tables, 'bytesEstimated'),
       rowsCopied: total(tables, 'rowsCopied'),
       bytesPerSecond,
-      etaSeconds: weightPerSecond > 0 && done < 1 ? Math.ceil((1 - done) / weightPerSecond) : null,
+      etaSeconds,
+      copying: this.#copying === null ? null : copyingOf(tables, this.#copying, etaSeconds),
       sync: this.#sync,
       waitingFor: this.#waitingFor,
     };
@@ -141,9 +154,28 @@ export class TaskTelemetry implements ProgressPort {
   }
 }
 
+/** Only these are copied: what the whole lacks is theirs. */
+function copyingOf(
+  all: readonly TableProgress[],
+  { tables, heldBytes }: { readonly tables: readonly string[]; readonly heldBytes: number },
+  etaSeconds: number | null,
+): CopyingBeside {
+  const names = new Set(tables);
+  const concerned = all.filter(({ table }) => names.has(table));
+  return {
+    tables,
+    rowsCopied: total(concerned, 'rowsCopied'),
+    rowsEstimated: total(concerned, 'rowsEstimated'),
+    bytesCopied: total(concerned, 'bytesCopied'),
+    bytesEstimated: total(concerned, 'bytesEstimated'),
+    etaSeconds,
+    heldBytes,
+  };
+}
+
 function total(
   tables: readonly TableProgress[],
-  figure: 'bytesCopied' | 'bytesEstimated' | 'rowsCopied',
+  figure: 'bytesCopied' | 'bytesEstimated' | 'rowsCopied' | 'rowsEstimated',
 ): number {
   return tables.reduce((sum, table) => sum + table[figure], 0);
 }

@@ -71,11 +71,42 @@ function leftoverOf(row: TaskRow, notes: TaskNotes): ErrorReport | undefined {
   return notes.checkpoint(row.id, cutoverNotes.leftover) as ErrorReport | undefined;
 }
 
+/** The tables whose copy beside the stream has not ended, as they were asked for; null when there are none. */
+function copyDueOf({ copyDue, addTables, recopyTables }: TaskContext): readonly string[] | null {
+  if (copyDue === 'add') return addTables;
+  return copyDue === 'recopy' ? recopyTables : null;
+}
+
+/** The copy beside the stream that has not ended, in words; null when there is none. */
+export function copyingOf(context: TaskContext): string | null {
+  const tables = copyDueOf(context);
+  if (tables === null) return null;
+  const more = tables.length > 3 ? ` and ${tables.length - 3} more` : '';
+  return `the copy of ${tables.slice(0, 3).join(', ')}${more}`;
+}
+
+const notBegun = {
+  rowsCopied: 0,
+  rowsEstimated: 0,
+  bytesCopied: 0,
+  bytesEstimated: 0,
+  etaSeconds: null,
+  heldBytes: 0,
+} as const;
+
+/** As the statechart knows it: also before the copy begins, or while the task rests. */
+function withCopying(detail: TaskProgress, context: TaskContext): TaskProgress {
+  const tables = copyDueOf(context);
+  return { ...detail, copying: tables === null ? null : (detail.copying ?? { tables, ...notBegun }) };
+}
+
 /** The guards of the cutover in words, those that are closed. */
 function closedGates(context: TaskContext, spec: TaskSpec, detail: TaskProgress): string[] {
   const { cutoverMaxLagBytes, cutoverMaxValidationAgeMs } = spec.options;
   const lag = detail.sync === null ? 'is not known yet' : `is ${detail.sync.lagBytes} bytes`;
+  const copying = copyingOf(context);
   return [
+    ...(copying === null ? [] : [`${copying} to be done`]),
     ...(context.fenceInstalled ? [] : ['the write fence to be installed']),
     ...(context.caughtUp ? [] : [`the lag, which ${lag}, to be at most ${cutoverMaxLagBytes} bytes`]),
     ...(!context.needsValidation || context.validationClean
@@ -105,7 +136,7 @@ export function taskView(
     retryAt: row.state === 'retrying' ? context.retryAt : null,
     lagBytes: detail.sync?.lagBytes ?? null,
     connections,
-    detail,
+    detail: withCopying(detail, context),
     restingSlot: restingSlotOf(notes, row.id, row.state),
     allowedCommands: row.crash || ended || !snapshot ? [] : acceptedCommands(snapshot),
     cutoverWaitsFor: row.state === 'syncingWal' ? closedGates(context, row.spec, detail) : [],

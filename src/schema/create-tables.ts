@@ -7,14 +7,14 @@ import { relationKey, type RelationName } from '../model/relation.ts';
 import type { PlannedStatement, SchemaPlan } from '../model/schema-plan.ts';
 import { ensureBookkeeping } from '../postgres/bookkeeping.ts';
 import type { Session, Side } from '../postgres/connections.ts';
-import { markCopyIncomplete } from '../postgres/copy-state.ts';
+import { findLiveCopy, markCopyIncomplete, saveLiveCopy } from '../postgres/copy-state.ts';
 import {
   runStatements,
   statementError,
   statementsDone,
   tryStatements,
 } from '../postgres/statement-journal.ts';
-import { findSchemaPlan, saveSchemaPlan, type TaskScope } from '../postgres/task-scope.ts';
+import { findSchemaPlan, inTurn, saveSchemaPlan, type TaskScope } from '../postgres/task-scope.ts';
 import { planAddition, type AdditionRequest } from './addition.ts';
 import { planSchema } from './plan.ts';
 
@@ -22,15 +22,16 @@ import { planSchema } from './plan.ts';
 const LOCK_TIMEOUT = '60s';
 
 /**
- * `addition`: the last request to add tables; what it adds is planned behind what the task has. Returns the plan's
- * findings. Errors: `preflight_blocked` with the findings in `details`, `target_conflict`,
+ * `addition`: the last request to add tables; what it adds is planned behind what the task has. `beside`: its tables are
+ * copied while the stream goes on. Returns the plan's findings. Errors: `preflight_blocked` with the findings in `details`, `target_conflict`,
  * `schema_failed`, and those of `planSchema`.
  */
 export async function createTables(
   scope: TaskScope,
   addition: AdditionRequest = { pass: 0, tables: [] },
+  beside = false,
 ): Promise<{ findings: Finding[] }> {
-  const plan = await ensurePlan(scope, addition);
+  const plan = await inTurn(scope, () => ensurePlan(scope, addition, beside));
   await ensureBookkeeping(scope);
   const done = await statementsDone(scope);
   const taken = await conflicts(scope.target, plan, done);
@@ -132,7 +133,7 @@ async function hasJournal(target: Side): Promise<boolean> {
   return rows[0]?.present ?? false;
 }
 
-async function ensurePlan(scope: TaskScope, addition: AdditionRequest): Promise<SchemaPlan> {
+async function ensurePlan(scope: TaskScope, addition: AdditionRequest, beside: boolean): Promise<SchemaPlan> {
   const known = findSchemaPlan(scope);
   if (known && addition.pass <= (known.addition?.pass ?? 0)) return known;
   const plan = known ? await planAddition(scope, known, addition) : await planSchema(scope);
@@ -143,7 +144,10 @@ async function ensurePlan(scope: TaskScope, addition: AdditionRequest): Promise<
       details: { findings: plan.findings },
     });
   }
-  if (known) markCopyIncomplete(scope); // before there are tables that nobody has copied
+  // before there are tables that nobody has copied
+  const copy = beside ? findLiveCopy(scope) : undefined;
+  if (copy) saveLiveCopy(scope, { ...copy, relations: plan.addition?.relations ?? [] });
+  else if (known) markCopyIncomplete(scope);
   saveSchemaPlan(scope, plan);
   if (known) scope.failpoint('add.planned');
   return plan;

@@ -11,13 +11,15 @@ import type { Lsn } from '../model/lsn.ts';
 import type { DeleteMessage, Tuple, UpdateMessage } from '../postgres/pgoutput-messages.ts';
 import { Pipeline } from '../postgres/pipeline.ts';
 import type { Session } from '../postgres/connections.ts';
-import type { SlotRecord } from '../postgres/slot-record.ts';
 import { deleteAllSql, writesExisting } from '../postgres/existing-tables.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { classify, unexpectedRow, type ChangeContext } from './apply-errors.ts';
 import { textOf } from './binary-text.ts';
+import type { OpenTransaction } from './batch.ts';
 import { ChangedKeys } from './changed-keys.ts';
 import type { SourceTransaction, TruncateVerdict } from './filter.ts';
+import { HeldChanges, HOLDS_CHANGED, type HeldRelation } from './held-changes.ts';
+import { HOLDS_CHANGED_STATE, TRACKING, type Position } from './position.ts';
 import type { StreamedTable } from './relations.ts';
 import { SetWriter, tuplesOf } from './set-writer.ts';
 import {
@@ -59,10 +61,13 @@ export interface BatchEnd {
 
 export class Applier {
   readonly #scope: TaskScope;
-  readonly #slot: SlotRecord;
+  readonly #position: Position;
   readonly #pipe: Pipeline<ChangeContext>;
   readonly #sets: SetWriter;
   readonly #changed: ChangedKeys;
+  /** What the batch that is filled sets aside, and meanwhile, of one that is sent again, what that one does. */
+  #held = new HeldChanges();
+  #heldBeside: HeldChanges | null = null;
   /** dts.progress.tracking as the open or last transaction found it. */
   #tracking = false;
   /** A set left without its keys being noted. */
@@ -77,12 +82,17 @@ export class Applier {
     transaction: SourceTransaction;
   } | null = null;
 
-  /** `appliedLsn`: what dts.progress said when this connection began. `binary`: how the stream sends values. */
-  constructor(scope: TaskScope, session: Session, slot: SlotRecord, appliedLsn: Lsn, binary: boolean) {
+  /** `appliedLsn`: where `position` stood when this connection began. `binary`: how the stream sends values. */
+  constructor(scope: TaskScope, session: Session, position: Position, appliedLsn: Lsn, binary: boolean) {
     this.#scope = scope;
-    this.#slot = slot;
+    this.#position = position;
     this.#pipe = new Pipeline<ChangeContext>(session, {
-      onError: classify,
+      onError: (error, context) => {
+        const known = classify(error, context);
+        const isHold =
+          context.operation === 'progress' && known.details?.['sqlstate'] === HOLDS_CHANGED_STATE;
+        return isHold ? HOLDS_CHANGED : known;
+      },
       onRows: (found, expected, context) =>
         context.operation === 'progress'
           ? new MigrationError(
@@ -91,7 +101,7 @@ export class Applier {
               { kind: 'ambiguous', details: { expected: this.#applied } },
             )
           : unexpectedRow(context, `${found} rows instead of ${expected}`),
-      onData: (value) => (this.#tracking = value === 't'),
+      onData: (value) => (this.#tracking = value === TRACKING),
     });
     this.#changed = new ChangedKeys(scope.taskId);
     this.#sets = new SetWriter(this.#pipe, binary, (table, batch) => {
@@ -131,6 +141,11 @@ export class Applier {
    */
   take(table: StreamedTable, tag: number, message: Buffer, at: number, end: number): boolean {
     return this.#sets.take(table, tag, message, at, end);
+  }
+
+  /** Sets the message of a change aside. Its memory must stay as it is. */
+  hold(relation: HeldRelation, message: Buffer, transaction: OpenTransaction): void {
+    this.#held.add(relation, message, transaction);
   }
 
   insert(table: StreamedTable, row: Tuple, transaction: SourceTransaction): void {
@@ -218,15 +233,24 @@ export class Applier {
     this.#send(marker, 1, { operation: 'insert', table, commitLsn });
   }
 
-  /** Until `endInOrder`, what is pending is another batch's: no barrier sends it. */
-  beginInOrder(): void {
+  /** Until `endInOrder`, what is pending is another batch's: no barrier sends it. `current`: but what is set aside. */
+  beginInOrder(current: boolean): void {
     this.#again = true;
+    if (!current) {
+      this.#heldBeside = this.#held;
+      this.#held = new HeldChanges();
+    }
     this.#begin();
   }
 
   async endInOrder(): Promise<void> {
     this.#flushRun();
     this.#again = false;
+    if (this.#heldBeside !== null) {
+      this.#sendHeld(true);
+      this.#held = this.#heldBeside;
+      this.#heldBeside = null;
+    }
     await this.#pipe.idle();
   }
 
@@ -240,15 +264,20 @@ export class Applier {
     const { failure } = this.#pipe;
     if (failure) throw failure;
     if (this.#changed.isFull) this.#sendChangedKeys();
+    if (this.#held.isFull) this.#sendHeld(false);
     if (this.#pipe.unanswered < MAX_UNANSWERED && this.#pipe.bufferedBytes < MAX_UNANSWERED_BYTES) return;
     await this.#pipe.throttle(MAX_UNANSWERED / 2, MAX_UNANSWERED_BYTES / 2);
   }
 
-  /** Sends everything that is pending, beginning the transaction if none is open. Does not wait. */
-  send(): void {
+  /**
+   * Sends everything that is pending, beginning the transaction if none is open. `ended`: its last source transaction is
+   * complete. Does not wait.
+   */
+  send(ended: boolean): void {
     this.#begin();
     this.#flushRun();
     this.#sets.writeAll();
+    this.#sendHeld(ended);
     this.#pipe.sync();
     this.#pipe.flush();
   }
@@ -261,24 +290,13 @@ export class Applier {
   /**
    * Ends the batch that `send` sent: the position, and COMMIT once every row count is right; what was taken since stays
    * pending. Resolves when the commit is durable. Errors: `unexpected_row`, what fromPostgres says, `connection_failed` of
-   * kind `ambiguous` when another session moved the progress, TRACKING_BEGAN when the keys of a set should have been noted.
+   * kind `ambiguous` when another session moved the progress, TRACKING_BEGAN when the keys of a set should have been noted,
+   * HOLDS_CHANGED when other tables are to be set aside than this connection knows.
    */
   async finish(end: BatchEnd): Promise<void> {
     this.#sendChangedKeys();
-    this.#pipe.execute(
-      `update dts.progress set applied_lsn = $3::pg_lsn, acked_lsn = $3::pg_lsn, updated_at = now(),
-                 marker = coalesce($4, marker), marker_lsn = coalesce($5::pg_lsn, marker_lsn)
-               where task_id = $1 and slot_incarnation = $2`,
-      [
-        this.#scope.taskId,
-        this.#slot.incarnation,
-        end.position,
-        end.marker?.id ?? null,
-        end.marker?.lsn ?? null,
-      ],
-      1,
-      { operation: 'progress' },
-    );
+    for (const [at, { text, values }] of this.#position.move(end).entries())
+      this.#pipe.execute(text, values, at === 0 ? 1 : null, { operation: 'progress' });
     await this.#pipe.idle();
     if (this.#unnoted && this.#tracking) throw TRACKING_BEGAN;
     this.#scope.failpoint('sync.before-target-commit');
@@ -296,7 +314,10 @@ export class Applier {
    */
   async rollback(dropPending: boolean): Promise<void> {
     this.#run = null;
-    if (dropPending) this.#sets.drop();
+    if (dropPending) {
+      this.#sets.drop();
+      this.#held = new HeldChanges();
+    }
     this.#pipe.reset();
     this.#pipe.execute('rollback', [], null, { operation: 'progress' });
     this.#pipe.execute('deallocate all', [], null, { operation: 'progress' });
@@ -316,12 +337,8 @@ export class Applier {
     this.#pipe.execute('set constraints all deferred', [], null, context);
     // The lock, and the comparison, shut out a session of ours that the server still runs after its connection broke:
     // its COMMIT may arrive after we have read the progress.
-    this.#pipe.execute(
-      `select tracking from dts.progress where task_id = $1 and slot_incarnation = $2 and applied_lsn = $3::pg_lsn for update`,
-      [this.#scope.taskId, this.#slot.incarnation, this.#applied],
-      1,
-      context,
-    );
+    const { text, values } = this.#position.lock(this.#applied);
+    this.#pipe.execute(text, values, 1, context);
   }
 
   #barrier(table: StreamedTable): void {
@@ -340,6 +357,18 @@ export class Applier {
   #sendChangedKeys(): void {
     for (const { text, values } of this.#changed.take())
       this.#pipe.execute(text, values, null, { operation: 'progress' });
+  }
+
+  #sendHeld(ended: boolean): void {
+    for (const { relation, lastCommit, messages } of this.#held.take(ended)) {
+      this.#begin();
+      this.#pipe.execute(
+        'insert into dts.held_change (task_id, relation, last_commit, messages) values ($1, $2, $3::pg_lsn, $4::bytea)',
+        [this.#scope.taskId, relation, lastCommit, messages],
+        1,
+        { operation: 'progress' },
+      );
+    }
   }
 
   #flushRun(): void {

@@ -11,6 +11,7 @@ import { exactName, relationKey, type RelationName } from '../model/relation.ts'
 import { isLeftOut } from '../model/schema-plan.ts';
 import { describeColumn, readTypes } from '../postgres/binary-form.ts';
 import type { Side } from '../postgres/connections.ts';
+import { isCopiedBeside, unfinishedTables } from '../postgres/copy-state.ts';
 import { undoDdl } from '../postgres/publication.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
@@ -23,9 +24,15 @@ export function newPartitionsOf({ details }: MigrationError): readonly string[] 
   return Array.isArray(found) ? found.filter((name): name is string => typeof name === 'string') : [];
 }
 
-/** Throws `source_ddl` with what changed and what to do. */
+/** Throws `source_ddl` with what changed and what to do. Tables that are being copied are their copy's to look at. */
 export async function checkCatalog(scope: TaskScope): Promise<void> {
-  await Promise.all([checkColumns(scope), checkEnums(scope), checkPartitions(scope)]);
+  const unfinished = new Set(unfinishedTables(scope));
+  await Promise.all([
+    checkColumns(scope, (table) => !unfinished.has(table)),
+    checkEnums(scope),
+    // those that are missing may just be added
+    isCopiedBeside(scope) ? undefined : checkPartitions(scope),
+  ]);
 }
 
 function sourceDdl(object: string, change: string, hint: string): MigrationError {
@@ -35,9 +42,12 @@ function sourceDdl(object: string, change: string, hint: string): MigrationError
   });
 }
 
-async function checkColumns(scope: TaskScope): Promise<void> {
+/** Throws `source_ddl` when a table of the plan has other columns now. */
+export async function checkColumns(scope: TaskScope, concerns: (table: string) => boolean): Promise<void> {
   const plan = schemaPlanOf(scope);
-  const tables = [...plan.tables, ...(plan.unlogged ?? [])];
+  const tables = [...plan.tables, ...(plan.unlogged ?? [])].filter(({ source }) =>
+    concerns(relationKey(source)),
+  );
   const { described } = await readTypes(
     scope.source,
     tables.map((table) => table.source),

@@ -12,6 +12,7 @@ import type { TaskScope } from '../postgres/task-scope.ts';
 import type { Applier } from './apply.ts';
 import type { OpenTransaction } from './batch.ts';
 import type { CopyFilter } from './filter.ts';
+import { truncateMessage } from './held-changes.ts';
 import { readAgain } from './reread.ts';
 import type { RelationMap, StreamedTable } from './relations.ts';
 
@@ -69,6 +70,8 @@ export class ChangeWriter {
       if (typeof id === 'string') transaction.markerId = id;
       return false;
     }
+    if (relation.kind === 'held')
+      throw new MigrationError('internal', `${relation.key}: a change that is to be set aside`);
     const { table } = relation;
     const change = table.kept === null ? message : onlyKept(message, table.kept);
     return transaction.filtered
@@ -154,6 +157,12 @@ export class ChangeWriter {
     for (const relationId of message.relationIds) {
       const relation = this.#relations.get(relationId);
       if (relation.kind === 'marker') continue;
+      if (relation.kind === 'held') {
+        const options = (message.cascade ? 1 : 0) | (message.restartIdentity ? 2 : 0);
+        this.#applier.hold(relation, truncateMessage(relationId, options), transaction);
+        emptied = true;
+        continue;
+      }
       const { table } = relation;
       const verdict = transaction.filtered
         ? this.#filter.truncate(table.key, transaction)

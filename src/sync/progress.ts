@@ -5,6 +5,7 @@ import type { Lsn } from '../model/lsn.ts';
 import { parseRange } from '../model/part-range.ts';
 import { parsePgSnapshot } from '../model/pg-snapshot.ts';
 import { relationKey } from '../model/relation.ts';
+import { unfinishedTables } from '../postgres/copy-state.ts';
 import { recopyRemedy, type SlotRecord } from '../postgres/slot-record.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import type { CopiedPart } from './filter.ts';
@@ -52,24 +53,20 @@ async function readProgress(
   return rows[0];
 }
 
-/** The markers of this slot's parts. Throws `internal` when a table of the plan has none. */
-export async function loadParts(scope: TaskScope, slot: SlotRecord): Promise<readonly CopiedPart[]> {
+/** The markers of this slot's parts, of tables whose changes are applied. Throws `internal` when one of them has none. */
+export async function loadParts(
+  scope: TaskScope,
+  slot: SlotRecord,
+  held: ReadonlySet<string>,
+): Promise<readonly CopiedPart[]> {
   if (scope.spec.origin) return []; // nothing was copied: both sides were equal where its slot begins
-  const { rows } = await scope.target.query<{
-    relation: string;
-    part: number;
-    range: string | null;
-    pg_snapshot: string;
-    horizon: Lsn;
-  }>(
-    `select relation, part, range, pg_snapshot, horizon_lsn::text as horizon from dts.part
-     where task_id = $1 and slot_incarnation = $2 order by relation, part`,
-    [scope.taskId, slot.incarnation],
-  );
-  const copied = new Set(rows.map((row) => row.relation));
+  // one that is being added is not published before it is held
+  const isLater = new Set([...held, ...unfinishedTables(scope)]);
+  const parts = await loadPartsOf(scope, slot, null);
+  const copied = new Set(parts.map((part) => part.relation));
   const missing = schemaPlanOf(scope)
     .tables.map((table) => relationKey(table.source))
-    .filter((table) => !copied.has(table));
+    .filter((table) => !copied.has(table) && !isLater.has(table));
   if (missing.length > 0)
     throw new MigrationError(
       'internal',
@@ -78,6 +75,27 @@ export async function loadParts(scope: TaskScope, slot: SlotRecord): Promise<rea
         details: { missing },
       },
     );
+  return parts.filter(({ relation }) => !held.has(relation));
+}
+
+/** Every marker of these tables under this slot; null: of all. */
+export async function loadPartsOf(
+  scope: TaskScope,
+  slot: SlotRecord,
+  relations: readonly string[] | null,
+): Promise<readonly CopiedPart[]> {
+  const { rows } = await scope.target.query<{
+    relation: string;
+    part: number;
+    range: string | null;
+    pg_snapshot: string;
+    horizon: Lsn;
+  }>(
+    `select relation, part, range, pg_snapshot, horizon_lsn::text as horizon from dts.part
+     where task_id = $1 and slot_incarnation = $2 and ($3::text[] is null or relation = any ($3::text[]))
+     order by relation, part`,
+    [scope.taskId, slot.incarnation, relations],
+  );
   return rows.map((row) => ({
     relation: row.relation,
     part: row.part,

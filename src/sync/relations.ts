@@ -5,6 +5,7 @@ import { relationKey, type RelationName } from '../model/relation.ts';
 import { isLeftOut, type PlannedColumn, type PlannedTable } from '../model/schema-plan.ts';
 import type { Side } from '../postgres/connections.ts';
 import type { RelationMessage } from '../postgres/pgoutput-messages.ts';
+import { HOLDS_CHANGED, type HeldRelation } from './held-changes.ts';
 import type { BatchShape } from './table-batch.ts';
 import { widens } from './widen-columns.ts';
 
@@ -25,9 +26,10 @@ export interface StreamedTable {
   readonly setUpdates: boolean;
 }
 
-/** A table of the publication: one of the plan's, or the marker table of a source of version 13. */
+/** A table of the publication: one of the plan's, applied or set aside, or the marker table of a source of version 13. */
 export type KnownRelation =
   | { readonly kind: 'table'; readonly table: StreamedTable }
+  | ({ readonly kind: 'held' } & HeldRelation)
   | { readonly kind: 'marker' };
 
 /**
@@ -112,31 +114,45 @@ function shapeOf(message: RelationMessage): string {
   return JSON.stringify([relationKey(message), message.replicaIdentity, message.columns]);
 }
 
-/** The tables by the relation ids of one walsender connection. */
+/**
+ * The tables by the relation ids of one walsender connection. `held`: their changes are set aside; `isComing`: whether a
+ * table that is not planned is being added.
+ */
 export class RelationMap {
   readonly #source: Side;
   readonly #target: Side;
   readonly #planned: ReadonlyMap<string, PlannedTable>;
   readonly #marker: string | null;
+  readonly #held: ReadonlySet<string>;
+  readonly #isComing: (table: string) => boolean;
   readonly #known = new Map<number, { readonly shape: string; readonly relation: KnownRelation }>();
 
   constructor(
     sides: { readonly source: Side; readonly target: Side },
     tables: readonly PlannedTable[],
     marker: RelationName | null,
+    {
+      held = new Set(),
+      isComing = () => false,
+    }: { readonly held?: ReadonlySet<string>; readonly isComing?: (table: string) => boolean } = {},
   ) {
     this.#source = sides.source;
     this.#target = sides.target;
     this.#planned = new Map(tables.map((table) => [relationKey(table.source), table]));
     this.#marker = marker === null ? null : relationKey(marker);
+    this.#held = held;
+    this.#isComing = isComing;
   }
 
-  /** Takes a Relation message in. Throws `source_ddl` when the table is not the planned one any more. */
-  async learn(message: RelationMessage): Promise<void> {
+  /**
+   * Takes a Relation message in, `raw` as it came. Throws `source_ddl` when the table is not the planned one any more;
+   * HOLDS_CHANGED for one that is being added.
+   */
+  async learn(message: RelationMessage, raw: Buffer): Promise<void> {
     const key = relationKey(message);
     const shape = shapeOf(message);
     if (this.#known.get(message.relationId)?.shape === shape) return;
-    this.#known.set(message.relationId, { shape, relation: await this.#identify(key, message) });
+    this.#known.set(message.relationId, { shape, relation: await this.#identify(key, message, raw) });
   }
 
   /** Whether a relation that is known has got other columns: what came before the message is to be read with the old ones. */
@@ -155,9 +171,12 @@ export class RelationMap {
     return known.relation;
   }
 
-  async #identify(key: string, message: RelationMessage): Promise<KnownRelation> {
+  async #identify(key: string, message: RelationMessage, raw: Buffer): Promise<KnownRelation> {
     if (key === this.#marker) return { kind: 'marker' };
+    // its columns are compared when it is applied
+    if (this.#held.has(key)) return { kind: 'held', key, description: raw };
     const plan = this.#planned.get(key);
+    if (!plan && this.#isComing(key)) throw HOLDS_CHANGED;
     if (!plan)
       throw sourceDdl(key, 'a table was renamed, moved to another schema, or added to the publication');
     const difference = relationDifference(plan, message, await this.#types(message));

@@ -226,7 +226,7 @@ export class Replay {
           await this.#settle();
           this.#batch.log = null;
         }
-        await this.#relations.learn(message);
+        await this.#relations.learn(message, Buffer.from(buffer.subarray(start, end)));
         return;
       case 'truncate':
         await this.#onChange(buffer, start, end);
@@ -307,12 +307,25 @@ export class Replay {
   #takeChange(tag: number, buffer: Buffer, start: number, end: number): boolean {
     const transaction = this.#openTransaction();
     if (transaction.applied) return true;
+    if (this.#hold(tag, buffer, start, end, transaction)) {
+      this.#count(transaction, end - start);
+      return true;
+    }
     if (transaction.filtered || this.#batch.ordered || end - start < 8) return false;
     const relation = this.#relations.get(buffer.readUInt32BE(start + 1));
     if (relation.kind !== 'table' || buffer[start + 5] !== (tag === DELETE ? KEY_TUPLE : NEW_TUPLE))
       return false;
     if (!this.#applier.take(relation.table, tag, buffer, start + 6, end)) return false;
     this.#count(transaction, end - start);
+    return true;
+  }
+
+  /** A change of a table that is being copied is set aside; false: its table is not. */
+  #hold(tag: number, buffer: Buffer, start: number, end: number, transaction: OpenTransaction): boolean {
+    if (tag === TRUNCATE || end - start < 5) return false;
+    const relation = this.#relations.get(buffer.readUInt32BE(start + 1));
+    if (relation.kind !== 'held') return false;
+    this.#applier.hold(relation, buffer.subarray(start, end), transaction);
     return true;
   }
 
@@ -352,11 +365,14 @@ export class Replay {
     await this.#settle();
     const batch = this.#batch;
     batch.bytes = 0;
-    if (batch.ordered) return;
+    if (batch.ordered) {
+      await this.#applier.throttle();
+      return;
+    }
     try {
       if (batch.log === null) await this.#applier.answered();
       batch.log = null;
-      this.#applier.send();
+      this.#applier.send(false);
     } catch (error) {
       await this.#recover(batch, error, true);
     }
@@ -370,7 +386,7 @@ export class Replay {
     const position = bigintToLsn(this.#position);
     this.#batch = newBatch(this.#position);
     const startedAt = performance.now();
-    this.#applier.send();
+    this.#applier.send(true);
     const carryOut = async (): Promise<void> => {
       try {
         await this.#applier.finish({ position, marker: batch.marker });
@@ -425,7 +441,7 @@ export class Replay {
     const open = this.#transaction;
     await this.#applier.rollback(current);
     batch.ordered = true;
-    this.#applier.beginInOrder();
+    this.#applier.beginInOrder(current);
     for (const { gulp, from, to } of segments)
       for (let i = from; i < to; i += 2)
         await this.#again(gulp.buffer, gulp.bounds[i] ?? 0, gulp.bounds[i + 1] ?? 0);
@@ -441,7 +457,8 @@ export class Replay {
     if (tag !== INSERT && tag !== UPDATE && tag !== DELETE && tag !== TRUNCATE) return;
     const transaction = this.#openTransaction();
     if (transaction.applied) return;
-    await this.#write(decodePgoutput(buffer.subarray(start, end)) as ChangeMessage, transaction, null);
+    if (!this.#hold(tag, buffer, start, end, transaction))
+      await this.#write(decodePgoutput(buffer.subarray(start, end)) as ChangeMessage, transaction, null);
     await this.#applier.throttle();
   }
 

@@ -25,9 +25,10 @@ import {
   type SchemaPlan,
 } from '../model/schema-plan.ts';
 import { describeColumn } from '../postgres/binary-form.ts';
+import { findLiveCopy } from '../postgres/copy-state.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
-import { saveSchemaPlan, schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import { inTurn, saveSchemaPlan, schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { readEnums } from './catalog-watch.ts';
 import { readColumns, type ColumnRow } from './column-facts.ts';
 import { widenColumn, wideningFinding, widens, type Widening } from './widen-columns.ts';
@@ -66,8 +67,15 @@ export async function followDdl(scope: TaskScope): Promise<FollowedDdl> {
   if (onDdl !== 'ignore' && onDdl !== 'apply-additive') return nothing;
   const writeStop = scope.checkpoints.get<WriteStop>(cutoverNotes.writeStop);
   if (writeStop?.liftedAt === null) return nothing; // what is being compared, or is open already, stays as it is
+  return inTurn(scope, () => follow(scope, onDdl));
+}
+
+async function follow(scope: TaskScope, onDdl: 'ignore' | 'apply-additive'): Promise<FollowedDdl> {
   const plan = schemaPlanOf(scope);
-  const tables = tablesOf(plan);
+  // of a table that is being copied, rows under both structures would come together: its copy begins again
+  const live = findLiveCopy(scope);
+  const isCopied = new Set(live?.state === 'copying' ? live.relations : []);
+  const tables = tablesOf(plan).filter(({ source }) => !isCopied.has(relationKey(source)));
   const columns = await readColumns(
     scope.source,
     tables.map(({ source }) => source),

@@ -9,8 +9,10 @@ import { MigrationError } from '../model/errors.ts';
 import { lagBytes, type Lsn } from '../model/lsn.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import type { StreamEvent } from '../model/stream.ts';
-import { isCopyComplete } from '../postgres/copy-state.ts';
+import { upgradeBookkeeping } from '../postgres/bookkeeping.ts';
+import { isCopyComplete, unfinishedTables } from '../postgres/copy-state.ts';
 import { fromPostgres } from '../postgres/errors.ts';
+import { readHolds, settleTable, type Holds } from '../postgres/held-tables.ts';
 import { sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { hasLogicalMessages, markerTable, sourceVersion } from '../postgres/marker.ts';
 import { ensurePublication, extendPublication } from '../postgres/publication.ts';
@@ -24,8 +26,11 @@ import { taskObjectName } from '../postgres/sql.ts';
 import { WalStream, type WalStreamOptions } from '../postgres/wal-stream.ts';
 import { Applier } from './apply.ts';
 import { openApplySession } from './apply-session.ts';
+import { drainHeld } from './drain-held.ts';
 import { CopyFilter } from './filter.ts';
+import { HOLDS_CHANGED } from './held-changes.ts';
 import { runHeartbeat } from './heartbeat.ts';
+import { streamPosition } from './position.ts';
 import { loadParts, loadProgress } from './progress.ts';
 import { RelationMap } from './relations.ts';
 import { Replay, ReplayInOrder } from './replay.ts';
@@ -36,6 +41,7 @@ import { followDdl, noteFilenodes } from './source-ddl.ts';
 import { chooseStreamFormat } from './stream-format.ts';
 import { wasWidenedBehind, widenedBehind } from './widen-columns.ts';
 
+const HOLDS_POLL_MS = 250;
 /** Connections in a row that brought no progress before the error goes to the statechart, which waits longer. */
 const MAX_RECONNECTS = 5;
 
@@ -56,13 +62,15 @@ export async function runStream(
   addPartitions: AddPartitions | null = null,
 ): Promise<void> {
   try {
+    await upgradeBookkeeping(scope);
     // A cluster that is not the slot's has no publication either, and that is not the reason to report.
     if (findSlot(scope)) await ensureSlot(scope);
     await noteFilenodes(scope);
     const { findings } = await followDdl(scope);
     if (findings.length > 0) emit({ type: 'SCHEMA_CHANGED', findings });
     await makeIdentitiesFull(scope);
-    await extendPublication(scope);
+    // beside a stream that runs, the copy of added tables does it
+    if (!isCopyComplete(scope)) await extendPublication(scope);
     await ensurePublication(scope);
     if (!findSlot(scope)) await ensureSlot(scope);
     emit({ type: 'SLOT_READY' });
@@ -113,6 +121,7 @@ async function keepStreaming(
         memory.orderedUntil = error.until;
         continue;
       }
+      if (error === HOLDS_CHANGED) continue;
       const failure = fromPostgres(error);
       // a row with a new enum value may be refused before the catalog has been looked at
       if (failure.code === 'source_ddl' || failure.code === 'sql_failed') {
@@ -174,8 +183,11 @@ async function streamOnce(
   const waiting = await loadProgress(scope, slot);
   const version = await sourceVersion(scope);
   await sampleUntilCopied(scope, slot, version, waiting.appliedLsn, () => isCopyComplete(scope));
-  const filter = new CopyFilter(await loadParts(scope, slot));
+  const holds = await settleReleased(scope);
+  const held = new Set(holds.tables.filter(({ state }) => state !== 'done').map(({ relation }) => relation));
+  const filter = new CopyFilter(await loadParts(scope, slot, held));
   const marker = hasLogicalMessages(version) ? null : markerTable(scope.taskId);
+  const isComing = (table: string): boolean => unfinishedTables(scope).includes(table);
 
   const ending = new AbortController();
   const signal = AbortSignal.any([scope.signal, ending.signal]);
@@ -188,7 +200,7 @@ async function streamOnce(
     const progress = await loadProgress(scope, slot);
     // A transaction that commits where the target stands has been applied: the next one commits behind it.
     const tables = widenedBehind(schemaPlanOf(scope).tables, progress.appliedLsn);
-    const relations = new RelationMap(scope, tables, marker);
+    const relations = new RelationMap(scope, tables, marker, { held, isComing });
     const textUntil = (position: Lsn): string | null =>
       filter.concerns({ xid: 0, commitLsn: position })
         ? 'changes before the end of the copy are compared with it'
@@ -196,7 +208,11 @@ async function streamOnce(
           ? 'changes may come under a type that was widened since'
           : null;
     const passing = textUntil(progress.appliedLsn);
-    const lasting = await chooseStreamFormat(scope, version, null);
+    const lasting = await chooseStreamFormat(
+      scope,
+      version,
+      held.size > 0 ? 'changes that are set aside are compared with a copy' : null,
+    );
     const format = passing === null ? lasting : await chooseStreamFormat(scope, version, passing);
     const opened = await openFeed(
       scope,
@@ -214,7 +230,13 @@ async function streamOnce(
     feed = opened;
     const isCatchUp = opened instanceof SlotFeed;
     scope.log.info({ ...format, feed: isCatchUp ? 'catch-up' : 'live' }, 'the stream begins');
-    const applier = new Applier(scope, session, slot, progress.appliedLsn, format.binary);
+    const applier = new Applier(
+      scope,
+      session,
+      streamPosition(scope, slot, holds.number),
+      progress.appliedLsn,
+      format.binary,
+    );
     let stored = false;
     const replay = new Replay({
       scope,
@@ -245,6 +267,7 @@ async function streamOnce(
     const replayed = replay.run();
     tasks.push(
       replayed,
+      watchHolds(scope, holds.number, () => replay.leave(), signal),
       sampleReplay(scope, slot, version, view, emit, signal),
       runHeartbeat(scope, version, signal),
     );
@@ -262,6 +285,45 @@ async function streamOnce(
     ending.abort();
     await Promise.all([feed?.close(), session.close()]);
     await Promise.allSettled(tasks);
+  }
+}
+
+/**
+ * Applies what is set aside of tables whose copy is complete. Before the connection: nothing else is applied meanwhile. What
+ * the copy has left of it is little.
+ */
+async function settleReleased(scope: TaskScope): Promise<Holds> {
+  for (;;) {
+    const holds = await readHolds(scope);
+    const released = holds.tables.filter(({ state }) => state === 'released');
+    if (released.length === 0) return holds;
+    for (const { relation } of released) {
+      await drainHeld(scope, relation);
+      scope.failpoint('held.drained');
+      await settleTable(scope, relation);
+      scope.failpoint('held.settled');
+    }
+  }
+}
+
+/** Calls `leave` when other tables are to be set aside; a batch finds out by itself, but there may be none. */
+async function watchHolds(
+  scope: TaskScope,
+  number: number,
+  leave: () => void,
+  signal: AbortSignal,
+): Promise<void> {
+  for (;;) {
+    await sleep(HOLDS_POLL_MS, signal);
+    if (unfinishedTables(scope).length === 0) continue;
+    const { rows } = await scope.target.query<{ holds: number }>(
+      'select holds from dts.progress where task_id = $1',
+      [scope.taskId],
+    );
+    if (rows[0] !== undefined && rows[0].holds !== number) {
+      leave();
+      return;
+    }
   }
 }
 

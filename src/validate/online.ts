@@ -2,6 +2,7 @@
 // cutover has only the last moment's keys to compare. An activity of the statechart's `verify` region; it ends only when it
 // is stopped and goes on where it was. Before the first range is read the stream has begun to write down what it changes
 // (changes.ts); without that, nothing verified would stay so.
+import { isDeepStrictEqual } from 'node:util';
 import { asMigrationError, MigrationError, type ErrorReport } from '../model/errors.ts';
 import { compareLsn } from '../model/lsn.ts';
 import { relationKey } from '../model/relation.ts';
@@ -12,6 +13,7 @@ import {
   type TableValidation,
   type ValidationRun,
 } from '../model/validation.ts';
+import { unfinishedTables } from '../postgres/copy-state.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { overflow, replaceChanges, startTracking, streamPosition } from './changes.ts';
 import { KeyChecker, type KeyCheck } from './key-check.ts';
@@ -37,6 +39,7 @@ export async function validateOnline(scope: TaskScope, pass: number): Promise<ne
   for (let attempt = 1; ; attempt++) {
     try {
       await validate(scope, pass, () => (attempt = 0));
+      attempt = 0;
     } catch (error) {
       scope.signal.throwIfAborted();
       const failure = asMigrationError(error);
@@ -49,10 +52,15 @@ export async function validateOnline(scope: TaskScope, pass: number): Promise<ne
   }
 }
 
-async function validate(scope: TaskScope, pass: number, onProgress: () => void): Promise<never> {
+/** Returns when other tables are being copied than in the beginning: those are left out, and come later. */
+async function validate(scope: TaskScope, pass: number, onProgress: () => void): Promise<void> {
   await beginRun(scope, pass);
   const form = await rowFormOf(scope);
-  const tables = schemaPlanOf(scope).tables.map((plan) => tablePair(plan, form));
+  const unfinished = unfinishedTables(scope);
+  const leftOut = new Set(unfinished);
+  const tables = schemaPlanOf(scope)
+    .tables.filter(({ source }) => !leftOut.has(relationKey(source)))
+    .map((plan) => tablePair(plan, form));
   const pair = await openPair(scope, scope.signal, BY_KEY);
   try {
     const ranges = new RangeReader(pair);
@@ -60,7 +68,7 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
     let check: KeyCheck | null = null;
     let nextCheckMs = 0;
     let nextRecheckMs = 0;
-    for (;;) {
+    while (isDeepStrictEqual(unfinishedTables(scope), unfinished)) {
       if (check === null && Date.now() >= nextCheckMs) {
         await dropOverflow(scope, checker);
         const recheck = Date.now() >= nextRecheckMs;
@@ -83,7 +91,7 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
         check = null;
       }
       // between two looks: both read dts.changed
-      if (check === null && (await repairNext(scope, pair, tables))) nextRecheckMs = 0;
+      if (check === null && (await repairNext(scope, pair, tables, leftOut))) nextRecheckMs = 0;
       const next = tables.find((table) => !isRead(tableNote(scope.checkpoints, table.name)));
       if (next) await readRange(scope, ranges, next);
       else await sleep(POLL_MS, scope.signal);
@@ -94,8 +102,15 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
 }
 
 /** Carries out the oldest request; false when there is none. A lost connection leaves it to the next attempt. */
-async function repairNext(scope: TaskScope, pair: SidePair, tables: readonly TablePair[]): Promise<boolean> {
-  const repair = repairsOf(scope.checkpoints).findLast(({ state }) => state === 'pending');
+async function repairNext(
+  scope: TaskScope,
+  pair: SidePair,
+  tables: readonly TablePair[],
+  leftOut: ReadonlySet<string>,
+): Promise<boolean> {
+  const repair = repairsOf(scope.checkpoints).findLast(
+    ({ state, table }) => state === 'pending' && !leftOut.has(table),
+  );
   if (!repair) return false;
   const end = (result: Pick<Repair, 'state'> & Partial<Repair>): void =>
     saveRepair(scope.checkpoints, { ...repair, ...result, endedAt: new Date().toISOString() });

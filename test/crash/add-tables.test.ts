@@ -31,6 +31,10 @@ const journeys: readonly Journey[] = [
       'copy.before-marker-commit',
       'copy.marker-committed',
       'copy.before-index',
+      'held.applied',
+      'held.released',
+      'held.settled',
+      'held.noted',
     ],
     first: ['users', 'sales.*'],
     afterwards: ['public.audit'],
@@ -71,14 +75,14 @@ test.each(journeys)('tables are added under writers; killed at $places, $from to
       await armed.call('POST', tables, { add: first });
     });
   if (places.length > 0) service = await killed.start();
-  await service.reaches(id, 'syncingWal');
+  await service.copied(id);
   if (afterwards.length > 0) {
     expect(await service.call('POST', tables, { add: afterwards })).toMatchObject({
       status: 200,
-      body: { state: 'creatingTables' },
+      body: { state: 'syncingWal' },
     });
     expect(await service.call('POST', tables, { add: afterwards })).toMatchObject({ status: 409 });
-    await service.reaches(id, 'syncingWal');
+    await service.copied(id);
   }
   expect((await pair.target.query(parts)).rows).toEqual(ordersDone.rows); // read once
   await cutOver(service, id);

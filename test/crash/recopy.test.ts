@@ -10,10 +10,15 @@ import { loadShop, shopTables, startWriters } from '../support/shop.ts';
 
 /** In the order in which a re-copy comes by. */
 const places: readonly Failpoint[] = [
-  'copy.forgotten',
+  'held.begun',
   'copy.mid-table',
   'copy.before-marker-commit',
   'copy.marker-committed',
+  'held.applied',
+  'held.released',
+  'held.drained',
+  'held.settled',
+  'held.noted',
 ];
 
 test('a table is copied again under writers, killed again and again and not at all', async () => {
@@ -44,15 +49,15 @@ test('a table is copied again under writers, killed again and again and not at a
       await armed.call('POST', recopy);
     });
   service = await killed.start();
-  await service.reaches(id, 'syncingWal');
+  await service.copied(id);
   await expectOneMarker();
   await damage();
-  expect(await service.call('POST', recopy)).toMatchObject({ status: 200, body: { state: 'migratingData' } });
+  expect(await service.call('POST', recopy)).toMatchObject({ status: 200, body: { state: 'syncingWal' } });
   expect(await service.call('POST', recopy)).toMatchObject({ status: 409 });
   expect(await service.call('POST', `/migrations/${id}/tables/public.none/recopy`)).toMatchObject({
     status: 400,
   });
-  await service.reaches(id, 'syncingWal');
+  await service.copied(id);
   await expectOneMarker();
   await cutOver(service, id);
   await writers.stop();

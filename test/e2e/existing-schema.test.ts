@@ -74,8 +74,8 @@ test('rows arrive in existing tables under writers; their triggers and foreign k
   await waitFor(() => writers.writes() > written + 200);
   // other tables name its rows while they are replaced
   const recopied = await service.call('POST', `/migrations/${id}/tables/public.orders/recopy`);
-  expect(recopied).toMatchObject({ status: 200, body: { state: 'migratingData' } });
-  await service.reaches(id, 'syncingWal');
+  expect(recopied).toMatchObject({ status: 200, body: { state: 'syncingWal' } });
+  await service.copied(id);
   await cutOver(service, id);
   await writers.stop();
 

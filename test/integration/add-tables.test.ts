@@ -4,7 +4,7 @@ import { expect, test } from 'vitest';
 import type { Service, TaskRequest } from '../../src/index.ts';
 import { expectEqualTables } from '../support/compare.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
-import { reaches, startLibrary } from '../support/library.ts';
+import { copied, reaches, startLibrary } from '../support/library.ts';
 
 async function follow(
   pair: DatabasePair,
@@ -98,10 +98,10 @@ test('added tables come with their keys, sequences and foreign keys to and from 
   const { service, id } = await follow(pair, { options: { cutoverMaxValidationAgeMs: 60_000 } });
   expect((await service.getTask(id)).findings.map(({ code }) => code)).toContain('foreign_key_left_out');
   await service.addTables(id, { add: ['b'] });
-  await reaches(service, id, 'syncingWal');
+  await copied(service, id);
   await pair.source.query(`insert into b (p) values (100); insert into a values (100, 51)`);
   await service.addTables(id, { add: ['c', 'd'] });
-  await reaches(service, id, 'syncingWal');
+  await copied(service, id);
   await pair.source.query(`update d set at = at + 200 where id = 1; delete from c where id = 2`);
   const task = await service.getTask(id);
   expect(task.findings.map(({ code }) => code)).not.toContain('foreign_key_left_out');
@@ -145,7 +145,7 @@ test('a transaction with changes before and behind the publication is waited for
     async () => (await pair.source.query(`select from pg_publication_tables where tablename = 'b'`)).rowCount,
   );
   await writer.query(`begin; insert into b values (3, 'open')`);
-  await reaches(service, id, 'syncingWal');
+  await copied(service, id);
   await writer.query(`update b set v = 'behind'; commit`);
   await elsewhere.query('commit');
   await pair.source.query(`insert into b values (4, 'later')`);
@@ -172,9 +172,9 @@ test('of two additions at once one is taken; many tables come at once; cancelled
     [['many_1?'], ['many_2?'], ['many_1?']].map((add) => service.addTables(id, { add })),
   );
   expect(outcomes.filter(({ status }) => status === 'fulfilled')).toHaveLength(1);
-  await reaches(service, id, 'syncingWal');
+  await copied(service, id);
   await service.addTables(id, { add: ['public.many_*'] });
-  await reaches(service, id, 'syncingWal');
+  await copied(service, id);
   const tables = await service.getTables(id);
   expect(tables).toHaveLength(151);
   expect(tables.every(({ state, rowsCopied }) => state === 'ready' && rowsCopied === 3)).toBe(true);

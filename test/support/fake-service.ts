@@ -50,6 +50,7 @@ function taskView(id: string, spec: TaskSpec, state: TaskState = 'created'): Tas
       rowsCopied: 0,
       bytesPerSecond: 0,
       etaSeconds: null,
+      copying: null,
       sync: null,
       waitingFor: null,
     },

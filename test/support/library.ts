@@ -31,3 +31,15 @@ export async function reaches(
     state,
   );
 }
+
+/** Waits until what is copied beside the stream is done; fails at once when the task pauses or fails instead. */
+export async function copied(service: Service, id: string, timeoutMs = 60_000): Promise<TaskView> {
+  const deadline = Date.now() + timeoutMs;
+  return waitFor(async () => {
+    const task = await service.getTask(id);
+    const { state, detail, error } = task;
+    if (['failed', 'paused'].includes(state) || Date.now() > deadline)
+      throw new Error(`${state}: ${JSON.stringify({ error, ...detail, tables: null })}`);
+    return state === 'syncingWal' && detail.copying === null ? task : null;
+  }, timeoutMs + 10_000);
+}

@@ -69,6 +69,10 @@ export function makeScope(
       setTables: (list: readonly TableProgress[]) => {
         for (const table of list) if (!tables.has(table.table)) tables.set(table.table, table);
       },
+      addTables: (list: readonly TableProgress[]) => {
+        for (const table of list) if (!tables.has(table.table)) tables.set(table.table, table);
+      },
+      setCopying: silent,
       updateTable: (table: string, patch: Partial<TableProgress>) => {
         const known = tables.get(table);
         if (known) tables.set(table, { ...known, ...patch });

@@ -16,6 +16,8 @@ export interface ServiceStatus {
   readonly connections: number;
   readonly fenced: boolean;
   readonly cleanup_pending: boolean;
+  /** Of tables that are copied beside the stream. */
+  readonly copying: { readonly tables: readonly string[]; readonly held_bytes: number } | null;
   readonly error: { readonly code: string; readonly message: string; readonly hint?: string } | null;
 }
 
@@ -32,6 +34,8 @@ export interface ServiceProcess {
   status(id: string): Promise<ServiceStatus>;
   /** Waits for a state; fails at once when the task ends or pauses elsewhere. */
   reaches(id: string, state: string, timeoutMs?: number): Promise<ServiceStatus>;
+  /** Waits until what is copied beside the stream is done. */
+  copied(id: string, timeoutMs?: number): Promise<ServiceStatus>;
   kill(signal?: NodeJS.Signals): Promise<void>;
   readonly log: string[];
 }
@@ -115,6 +119,18 @@ export async function startService(options: {
         },
         timeoutMs,
         `task ${id} in ${state}`,
+      );
+    },
+    async copied(id, timeoutMs = 60_000) {
+      return waitFor(
+        async () => {
+          const now = await status(id);
+          if (terminal.has(now.state))
+            throw new Error(`task ${id} is ${now.state}: ${JSON.stringify(now.error)}`);
+          return now.state === 'syncingWal' && now.copying === null ? now : null;
+        },
+        timeoutMs,
+        `the copy of task ${id} beside its stream`,
       );
     },
     async kill(signal = 'SIGKILL') {

@@ -17,6 +17,7 @@ const activities: readonly ActivityName[] = [
   'preflight',
   'createTables',
   'copyTables',
+  'copyBeside',
   'installFence',
   'armFence',
   'drain',
@@ -159,40 +160,99 @@ async function driveTo(state: TaskState, options: Options = {}): Promise<Task> {
 
 const settledOutput = { certificate: { taskId: 't', equal: true, tables: [] }, cleanupPending: false };
 
-describe('tables are added', () => {
+describe('tables are copied beside the stream', () => {
   const finding = { code: 'c', severity: 'warning', object: 'b', message: 'm', remedy: null } as const;
   const add = { type: 'ADD', tables: ['public.b'], findings: [finding] } as const;
+  const recopy = { type: 'RECOPY', tables: ['public.users'] } as const;
+  const output = { findings: [finding] };
 
-  test('the stream ends, their schema is made, and a new stream waits for the copy', async () => {
+  test.each([
+    [add, { copyDue: 'add', copyPass: 1, addPass: 1, addTables: ['public.b'], findings: [finding] }],
+    [recopy, { copyDue: 'recopy', copyPass: 1, recopyTables: ['public.users'], recopyPass: 0 }],
+  ] as const)('the stream goes on: %o', async (command, context) => {
     const task = await driveTo('syncingWal');
-    task.send(add);
-    expect(task.state).toBe('creatingTables');
-    expect(task.streamRunning).toBe(false);
-    expect(task.context).toMatchObject({ addPass: 1, addTables: ['public.b'], findings: [finding] });
-    await task.done('createTables', { findings: [finding] });
-    expect(task.context.findings).toEqual([finding]); // said once
-    expect(task.state).toBe('migratingData');
-    expect(task.streamRunning).toBe(true);
-    task.stream({ type: 'SLOT_READY' });
-    await task.done('copyTables');
+    task.send(command);
     expect(task.state).toBe('syncingWal');
-    task.send(add);
-    expect(task.context.addPass).toBe(2);
+    expect(task.streamRunning).toBe(true);
+    expect(task.isRunning('copyBeside')).toBe(true);
+    expect(task.context).toMatchObject(context);
+    await task.done('copyBeside', output);
+    expect(task.context).toMatchObject({ copyDue: null, findings: [finding] }); // said once
+    expect(task.isRunning('installFence')).toBe(true); // also of what was added
   });
 
-  test('a pause in the middle goes on with their schema', async () => {
+  test('the cutover waits for them', async () => {
+    const task = await driveTo('syncingWal');
+    await task.done('installFence');
+    task.send(recopy);
+    task.stream({ type: 'CAUGHT_UP' });
+    task.send({ type: 'CUTOVER' });
+    expect(task.state).toBe('syncingWal');
+    await task.done('copyBeside', output);
+    expect(task.state).toBe('syncingWal');
+    await task.done('installFence');
+    expect(task.state).toBe('stoppingWrites');
+  });
+
+  test('one at a time', async () => {
+    const task = await driveTo('syncingWal');
+    task.send(add);
+    for (const command of [add, recopy]) expect(task.actor.getSnapshot().can(command)).toBe(false);
+    await task.done('copyBeside', output);
+    for (const command of [add, recopy]) expect(task.actor.getSnapshot().can(command)).toBe(true);
+  });
+
+  test('a lost connection is tried again beside the stream; what a person must deal with pauses', async () => {
+    const task = await driveTo('syncingWal');
+    task.send(add);
+    await task.fail('copyBeside', 'connection_failed');
+    expect(task.state).toBe('syncingWal');
+    expect(task.streamRunning).toBe(true);
+    expect(task.context).toMatchObject({ attempt: 1, error: { code: 'connection_failed' } });
+    await task.done('deadline');
+    expect(task.isRunning('copyBeside')).toBe(true);
+    await task.fail('copyBeside', 'disk_full');
+    expect(task.state).toBe('paused');
+  });
+
+  test('a pause in the middle goes on once the stream stands', async () => {
     const task = await driveTo('syncingWal');
     task.send(add);
     task.send({ type: 'PAUSE' });
     await task.done('release');
     task.send({ type: 'RESUME' });
     task.send({ type: 'ADMIT' });
-    expect(task.state).toBe('creatingTables');
+    expect(task.state).toBe('syncingWal');
+    expect(task.isRunning('copyBeside')).toBe(false);
+    expect(task.isRunning('installFence')).toBe(false);
+    task.stream({ type: 'SLOT_READY' });
+    expect(task.isRunning('copyBeside')).toBe(true);
+  });
+
+  test('after a restart it waits for the stream, too', async () => {
+    const task = await driveTo('syncingWal');
+    task.send(add);
+    const again = makeTask({}, task.persisted());
+    again.send({ type: 'RESTORED' });
+    expect(again.isRunning('copyBeside')).toBe(false);
+    again.stream({ type: 'SLOT_READY' });
+    expect(again.isRunning('copyBeside')).toBe(true);
   });
 
   test.each(['migratingData', 'stoppingWrites'] as const)('not in %s', async (state) => {
     const task = await driveTo(state);
     expect(task.actor.getSnapshot().can(add)).toBe(false);
+  });
+
+  test('a slot that is lost meanwhile: an added table is made before everything is copied', async () => {
+    const task = await driveTo('syncingWal');
+    task.send(add);
+    task.stream({ type: 'STREAM_FAILED', error: new MigrationError('slot_lost', 'gone').toReport() });
+    await task.done('release');
+    task.send({ type: 'RECOPY', tables: ['public.users'] });
+    task.send({ type: 'ADMIT' });
+    expect(task.state).toBe('creatingTables');
+    expect(task.context.copyDue).toBe(null);
   });
 });
 

@@ -40,6 +40,8 @@ const scope: TaskScope = {
   },
   progress: {
     setTables: ignore,
+    addTables: ignore,
+    setCopying: ignore,
     updateTable: ignore,
     setSync: ignore,
     setWaitingFor: ignore,
