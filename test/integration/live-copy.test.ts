@@ -138,6 +138,7 @@ test.each([
   await again(() => service.addTables(id, { add: ['keyless'] }));
   for (const table of ['public.plain', 'public.keyless', 'public.part_1'])
     await again(() => service.recopyTable(id, table));
+  await again(() => service.recopyTask(id));
   await writers.stop();
   await complete(service, id);
   await expectEqualTables(
