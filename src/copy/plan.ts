@@ -31,10 +31,9 @@ export function partKey(part: { readonly relation: string; readonly part: number
 
 /**
  * Size of a part where nobody says otherwise. What a crash costs is a part a job; smaller ones cost the copy: the source
- * reads a range of keys through the index (narrow rows take it half as much CPU again as the whole table), and parts side
- * by side leave the heap in disorder for the index builds.
+ * reads a range of keys through the index, and parts side by side leave the heap in disorder for the index builds.
  */
-const PART_BYTES = 1024 ** 3;
+const PART_BYTES = 256 * 1024 ** 2;
 
 /** Parts that a table of so many bytes should have; `partBytes` is the option, null its default. */
 export function partsWanted(bytes: number, partBytes: number | null): number {

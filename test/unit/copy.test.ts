@@ -238,9 +238,9 @@ describe('the plan', () => {
   const megabyte = 1024 ** 2;
   it.each([
     [0, null, 1],
-    [1_024 * megabyte, null, 1],
-    [2_560 * megabyte, null, 3],
-    [100_000 * megabyte, null, 98],
+    [256 * megabyte, null, 1],
+    [640 * megabyte, null, 3],
+    [100_000 * megabyte, null, 391],
     [10 * megabyte, megabyte, 10],
     [0, megabyte, 1],
   ])('wants for %i bytes with part_bytes %s %i parts', (bytes, partBytes, parts) => {
