@@ -323,7 +323,7 @@ describe('parts of several snapshots and the stream', () => {
 
   it.each([
     [16, 200, 1],
-    [18, 40, 2],
+    [18, 80, 2],
   ] as const)(
     'make the source %i: %i tables with cuts and writes of their own (seed %i)',
     async (source, count, seed) => {
