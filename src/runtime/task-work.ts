@@ -1,39 +1,26 @@
 // What activities, and whoever else works on a task, are given: its scope with connections and figures, and what the last
 // command asked for. Knows rows, no actors; the supervisor owns the only instance.
 import type { Store } from '../../db/open.ts';
-import type { TaskNotes } from '../../db/notes.ts';
 import type { TaskRow, TaskStore } from '../../db/tasks.ts';
 import type { RecopyRequest } from '../copy/recopy.ts';
 import type { LiveCopyRequest } from './live-copy.ts';
 import { MigrationError } from '../model/errors.ts';
-import type { Failpoint } from '../model/failpoints.ts';
 import type { OptionsPatch } from '../model/request-changes.ts';
-import type { HookCommands, Log, TaskScope } from '../postgres/task-scope.ts';
+import type { TaskScope } from '../postgres/task-scope.ts';
 import type { AdditionRequest } from '../schema/addition.ts';
 import type { ActivityHost } from './activities.ts';
 import { ActivityRunner } from './activity-runner.ts';
-import type { EventHub } from './event-hub.ts';
 import { settleLegs } from './legs.ts';
-import type { SecretVault } from './secrets.ts';
-import { TaskResources } from './task-resources.ts';
+import { TaskResources, type TaskResourcesOptions } from './task-resources.ts';
 import type { TaskTelemetry } from './telemetry.ts';
 import { restingSnapshot } from './view.ts';
 
 /** Activities and connections have this long to end when the service stops or a task leaves; the rest is cut. */
 const STOP_TIMEOUT_MS = 3_000;
 
-export interface TaskWorkOptions {
+export interface TaskWorkOptions extends TaskResourcesOptions {
   readonly store: Store;
   readonly tasks: TaskStore;
-  readonly notes: TaskNotes;
-  readonly vault: SecretVault;
-  readonly hub: EventHub;
-  readonly hookCommands: HookCommands;
-  readonly log: Log;
-  readonly failpoint: (name: Failpoint) => void;
-  readonly isLive: (taskId: string) => boolean;
-  readonly partDone: (taskId: string) => void;
-  readonly validated: (taskId: string, clean: boolean) => void;
   /** A row was made that waits for its place. */
   readonly queued: () => void;
 }

@@ -1,8 +1,9 @@
 // DDL that changes rows and that neither the stream nor the names and types of columns tell of: what was found equal
 // before is compared again, so the target never opens with the old rows.
 import { expect, test } from 'vitest';
+import type { Service } from '../../src/index.ts';
 import { expectEqualTables } from '../support/compare.ts';
-import { makePair, waitFor } from '../support/databases.ts';
+import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { reaches, startLibrary } from '../support/library.ts';
 
 const schema = `
@@ -10,6 +11,20 @@ const schema = `
   create domain public.feeling as public.mood;
   create table public.t (id int primary key, m public.feeling, v text);
   insert into public.t select i, 'a', 'v' || i from generate_series(1, 500) i`;
+
+async function follow(pair: DatabasePair): Promise<Service> {
+  await pair.source.query(schema);
+  const service = startLibrary();
+  await service.createTask({
+    id: 'hidden',
+    sourceDb: pair.source.connection,
+    targetDb: pair.target.connection,
+    tables: ['t'],
+  });
+  await service.startTask('hidden');
+  await reaches(service, 'hidden', 'syncingWal');
+  return service;
+}
 
 test.each([
   ['a column retyped in its own type', 'alter table t alter column v type text using v || 1', 'v'],
@@ -21,16 +36,7 @@ test.each([
   ['a column dropped and added again', 'alter table t drop column v; alter table t add column v text', 'v'],
 ])('%s is found before the target opens', async (_, change, column) => {
   const pair = await makePair({ source: 16, target: 18 });
-  await pair.source.query(schema);
-  const service = startLibrary();
-  await service.createTask({
-    id: 'hidden',
-    sourceDb: pair.source.connection,
-    targetDb: pair.target.connection,
-    tables: ['t'],
-  });
-  await service.startTask('hidden');
-  await reaches(service, 'hidden', 'syncingWal');
+  const service = await follow(pair);
   const isClean = async (): Promise<boolean> => (await service.getValidation('hidden')).clean;
   await waitFor(isClean, 30_000, 'a clean validation');
 
@@ -60,16 +66,7 @@ test.each([
 
 test('a target that somebody else has written to is told when the task has completed', async () => {
   const pair = await makePair({ source: 16, target: 18 });
-  await pair.source.query(schema);
-  const service = startLibrary();
-  await service.createTask({
-    id: 'hidden',
-    sourceDb: pair.source.connection,
-    targetDb: pair.target.connection,
-    tables: ['t'],
-  });
-  await service.startTask('hidden');
-  await reaches(service, 'hidden', 'syncingWal');
+  const service = await follow(pair);
   await waitFor(async () => (await service.getValidation('hidden')).clean, 30_000, 'a clean validation');
   await pair.target.query(`update t set v = 'a stranger''s' where id = 7`);
   await service.cutover('hidden');
