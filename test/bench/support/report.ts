@@ -10,10 +10,17 @@ import type { BenchServer } from './servers.ts';
 const RESULTS = join(process.cwd(), 'test/bench/RESULTS.md');
 const MEGABYTE = 1024 * 1024;
 
+/** Whether the servers' shared buffers can be in huge pages: without, every new backend pays a fault for each page it touches. */
+function hugePages(): string {
+  if (!existsSync('/proc/meminfo')) return 'huge pages unknown';
+  const total = /^HugePages_Total:\s+(\d+)/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1] ?? '0';
+  return `${total === '0' ? 'no' : total} huge pages`;
+}
+
 export function describeMachine(source: BenchServer, target: BenchServer): string {
   const all = cpus();
   return (
-    `${all.length} × ${all[0]?.model.trim() ?? 'unknown processor'}, ${Math.round(totalmem() / 1024 ** 3)} GB, ` +
+    `${all.length} × ${all[0]?.model.trim() ?? 'unknown processor'}, ${Math.round(totalmem() / 1024 ** 3)} GB, ${hugePages()}, ` +
     `${platform()} ${release()}, Node ${process.version}; source PostgreSQL ${source.version}, target ${target.version}, ` +
     `all on this machine unless a URL was given`
   );
