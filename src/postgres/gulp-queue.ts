@@ -1,13 +1,17 @@
 // What a feed has received and the applier has not taken yet: bounded, because the socket behind it is paused while too
-// much waits. One reader takes all of it at once and waits when there is nothing. Filled by wal-stream.ts and slot-feed.ts.
+// much waits. One reader takes a few megabytes at once and waits when there is nothing. Filled by wal-stream.ts and
+// slot-feed.ts.
 import type { MigrationError } from '../model/errors.ts';
 import type { Gulp } from './wal-walker.ts';
 
-/** Above it the socket is paused until what waits is taken. */
+/** Above it the socket is paused until half of it is taken, unless the feed says otherwise. */
 const PAUSE_ABOVE_BYTES = 8 * 1024 * 1024;
+/** Taken at once: what the reader has in hand is not counted any more. */
+const TAKE_BYTES = 4 * 1024 * 1024;
 
 export class GulpQueue {
   readonly #socket: { readonly pause: () => void; readonly resume: () => void };
+  readonly #pauseAboveBytes: number;
   #gulps: Gulp[] = [];
   #bytes = 0;
   #paused = false;
@@ -16,8 +20,12 @@ export class GulpQueue {
   #wake: (() => void) | null = null;
   #heardAt = Date.now();
 
-  constructor(socket: { readonly pause: () => void; readonly resume: () => void }) {
+  constructor(
+    socket: { readonly pause: () => void; readonly resume: () => void },
+    pauseAboveBytes = PAUSE_ABOVE_BYTES,
+  ) {
     this.#socket = socket;
+    this.#pauseAboveBytes = pauseAboveBytes;
   }
 
   /** Whether nothing waits to be taken. */
@@ -51,7 +59,7 @@ export class GulpQueue {
   push(gulp: Gulp): void {
     this.#gulps.push(gulp);
     this.#bytes += gulp.buffer.length;
-    if (!this.#paused && this.#bytes > PAUSE_ABOVE_BYTES) {
+    if (!this.#paused && this.#bytes > this.#pauseAboveBytes) {
       this.#paused = true;
       this.#socket.pause();
     }
@@ -74,10 +82,12 @@ export class GulpQueue {
       this.#wake = null;
     }
     if (this.#failure) throw this.#failure;
-    const gulps = this.#gulps;
-    this.#gulps = [];
-    this.#bytes = 0;
-    if (this.#paused) {
+    let count = 0;
+    for (let taken = 0; count < this.#gulps.length && taken < TAKE_BYTES; count++)
+      taken += this.#gulps[count]?.buffer.length ?? 0;
+    const gulps = this.#gulps.splice(0, count);
+    for (const { buffer } of gulps) this.#bytes -= buffer.length;
+    if (this.#paused && this.#bytes <= this.#pauseAboveBytes / 2) {
       this.#paused = false;
       this.heard();
       this.#socket.resume();

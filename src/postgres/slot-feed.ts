@@ -3,14 +3,21 @@
 // in large pieces. It reads from a temporary copy of the task's slot, so that the slot itself moves only to what the
 // target has committed. Opened by sync, which goes on with wal-stream.ts when this one has ended.
 //
-//   chunk  copy (select data from pg_logical_slot_get_binary_changes(copy, upto_lsn …)) to stdout (format binary)
+//   copy (select data from pg_logical_slot_get_binary_changes(copy, upto_lsn …)) to stdout (format binary)
 //
 // Every call decodes again from the slot's restart_lsn and holds what it returns on the source (in work_mem, then in a
-// temporary file). So it is used only while those are small: see `catchUpIsCheap` and HUGE_CHUNK_BYTES. The server stops
-// a call behind the first record that ends at or past upto_lsn: everything committed up to there has been returned.
+// temporary file): call-size.ts says how much a call may cover. The server stops a call behind the first record that ends
+// at or past upto_lsn: everything committed up to there has been returned.
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
-import { bigintToLsn, compareLsn, lagBytes, lsnToBigint, type Lsn } from '../model/lsn.ts';
+import { bigintToLsn, compareLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
+import {
+  GOOD_RESULT_BYTES,
+  HUGE_RESULT_BYTES,
+  nextCallBytes,
+  type CallResult,
+  type CatchUpSizes,
+} from './call-size.ts';
 import type { Session } from './connections.ts';
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
@@ -21,35 +28,12 @@ import type { TaskScope } from './task-scope.ts';
 import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
 import type { WalStreamOptions } from './wal-stream.ts';
 
-export interface CatchUpSizes {
-  /** Worth it from so much WAL on. */
-  readonly fromBytes: number;
-  /** It ends when so little is left. */
-  readonly toBytes: number;
-  /** WAL of one call. */
-  readonly chunkBytes: number;
-}
-
-export const catchUpSizes: CatchUpSizes = {
-  fromBytes: 48 * 1024 * 1024,
-  toBytes: 4 * 1024 * 1024,
-  chunkBytes: 32 * 1024 * 1024,
-};
-
-/** What a call returned; beyond it (one huge transaction, say) the source would hold too much: no further calls. */
-const HUGE_CHUNK_BYTES = 192 * 1024 * 1024;
-const SOURCE_WORK_MEM = '96MB';
+/** Received and not taken: about what the target takes while the source decodes the next call. */
+const QUEUE_BYTES = 32 * 1024 * 1024;
+const SOURCE_WORK_MEM = `${GOOD_RESULT_BYTES / 1024}kB`;
 const ADVANCE_INTERVAL_MS = 10_000;
 /** A call says nothing while it decodes. */
 const SILENCE_TIMEOUT_MS = 600_000;
-
-/** Whether a call would decode little more than it returns. */
-export function catchUpIsCheap(
-  slot: { readonly restartLsn: Lsn; readonly confirmedLsn: Lsn },
-  { chunkBytes }: CatchUpSizes,
-): boolean {
-  return lagBytes(slot.confirmedLsn, slot.restartLsn) < chunkBytes / 2;
-}
 
 /** Of the temporary copy; no task's slot can have it, for those begin with `dts_`. */
 export function catchUpSlotName(slot: string): string {
@@ -62,16 +46,16 @@ export class SlotFeed {
   readonly #options: WalStreamOptions;
   readonly #sizes: CatchUpSizes;
   readonly #copy: string;
-  readonly #queue = new GulpQueue({
-    pause: () => void this.#socket().pause(),
-    resume: () => void this.#socket().resume(),
-  });
-  #wasHuge = false;
+  readonly #queue = new GulpQueue(
+    { pause: () => void this.#socket().pause(), resume: () => void this.#socket().resume() },
+    QUEUE_BYTES,
+  );
+  #unfitUntil: Lsn | null = null;
   #receivedLsn: Lsn;
   #acknowledged: Lsn | null = null;
   #advancedAt = Date.now();
-  #chunkEnd: (() => void) | null = null;
-  #chunkBytes = 0;
+  #callEnd: (() => void) | null = null;
+  #resultBytes = 0;
 
   private constructor(scope: TaskScope, session: Session, options: WalStreamOptions, sizes: CatchUpSizes) {
     this.#sizes = sizes;
@@ -126,9 +110,12 @@ export class SlotFeed {
     return this.#queue.ended;
   }
 
-  /** A call returned more than the source should hold: this feed is not for this backlog. */
-  get wasHuge(): boolean {
-    return this.#wasHuge;
+  /**
+   * Null, or up to where the backlog is the walsender's: a call returned more than the source should hold, or nothing, as
+   * in the middle of a transaction that is larger than the call, and the next would decode its WAL again for nothing.
+   */
+  get unfitUntil(): Lsn | null {
+    return this.#unfitUntil;
   }
 
   take(waitMs: number): Promise<readonly Gulp[]> {
@@ -178,7 +165,7 @@ export class SlotFeed {
       control: (message) => {
         if (message[0] === 0x45)
           this.#fail(fromPostgres(readServerError(message, 5, message.length), { role: 'source' }));
-        if (message[0] === 0x5a) this.#chunkEnd?.();
+        if (message[0] === 0x5a) this.#callEnd?.();
       },
     });
     socket.removeAllListeners('data');
@@ -200,6 +187,7 @@ export class SlotFeed {
   /** One call after the other; the server decodes the next while the target takes the last. */
   async #run(walker: WalWalker): Promise<void> {
     let reachedSource = false;
+    let last: CallResult | null = null;
     while (this.#queue.failure === null) {
       const { rows } = await this.#scope.source.query<{ lsn: Lsn }>(
         'select pg_current_wal_flush_lsn()::text as lsn',
@@ -207,15 +195,18 @@ export class SlotFeed {
       const source = lsnToBigint(rows[0]?.lsn ?? this.#receivedLsn);
       const received = lsnToBigint(this.#receivedLsn);
       // A busy source writes on while a call runs: what the last one left is the walsender's, however much it is.
-      if (source - received < BigInt(this.#sizes.toBytes) || reachedSource || this.#wasHuge) break;
-      const most = received + BigInt(this.#sizes.chunkBytes);
+      if (source - received < BigInt(this.#sizes.toBytes) || reachedSource || this.#unfitUntil !== null)
+        break;
+      const most = received + BigInt(nextCallBytes(last, this.#sizes));
       reachedSource = most >= source;
       const upto = bigintToLsn(reachedSource ? source : most);
       walker.restart();
-      this.#chunkBytes = 0;
+      this.#resultBytes = 0;
       await this.#call(upto);
       if (this.#queue.failure !== null) return;
-      if (this.#chunkBytes > HUGE_CHUNK_BYTES) this.#wasHuge = true;
+      last = { walBytes: Number(lsnToBigint(upto) - received), resultBytes: this.#resultBytes };
+      if (last.resultBytes > HUGE_RESULT_BYTES || last.resultBytes === 0)
+        this.#unfitUntil = bigintToLsn(source);
       if (compareLsn(upto, this.#receivedLsn) > 0) this.#receivedLsn = upto;
       this.#push(reached(upto));
     }
@@ -250,9 +241,9 @@ export class SlotFeed {
             ),
           );
       }, 5_000);
-      this.#chunkEnd = () => {
+      this.#callEnd = () => {
         clearInterval(watchdog);
-        this.#chunkEnd = null;
+        this.#callEnd = null;
         resolve();
       };
       this.#socket().write(message);
@@ -260,13 +251,13 @@ export class SlotFeed {
   }
 
   #push(gulp: Gulp): void {
-    this.#chunkBytes += gulp.buffer.length;
+    this.#resultBytes += gulp.buffer.length;
     this.#queue.push(gulp);
   }
 
   #fail(failure: MigrationError): void {
     this.#queue.fail(failure);
-    this.#chunkEnd?.();
+    this.#callEnd?.();
   }
 }
 

@@ -6,10 +6,11 @@
 // Before every connection both servers are asked what is true: the source still the same cluster, the slot still ours, the
 // publication as we made it, dts.progress where to go on.
 import { MigrationError } from '../model/errors.ts';
-import { lagBytes, type Lsn } from '../model/lsn.ts';
+import { compareLsn, lagBytes, ZERO_LSN, type Lsn } from '../model/lsn.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import { upgradeBookkeeping } from '../postgres/bookkeeping.ts';
+import { catchUpIsCheap, catchUpSizes, type CatchUpSizes } from '../postgres/call-size.ts';
 import { isCopyComplete, unfinishedTables } from '../postgres/copy-state.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { readHolds, settleTable, type Holds } from '../postgres/held-tables.ts';
@@ -20,7 +21,7 @@ import { makeIdentitiesFull } from '../postgres/replica-identity.ts';
 import { ensureSlot } from '../postgres/slot.ts';
 import { findSlot } from '../postgres/slot-record.ts';
 import { releaseSlot } from '../postgres/slot-removal.ts';
-import { catchUpIsCheap, catchUpSizes, SlotFeed, type CatchUpSizes } from '../postgres/slot-feed.ts';
+import { SlotFeed } from '../postgres/slot-feed.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { taskObjectName } from '../postgres/sql.ts';
 import { WalStream, type WalStreamOptions } from '../postgres/wal-stream.ts';
@@ -87,8 +88,10 @@ export async function runStream(
 interface StreamMemory {
   /** The sets of the changes up to here failed. */
   orderedUntil: Lsn | null;
-  /** False once the slot functions were refused, or would hold too much on the source. */
+  /** False once the slot functions were refused. */
   mayCatchUp: boolean;
+  /** Up to here they are not for the backlog. */
+  unfitUntil: Lsn;
   readonly sizes: CatchUpSizes;
 }
 
@@ -102,7 +105,7 @@ async function keepStreaming(
   let attempt = 0;
   // A copy of the slot is no failover slot: what is read from it has not waited for the standbys.
   const mayCatchUp = findSlot(scope)?.failover !== true;
-  const memory: StreamMemory = { orderedUntil: null, mayCatchUp, sizes };
+  const memory: StreamMemory = { orderedUntil: null, mayCatchUp, unfitUntil: ZERO_LSN, sizes };
   let caughtUp = false;
   for (;;) {
     try {
@@ -229,7 +232,10 @@ async function streamOnce(
     );
     feed = opened;
     const isCatchUp = opened instanceof SlotFeed;
-    scope.log.info({ ...format, feed: isCatchUp ? 'catch-up' : 'live' }, 'the stream begins');
+    scope.log.info(
+      { ...format, feed: isCatchUp ? 'catch-up' : 'live', from: progress.appliedLsn },
+      'the stream begins',
+    );
     const applier = new Applier(
       scope,
       session,
@@ -259,7 +265,7 @@ async function streamOnce(
       applyPid: session.pid,
       figures,
       onSample: (lag, found) => {
-        const isBehind = !isCatchUp && shouldCatchUp(memory, lag / 2, found);
+        const isBehind = !isCatchUp && shouldCatchUp(memory, replay.position, lag / 2, found);
         const mayBeBinary = passing !== null && lasting.binary && textUntil(replay.position) === null;
         if (isBehind || mayBeBinary) replay.leave();
       },
@@ -274,7 +280,7 @@ async function streamOnce(
     // Rejects with the first error; a task that merely has nothing to do (no heartbeat on 13) may end.
     await Promise.race([Promise.all(tasks), replayed]);
     if (opened instanceof SlotFeed) {
-      if (opened.wasHuge) memory.mayCatchUp = false;
+      memory.unfitUntil = opened.unfitUntil ?? memory.unfitUntil;
       await opened.advance();
     }
   } catch (error) {
@@ -328,10 +334,10 @@ async function watchHolds(
 }
 
 /** Worth the slot functions, and cheap for the source. */
-function shouldCatchUp(memory: StreamMemory, lag: number, slot: SlotHealth['slot']): boolean {
-  if (!memory.mayCatchUp || lag < memory.sizes.fromBytes || !slot?.restartLsn || !slot.confirmedFlushLsn)
-    return false;
-  return catchUpIsCheap({ restartLsn: slot.restartLsn, confirmedLsn: slot.confirmedFlushLsn }, memory.sizes);
+function shouldCatchUp(memory: StreamMemory, position: Lsn, lag: number, slot: SlotHealth['slot']): boolean {
+  if (!memory.mayCatchUp || compareLsn(position, memory.unfitUntil) < 0) return false;
+  if (lag < memory.sizes.fromBytes || !slot?.restartLsn || !slot.confirmedFlushLsn) return false;
+  return catchUpIsCheap(lagBytes(slot.confirmedFlushLsn, slot.restartLsn), lag, memory.sizes);
 }
 
 /** The walsender, or the slot functions while far behind. Where those are not to be had, the walsender alone. */
@@ -342,7 +348,7 @@ async function openFeed(
   signal: AbortSignal,
 ): Promise<WalStream | SlotFeed> {
   const { slot, sourceLsn } = await sampleSlot(scope, options.slot.name);
-  if (shouldCatchUp(memory, lagBytes(sourceLsn, options.startLsn), slot)) {
+  if (shouldCatchUp(memory, options.startLsn, lagBytes(sourceLsn, options.startLsn), slot)) {
     try {
       return await SlotFeed.open(scope, options, memory.sizes, signal);
     } catch (error) {

@@ -2,7 +2,7 @@
 // servers see of a SIGKILL: every socket closed in the middle of whatever it carries, all memory gone; or one backend of
 // ours ended on its server. (test/crash kills the whole service at named places.)
 import { expect, test } from 'vitest';
-import type { CatchUpSizes } from '../../src/postgres/slot-feed.ts';
+import type { CatchUpSizes } from '../../src/postgres/call-size.ts';
 import { makePair, waitFor } from '../support/databases.ts';
 import { randomTables, startWriters } from '../support/random-writers.ts';
 import { contents, copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
@@ -10,7 +10,12 @@ import { makeScope, type TestScope } from '../support/scope.ts';
 
 const KILLS = 60;
 /** So small that both feeds are met. */
-const sizes: CatchUpSizes = { fromBytes: 60_000, toBytes: 20_000, chunkBytes: 60_000 };
+const sizes: CatchUpSizes = {
+  fromBytes: 60_000,
+  toBytes: 20_000,
+  firstCallBytes: 30_000,
+  mostCallBytes: 60_000,
+};
 
 test.each([16, 18] as const)(
   'no change of %i is lost or doubled by sixty kills at random moments',

@@ -1,0 +1,119 @@
+// The slot functions as a feed: they take turns with the walsender without a gap or a repeat, and leave to it what is not
+// for them.
+import { describe, expect, it } from 'vitest';
+import { compareLsn, ZERO_LSN, type Lsn } from '../../src/model/lsn.ts';
+import type { CatchUpSizes } from '../../src/postgres/call-size.ts';
+import { catchUpSlotName } from '../../src/postgres/slot-feed.ts';
+import { slotOf } from '../../src/postgres/slot-record.ts';
+import { backlog, expectEqual, listening, manyChanges, tables } from '../support/backlog.ts';
+import { makePair, waitFor } from '../support/databases.ts';
+import { startServers } from '../support/extra-servers.ts';
+import { randomTables, startWriters } from '../support/random-writers.ts';
+import { copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
+import { makeScope } from '../support/scope.ts';
+
+// of its own: which feed is chosen depends on the WAL that is written, other tests' too
+startServers(13, 16, 18);
+
+const small: CatchUpSizes = {
+  fromBytes: 200_000,
+  toBytes: 50_000,
+  firstCallBytes: 40_000,
+  mostCallBytes: 150_000,
+};
+
+describe('far behind', () => {
+  it.each([16, 13, 18] as const)(
+    'the slot functions of %i feed the stream, then the walsender',
+    async (source) => {
+      const pair = await makePair({ source });
+      const { scope, said, stop } = await backlog(
+        pair,
+        tables(''),
+        `insert into public.t (id, v) select g, 'first' from generate_series(1, 50) g`,
+        () => pair.source.query(manyChanges),
+        small,
+      );
+      expect(await expectEqual(scope, pair)).toBeGreaterThan(1_000);
+      await waitFor(() => said.feeds.length === 2, 20_000, 'the walsender');
+      expect(said).toMatchObject({ feeds: ['catch-up', 'live'], again: 0 });
+      await stop();
+    },
+  );
+
+  it('both feeds take turns under writers, without a gap or a repeat', async () => {
+    const pair = await makePair();
+    const first = await prepare(pair, randomTables);
+    const stream = startStream(first);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(first, pair);
+    await drainStream(first, pair, stream);
+    await stream.stop();
+    const writers = startWriters(pair.source, 11);
+    const feeds: string[] = [];
+    let { scope } = { scope: first };
+    for (let turn = 0; turn < 4; turn++) {
+      const goal = writers.done() + 150;
+      await waitFor(() => writers.done() >= goal, 60_000, '150 transactions');
+      const heard = listening(makeScope(pair, {}, scope));
+      scope = heard.scope;
+      const next = startStream(scope, small);
+      await untilEvent(next, 'STREAM_PROGRESS');
+      if (turn === 3) {
+        await writers.stop();
+        await drainStream(scope, pair, next);
+      }
+      await next.stop();
+      expect(next.failure()).toBeNull();
+      feeds.push(...heard.said.feeds);
+    }
+    expect(await expectEqual(scope, pair)).toBeGreaterThan(20);
+    expect(new Set(feeds)).toEqual(new Set(['catch-up', 'live']));
+  });
+
+  it('the walsender feeds alone where there is no slot to spare', async () => {
+    const pair = await makePair();
+    const first = await prepare(pair, 'create table public.t (id int primary key, v text)');
+    const stream = startStream(first);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(first, pair);
+    await drainStream(first, pair, stream);
+    await stream.stop();
+    await pair.source.query(
+      `insert into public.t select g, repeat('x', 200) from generate_series(1, 3000) g`,
+    );
+    // somebody has taken the name: the copy cannot be made
+    await pair.source.query(
+      `select pg_create_logical_replication_slot('${catchUpSlotName(slotOf(first).name)}', 'pgoutput')`,
+    );
+    const { scope, said } = listening(makeScope(pair, {}, first));
+    const again = startStream(scope, small);
+    await drainStream(scope, pair, again);
+    expect(said.feeds).toEqual(['live']);
+    await expectEqual(scope, pair);
+    await again.stop();
+    await pair.source.query(`select pg_drop_replication_slot('${catchUpSlotName(slotOf(first).name)}')`);
+  });
+
+  it('a transaction that is larger than a call is left to the walsender', async () => {
+    const pair = await makePair();
+    let end: Lsn = ZERO_LSN;
+    const { scope, said, stop } = await backlog(
+      pair,
+      'create table public.t (id int primary key, v text)',
+      '',
+      async () => {
+        await pair.source.query(
+          `insert into public.t select g, repeat('x', 100) from generate_series(1, 20000) g`,
+        );
+        const { rows } = await pair.source.query<{ lsn: Lsn }>('select pg_current_wal_lsn()::text as lsn');
+        end = rows[0]?.lsn ?? end;
+      },
+      small,
+    );
+    expect(await expectEqual(scope, pair)).toBe(20_000);
+    expect(said).toMatchObject({ feeds: ['catch-up', 'live'], again: 0 });
+    expect(compareLsn(said.from[1] ?? end, end)).toBeLessThan(0);
+    await stop();
+  });
+});
