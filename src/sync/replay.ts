@@ -442,6 +442,7 @@ export class Replay {
     await this.#applier.rollback(current);
     batch.ordered = true;
     this.#applier.beginInOrder(current);
+    this.#transaction = null;
     for (const { gulp, from, to } of segments)
       for (let i = from; i < to; i += 2)
         await this.#again(gulp.buffer, gulp.bounds[i] ?? 0, gulp.bounds[i + 1] ?? 0);
@@ -455,8 +456,9 @@ export class Replay {
     const tag = buffer[start];
     if (tag === BEGIN) this.#begin(buffer.readBigUInt64BE(start + 1), buffer.readUInt32BE(start + 17));
     if (tag !== INSERT && tag !== UPDATE && tag !== DELETE && tag !== TRUNCATE) return;
-    const transaction = this.#openTransaction();
-    if (transaction.applied) return;
+    const transaction = this.#transaction;
+    // What is kept may begin within a transaction that is on the target already: its beginning was not worth the memory.
+    if (transaction === null || transaction.applied) return;
     if (!this.#hold(tag, buffer, start, end, transaction))
       await this.#write(decodePgoutput(buffer.subarray(start, end)) as ChangeMessage, transaction, null);
     await this.#applier.throttle();

@@ -1,5 +1,6 @@
 // The replay loop without servers: what becomes a batch, what only moves the position, what is left out.
 import { describe, expect, it } from 'vitest';
+import { MigrationError } from '../../src/model/errors.ts';
 import type { Lsn } from '../../src/model/lsn.ts';
 import { parsePgSnapshot } from '../../src/model/pg-snapshot.ts';
 import type { PgoutputMessage } from '../../src/postgres/pgoutput-messages.ts';
@@ -20,12 +21,17 @@ const insert = (id: string): Buffer => message({ tag: 'insert', relationId: 1, n
 const marker = (id: string, prefix = 'dts/task', transactional = true): Buffer =>
   message({ tag: 'message', transactional, lsn: '0/1', prefix, content: Buffer.from(id) });
 
-/** Runs the chunks one take() each and returns what happened, in order. */
-async function replay(chunks: readonly (readonly Buffer[])[], appliedLsn: Lsn = '0/100'): Promise<string[]> {
+/** Runs the chunks one take() each and returns what happened, in order. The target refuses the first `refused` batches. */
+async function replay(
+  chunks: readonly (readonly Buffer[])[],
+  appliedLsn: Lsn = '0/100',
+  refused = 0,
+): Promise<string[]> {
   const log: string[] = [];
   const ended = new Error('nothing more');
   let applied = appliedLsn;
   let open = false;
+  let left = refused;
   const queue = [...chunks];
   const stream = {
     take: () => {
@@ -60,7 +66,14 @@ async function replay(chunks: readonly (readonly Buffer[])[], appliedLsn: Lsn = 
     },
     throttle: () => Promise.resolve(),
     push: () => undefined,
+    rollback: () => {
+      log.push('rollback');
+      return Promise.resolve();
+    },
+    beginInOrder: () => undefined,
+    endInOrder: () => Promise.resolve(),
     finish: (end: BatchEnd) => {
+      if (left-- > 0) return Promise.reject(new MigrationError('sql_failed', 'target: refused'));
       log.push(`commit ${end.position}${end.marker ? ` marker ${end.marker.id} ${end.marker.lsn}` : ''}`);
       applied = end.position;
       open = false;
@@ -126,6 +139,24 @@ describe('the replay', () => {
       commit('0/2030'),
     ];
     expect(await replay([items], '0/2010')).toEqual(['insert 2', 'commit 0/2030', 'ack 0/2030']);
+  });
+
+  it('leaves out the rest of such a transaction, too, when a batch is sent again in source order', async () => {
+    const chunks = [
+      [begin('0/2000'), insert('1')],
+      [insert('2'), commit('0/2010'), begin('0/2020'), insert('3'), commit('0/2030')],
+      [begin('0/2040'), insert('4'), commit('0/2050')],
+    ];
+    expect(await replay(chunks, '0/2010', 1)).toEqual([
+      'insert 3',
+      'rollback',
+      'insert 3',
+      'commit 0/2030',
+      'ack 0/2030',
+      'insert 4',
+      'commit 0/2050',
+      'ack 0/2050',
+    ]);
   });
 
   it('applies a marker at once, with the end of its commit and everything before it', async () => {
