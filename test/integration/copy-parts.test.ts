@@ -358,7 +358,9 @@ describe('parts of several snapshots and the stream', () => {
         const at = below(4) === 0 ? below(count) : Math.min(count - 1, done + below(5));
         return order[at] ?? '';
       };
-      const writers = startWriters(pair.source, seed, 3, (below) => statementOn(below, atWork(below)));
+      const writers = startWriters(pair.source, seed, 3, {
+        statement: (below) => statementOn(below, atWork(below)),
+      });
       const stopped: TestScope[] = [];
       try {
         const stream = startStream(scope);

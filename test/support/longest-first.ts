@@ -3,6 +3,7 @@ import { BaseSequencer, type TestSpecification } from 'vitest/node';
 
 /** Parts of paths, the slowest first. */
 const slow = [
+  'test/crash/random-kills',
   'test/crash/reverse',
   'test/crash/kill.',
   'test/crash/',

@@ -112,12 +112,18 @@ export interface Writers {
   stop(): Promise<void>;
 }
 
+export interface WriterOptions {
+  readonly statement?: (random: Random) => string;
+  /** After every transaction. */
+  readonly restMs?: number;
+}
+
 /** Starts `count` writers with seeds of their own. Conflicts and deadlocks among them are rolled back and forgotten. */
 export function startWriters(
   database: TestDatabase,
   seed: number,
   count = 4,
-  statement: (random: Random) => string = statementOnAll,
+  { statement = statementOnAll, restMs = 0 }: WriterOptions = {},
 ): Writers {
   let running = true;
   let done = 0;
@@ -132,6 +138,7 @@ export function startWriters(
         await client.query('rollback');
       }
       done++;
+      if (restMs > 0) await new Promise((resolve) => setTimeout(resolve, restMs));
     }
     await client.end();
   };
