@@ -29,41 +29,6 @@ export function rowText(columns: readonly Pick<PlannedColumn, 'name'>[], recode:
   return `${recode ? `encode(convert_to(${row}, 'UTF8'), 'escape')` : row} collate "C"`;
 }
 
-/**
- * What of a row is hashed when both sides are compared there and then; certificates have the text, which anybody can
- * compute again. `sent`: the bytes of the types' send functions, at half the cost. `recoded`: see rowText.
- */
-export type RowForm = 'sent' | 'text' | 'recoded';
-
-/**
- * Built-in types, as format_type writes them, whose bytes are the same on 13 to 18 and equal exactly when their texts are.
- * Not among them: floats and what is made of them (a NaN has many bit patterns and one text), arrays (array_send tells
- * whether there is room for a NULL), and whatever sends the OID of a user's type: domains, enums, composites, ranges.
- */
-const sentTypes = new RegExp(
-  `^(${[
-    'smallint|integer|bigint|boolean|uuid|bytea|date|text|name|"char"|oid|pg_lsn|money|jsonb?|inet|cidr|macaddr8?|bpchar',
-    String.raw`numeric(\(\d+,-?\d+\))?`,
-    String.raw`(character|bit)( varying)?(\(\d+\))?`,
-    String.raw`time(stamp)?(\(\d\))? with(out)? time zone`,
-    String.raw`interval( [a-z ]+)?(\(\d\))?`,
-  ].join('|')})$`,
-);
-
-/**
- * 64 bits of a row of `t`. One hash over all of it: hash_record_extended adds up the hashes of the columns, so that the sum
- * over many rows would not see values that changed places between two of them; and the hashes of 8-byte integers and
- * timestamps fold their halves, so that −1 is 4294967295. Hashing bytea has neither fault; array: there is no function for
- * bytea alone before 18.
- */
-export function rowHash(columns: readonly Pick<PlannedColumn, 'name' | 'type'>[], form: RowForm): string {
-  if (form !== 'sent') return `hashtextextended(${rowText(columns, form === 'recoded')}, 1)`;
-  const sent = columns.filter(({ type }) => sentTypes.test(type)).map(({ name }) => `t.${ident(name)}`);
-  const others = columns.filter(({ type }) => !sentTypes.test(type));
-  const values = others.length === 0 ? sent : [...sent, rowText(others, false)];
-  return `hash_array_extended(array[record_send(row(${values.join(', ')}))], 1)`;
-}
-
 /** The relation as `t` in a FROM clause. */
 export function fromRows(relation: RelationName, where?: string): string {
   const only = `only ${identRelation(relation)}`;

@@ -18,6 +18,7 @@ import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { overflow, replaceChanges, startTracking, streamPosition } from './changes.ts';
 import { KeyChecker, type KeyCheck } from './key-check.ts';
 import { findRun, isClean, isRead, repairsOf, saveRepair, saveTableNote, tableNote } from './notes.ts';
+import type { KeyTexts } from './range-sql.ts';
 import { RangeReader, tablePair, type TablePair } from './ranges.ts';
 import { repairTable } from './repair.ts';
 import { BY_KEY, closePair, openPair, rowFormOf, type SidePair } from './sessions.ts';
@@ -30,6 +31,8 @@ const RECHECK_EVERY_MS = 5_000;
 /** Between notes that only say that all is still well. */
 const NOTE_EVERY_MS = 2_000;
 const POLL_MS = 50;
+/** Of ranges between two notes: each waits for both disks. */
+const NOTE_RANGES_MS = 100;
 
 /**
  * Runs until `scope.signal` aborts. `pass`: how often a new run was asked for; a higher one begins anew. Trouble is
@@ -60,10 +63,10 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
   const leftOut = new Set(unfinished);
   const tables = schemaPlanOf(scope)
     .tables.filter(({ source }) => !leftOut.has(relationKey(source)))
-    .map((plan) => tablePair(plan, form));
+    .map((plan) => tablePair(plan, form, scope.spec.options.validationMaxRowsPerSecond ?? undefined));
   const pair = await openPair(scope, scope.signal, BY_KEY);
+  let ranges: RangeReader | null = null;
   try {
-    const ranges = new RangeReader(pair);
     const checker = new KeyChecker(scope, pair, new Map(tables.map((table) => [table.name, table])));
     let check: KeyCheck | null = null;
     let nextCheckMs = 0;
@@ -93,11 +96,18 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
       // between two looks: both read dts.changed
       if (check === null && (await repairNext(scope, pair, tables, leftOut))) nextRecheckMs = 0;
       const next = tables.find((table) => !isRead(tableNote(scope.checkpoints, table.name)));
-      if (next) await readRange(scope, ranges, next);
-      else await sleep(POLL_MS, scope.signal);
+      if (next) {
+        // connections of its own: a look at some keys does not wait for a range
+        ranges ??= new RangeReader(await openPair(scope, scope.signal, BY_KEY, true));
+        await readRanges(scope, ranges, next);
+        continue;
+      }
+      await ranges?.close();
+      ranges = null;
+      await sleep(POLL_MS, scope.signal);
     }
   } finally {
-    await closePair(pair);
+    await Promise.all([closePair(pair), ranges?.close()]);
   }
 }
 
@@ -156,7 +166,8 @@ async function beginRun(scope: TaskScope, pass: number): Promise<void> {
   }
 }
 
-async function readRange(scope: TaskScope, ranges: RangeReader, table: TablePair): Promise<void> {
+/** Reads some ranges of the table and notes what they have brought. */
+async function readRanges(scope: TaskScope, ranges: RangeReader, table: TablePair): Promise<void> {
   const note = tableNote(scope.checkpoints, table.name);
   if (table.source.key.length === 0) {
     saveTableNote(scope.checkpoints, table.name, { ...note, state: 'atCutover' });
@@ -165,26 +176,35 @@ async function readRange(scope: TaskScope, ranges: RangeReader, table: TablePair
   const startedMs = Date.now();
   const form = note.form ?? (await readForms(scope.source, [table.plan.source])).get(table.name);
   const limit = scope.spec.options.validationMaxRowsPerSecond;
-  const { upTo, rows, keys } = await ranges.read(table, note.cursor, limit === null);
-  const { rows: lsns } = await scope.source.query<{ lsn: string }>(
-    'select pg_current_wal_insert_lsn()::text as lsn',
-  );
+  let { cursor, rows, ranges: count, verifiedLsn } = note;
+  const differing: KeyTexts[] = [];
+  let isEnd = false;
+  do {
+    const verdict = await ranges.read(table, cursor, limit === null);
+    differing.push(...verdict.keys);
+    cursor = verdict.upTo;
+    rows += verdict.rows;
+    count++;
+    verifiedLsn = verdict.lsn;
+    isEnd = cursor === null;
+  } while (!isEnd && limit === null && Date.now() - startedMs < NOTE_RANGES_MS);
   // Before the cursor moves: what differed is looked at again, whatever happens to us.
-  if (keys.length > 0) await replaceChanges(scope, [], new Map([[table.name, keys]]));
+  if (differing.length > 0) await replaceChanges(scope, [], new Map([[table.name, differing]]));
   const next: TableValidation = {
     ...note,
     ...(form === undefined ? {} : { form }),
-    state: upTo === null ? 'verified' : 'scanning',
-    cursor: upTo,
-    rows: note.rows + rows,
-    ranges: note.ranges + 1,
-    verifiedLsn: lsns[0]?.lsn ?? null,
+    state: isEnd ? 'verified' : 'scanning',
+    cursor,
+    rows,
+    ranges: count,
+    verifiedLsn,
   };
   saveTableNote(scope.checkpoints, table.name, next);
   scope.failpoint('validate.range-compared');
   const tookMs = Date.now() - startedMs;
-  if (limit !== null && (rows / limit) * 1000 > tookMs)
-    await sleep((rows / limit) * 1000 - tookMs, scope.signal);
+  if (limit === null) return;
+  const wantedMs = ((rows - note.rows) / limit) * 1000;
+  if (wantedMs > tookMs) await sleep(wantedMs - tookMs, scope.signal);
 }
 
 async function isApplied(scope: TaskScope, check: KeyCheck): Promise<boolean> {

@@ -7,10 +7,8 @@ import type { PlannedColumn, PlannedTable } from '../model/schema-plan.ts';
 import type { KeyRange } from '../model/validation.ts';
 import type { RelationName } from '../model/relation.ts';
 import { ident, outputText } from '../postgres/sql.ts';
-import { fromRows, rowHash, rowText, type RowForm } from './digest.ts';
-
-/** Parts of a range by the hash of the key: what differs is narrowed down to some of them. A power of two. */
-const BUCKETS = 256;
+import { fromRows } from './digest.ts';
+import { rowHash, type RowForm } from './row-hash.ts';
 
 /** Key as texts, in the order of the key. */
 export type KeyTexts = readonly string[];
@@ -50,8 +48,7 @@ function keyTexts(table: ComparedTable): string {
 }
 
 /** The row comparison of a composite key is what its index is ordered by. */
-function inRange(table: ComparedTable, range: KeyRange): RangeStatement {
-  const values: string[] = [];
+function inRange(table: ComparedTable, range: KeyRange, values: unknown[] = []): RangeStatement {
   const bound = (key: KeyTexts): string =>
     `(${key.map((value, n) => `$${values.push(value)}::${table.key[n]?.type ?? 'text'}`).join(', ')})`;
   const conditions = [
@@ -61,16 +58,88 @@ function inRange(table: ComparedTable, range: KeyRange): RangeStatement {
   return { text: conditions.length === 0 ? '' : `where ${conditions.join(' and ')}`, values };
 }
 
-/** The key that is `rows` keys behind `after`, as texts; no row when the table ends before. */
-export function boundarySql(table: ComparedTable, after: KeyTexts | null, rows: number): RangeStatement {
+/** max() is cheaper than to collect the strip's keys, where there is one that follows the order of the index. */
+const hasMax =
+  /^(smallint|integer|bigint|oid|date|numeric(\(\d+,-?\d+\))?|timestamp(\(\d\))? with(out)? time zone)$/;
+
+/**
+ * The first `strips` strips behind `after`, each of `stripRows` rows: `rows`, `sum`, `key` (text[], the last row's) of
+ * each in their order, and `lsn`, the position behind the read. A strip of fewer rows is the table's last.
+ */
+export function stripsSql(
+  table: ComparedTable,
+  after: KeyTexts | null,
+  { strips, stripRows }: { readonly strips: number; readonly stripRows: number },
+): RangeStatement {
   const { text, values } = inRange(table, { after, upTo: null });
+  const last = table.key.map((column, n) => {
+    const value = `t.${ident(column.name)}`;
+    // of rows that come in the order of the key; were it another's, strips would overlap and differ, no row be missed
+    const taken = hasMax.test(column.type) ? `max(${value})` : `(array_agg(${value}))[count(*)::int]`;
+    return `${taken} as k${n}`;
+  });
+  const strip = (condition: string): string =>
+    `select count(*) as rows, sum(${rowHash(table.columns, table.form)}) as sum, ${last.join(', ')}
+     from (select t.* from ${rowsOf(table)} ${condition} order by ${keyList(table)} limit ${stripRows}) as t`;
+  const behind = `where (${keyList(table)}) > (${table.key.map((_, n) => `s.k${n}`).join(', ')})`;
   return {
-    // outside: the texts of the one key alone, not of all that it skips
-    text: `select ${table.key.map((_, n) => outputText(`b.k${n}`)).join(', ')} from (
-        select ${table.key.map((column, n) => `t.${ident(column.name)} as k${n}`).join(', ')} from ${rowsOf(table)} ${text}
-        order by ${keyList(table)} offset ${rows - 1} limit 1) b`,
+    text: `with recursive strip as (
+        select 1 as n, r.* from (${strip(text)}) as r
+        union all
+        select s.n + 1, r.* from strip as s cross join lateral (${strip(behind)}) as r
+        where s.n < ${strips} and s.rows = ${stripRows})
+      select rows::text, sum::text, array[${table.key.map((_, n) => outputText(`k${n}`)).join(', ')}]::text[] as key,
+        pg_current_wal_insert_lsn()::text as lsn
+      from strip order by n`,
     values,
   };
+}
+
+/** `n` (position in `ranges`) and `select`'s columns for each range. */
+function overRanges(table: ComparedTable, ranges: readonly KeyRange[], select: string): RangeStatement {
+  const values: unknown[] = [];
+  const from = (condition: string): string => `(select ${select} from ${rowsOf(table)} ${condition}) as r`;
+  const parts: string[] = [];
+  const numbered = ranges.map((range, n) => ({ ...range, n }));
+  // open ones at the ends of the table; of the others there may be hundreds
+  for (const range of numbered.filter(({ after, upTo }) => after === null || upTo === null))
+    parts.push(`select ${range.n} as n, r.* from ${from(inRange(table, range, values).text)}`);
+  const closed = numbered.filter(({ after, upTo }) => after !== null && upTo !== null);
+  if (closed.length > 0) {
+    values.push(closed.map(({ n }) => n));
+    const lists = [`$${values.length}::int[]`];
+    for (const end of ['after', 'upTo'] as const)
+      for (const at of table.key.keys()) {
+        values.push(closed.map((range) => range[end]?.[at]));
+        lists.push(`$${values.length}::text[]`);
+      }
+    const names = (prefix: string): string[] => table.key.map((_, at) => `${prefix}${at}`);
+    const bound = (prefix: string): string =>
+      table.key.map((column, at) => `b.${prefix}${at}::${column.type}`).join(', ');
+    parts.push(
+      `select b.n, r.* from unnest(${lists.join(', ')}) as b(${['n', ...names('a'), ...names('u')].join(', ')})
+         cross join lateral ${from(`where (${keyList(table)}) > (${bound('a')}) and (${keyList(table)}) <= (${bound('u')})`)}`,
+    );
+  }
+  return { text: parts.join('\nunion all\n'), values };
+}
+
+/** `n`, `rows`, `sum` of each range. */
+export function sumsSql(table: ComparedTable, ranges: readonly KeyRange[]): RangeStatement {
+  return overRanges(
+    table,
+    ranges,
+    `count(*)::text as rows, sum(${rowHash(table.columns, table.form)})::text as sum`,
+  );
+}
+
+/** `n`, `key` (text[]) and `hash` of every row of the ranges. */
+export function rowHashesSql(table: ComparedTable, ranges: readonly KeyRange[]): RangeStatement {
+  return overRanges(
+    table,
+    ranges,
+    `array[${keyTexts(table)}] as key, ${rowHash(table.columns, table.form)}::text as hash`,
+  );
 }
 
 /** `key` (text[]) of every row of the range, `limit` at most. */
@@ -79,52 +148,6 @@ export function keysSql(table: ComparedTable, range: KeyRange, limit: number): R
   return {
     text: `select array[${keyTexts(table)}] as key from ${rowsOf(table)} ${text} limit ${limit}`,
     values,
-  };
-}
-
-/** Rows of a key stay in their part, and a part is chosen before the whole row is made a text. */
-function bucket(table: ComparedTable): string {
-  const [only] = table.key;
-  const isInteger =
-    table.key.length === 1 && only !== undefined && /^(smallint|integer|bigint)$/.test(only.type);
-  const hash = isInteger
-    ? `hashint8extended(t.${ident(only.name)}::bigint, 0)`
-    : `hashtextextended(${rowText(table.key, table.form === 'recoded')}, 0)`;
-  return `(${hash} & ${BUCKETS - 1})::int`;
-}
-
-/** `rows`, `sum` of the whole range. */
-export function rangeSql(table: ComparedTable, range: KeyRange): RangeStatement {
-  const { text, values } = inRange(table, range);
-  return {
-    text: `select count(*)::text as rows, sum(${rowHash(table.columns, table.form)})::text as sum
-      from ${rowsOf(table)} ${text}`,
-    values,
-  };
-}
-
-/** `bucket`, `rows`, `sum` of each part of the range. */
-export function bucketsSql(table: ComparedTable, range: KeyRange): RangeStatement {
-  const { text, values } = inRange(table, range);
-  return {
-    text: `select ${bucket(table)} as bucket, count(*)::text as rows, sum(${rowHash(table.columns, table.form)})::text as sum
-      from ${rowsOf(table)} ${text} group by 1`,
-    values,
-  };
-}
-
-/** Key texts and hash of the rows in the buckets of a range: `key` (text[]), `hash`. */
-export function bucketRowsSql(
-  table: ComparedTable,
-  range: KeyRange,
-  buckets: readonly number[],
-): RangeStatement {
-  const { text, values } = inRange(table, range);
-  return {
-    text: `select array[${keyTexts(table)}] as key, ${rowHash(table.columns, table.form)}::text as hash
-      from ${rowsOf(table)}
-      ${text === '' ? 'where' : `${text} and`} ${bucket(table)} = any ($${values.length + 1}::int[])`,
-    values: [...values, buckets],
   };
 }
 

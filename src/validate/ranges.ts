@@ -1,28 +1,39 @@
-// Compares one range of a table's key on both servers: its digest, and where that differs the keys that do. Called by
+// Compares one range of a table's key on both servers: its digests, and where those differ the keys that do. Called by
 // online.ts while the stream runs, so what differs here may only be late: keys.ts decides.
+import { isDeepStrictEqual } from 'node:util';
 import type { Role } from '../model/endpoint.ts';
+import { MigrationError } from '../model/errors.ts';
+import type { Lsn } from '../model/lsn.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
 import type { KeyRange } from '../model/validation.ts';
 import { relationKey } from '../model/relation.ts';
 import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
-import type { RowForm } from './digest.ts';
 import {
-  boundarySql,
-  bucketRowsSql,
-  bucketsSql,
   keyOf,
-  rangeSql,
+  rowHashesSql,
+  stripsSql,
+  sumsSql,
   type ComparedTable,
   type KeyTexts,
   type RangeStatement,
 } from './range-sql.ts';
-import type { SidePair } from './sessions.ts';
+import type { RowForm } from './row-hash.ts';
+import { closePair, type SidePair } from './sessions.ts';
 
-/** A range is read in a moment, and what differs in it is little. */
+/** Little enough that the target reads what the source has read a moment ago: less has changed in between. */
 const RANGE_ROWS = 20_000;
 const MIN_RANGE_ROWS = 200;
 const RANGE_BYTES = 32 * 1024 * 1024;
+/** Rows of one strip. */
+const STRIP_ROWS = 1_000;
+const MIN_STRIP_ROWS = 125;
+/** Strips whose rows are held in memory. */
+const STRIPS_AT_ONCE = 20;
+/** Ranges that the source may be ahead of the target: of more, the rows are older when the target reads them. */
+const AHEAD = 3;
+/** Ranges that both may be ahead of whoever notes them: what was read and not noted is read again after a crash. */
+const UNNOTED = 100;
 
 /** One table as both sides know it. */
 export interface TablePair {
@@ -34,7 +45,8 @@ export interface TablePair {
   readonly rangeRows: number;
 }
 
-export function tablePair(plan: PlannedTable, form: RowForm): TablePair {
+/** `maxRows`: of one range. */
+export function tablePair(plan: PlannedTable, form: RowForm, maxRows = RANGE_ROWS): TablePair {
   const shared = { columns: plan.columns, key: keyOf(plan), form };
   const rowBytes = plan.rowsEstimated > 0 ? plan.bytesEstimated / plan.rowsEstimated : 0;
   const fitting = rowBytes > 0 ? Math.floor(RANGE_BYTES / rowBytes) : RANGE_ROWS;
@@ -43,7 +55,7 @@ export function tablePair(plan: PlannedTable, form: RowForm): TablePair {
     plan,
     source: { ...shared, relation: plan.source, where: plan.where ?? null },
     target: { ...shared, relation: plan.target, where: null },
-    rangeRows: Math.max(MIN_RANGE_ROWS, Math.min(RANGE_ROWS, fitting)),
+    rangeRows: Math.max(MIN_RANGE_ROWS, Math.min(RANGE_ROWS, maxRows, fitting)),
   };
 }
 
@@ -52,109 +64,170 @@ export interface RangeVerdict {
   readonly upTo: KeyTexts | null;
   /** Of the source. */
   readonly rows: number;
+  /** Position of the source behind its read. */
+  readonly lsn: Lsn;
   /** Keys whose rows were not the same when they were read. */
   readonly keys: readonly KeyTexts[];
 }
 
-/**
- * Compares the range that begins behind `after`. `changing`: something in it is likely to differ, so that its parts are
- * read at once. Errors: those of the servers, with role and relation.
- */
-async function compareRange(
-  pair: SidePair,
-  table: TablePair,
-  after: KeyTexts | null,
-  changing: boolean,
-): Promise<RangeVerdict> {
-  const boundary = await ask<string[]>(
-    pair.source,
-    boundarySql(table.source, after, table.rangeRows),
-    table,
-    'source',
-    'array',
-  );
-  const upTo = boundary[0] ?? null;
-  const range: KeyRange = { after, upTo };
-  if (!changing) {
-    const [[source], [target]] = await onBoth<RangeDigest>(pair, table, (side) => rangeSql(side, range));
-    if (source && source.rows === target?.rows && source.sum === target.sum)
-      return { upTo, rows: Number(source.rows), keys: [] };
-  }
-  const [source, target] = await onBoth<Bucket>(pair, table, (side) => bucketsSql(side, range));
-  const rows = source.reduce((sum, each) => sum + Number(each.rows), 0);
-  const digests = (buckets: readonly Bucket[]): Map<number, string> =>
-    new Map(buckets.map((each) => [each.bucket, `${each.rows}/${each.sum}`]));
-  const buckets = differing(digests(source), digests(target));
-  return { upTo, rows, keys: buckets.length === 0 ? [] : await differingKeys(pair, table, range, buckets) };
+/** What the source has in a range. */
+interface SourceRange extends Omit<RangeVerdict, 'keys'> {
+  readonly strips: readonly (KeyRange & StripSum)[];
 }
 
-/** Compares ranges in their order; while the caller notes what one has brought, the servers read the next. */
+interface StripSum {
+  readonly rows: string;
+  readonly sum: string | null;
+}
+
+interface Reading {
+  readonly after: KeyTexts | null;
+  /** Undefined until the source has been read. */
+  source: SourceRange | undefined;
+  /** Whether the target has been read, too. */
+  isOver: boolean;
+  readonly verdict: Promise<RangeVerdict>;
+}
+
+/**
+ * Compares ranges of a table in their order. While the target reads a range the source reads the next ones, and the caller
+ * notes the last: neither server waits for the other, or for us.
+ */
 export class RangeReader {
   readonly #pair: SidePair;
-  #ahead: {
-    readonly table: TablePair;
-    readonly after: string;
-    readonly verdict: Promise<RangeVerdict>;
-  } | null = null;
-  /** Names of tables whose last range differed. */
-  readonly #changing = new Set<string>();
+  #table: TablePair | null = null;
+  #goOn = false;
+  /** What is read or being read, in order. */
+  #ahead: Reading[] = [];
+  /** Rows of a strip, by table. */
+  readonly #stripRows = new Map<string, number>();
 
   constructor(pair: SidePair) {
     this.#pair = pair;
   }
 
-  /** The range that begins behind `after`. `goOn`: whether the next one is read at once. Errors: those of the servers. */
+  /** The range that begins behind `after`. `goOn`: whether others are read meanwhile. Errors: those of the servers. */
   async read(table: TablePair, after: KeyTexts | null, goOn: boolean): Promise<RangeVerdict> {
-    const ahead = this.#ahead;
-    this.#ahead = null;
+    this.#goOn = goOn;
+    const [next] = this.#ahead;
     // whoever begins a table again gets nothing that was read before
-    const isNext = ahead?.table === table && ahead.after === JSON.stringify(after);
-    const verdict = await (isNext ? ahead.verdict : this.#compare(table, after));
-    if (verdict.keys.length > 0) this.#changing.add(table.name);
-    else this.#changing.delete(table.name);
-    if (goOn && verdict.upTo !== null) {
-      const next = this.#compare(table, verdict.upTo);
-      next.catch(() => undefined); // told to who asks for it
-      this.#ahead = { table, after: JSON.stringify(verdict.upTo), verdict: next };
+    if (this.#table !== table || !next || !isDeepStrictEqual(next.after, after)) {
+      this.#table = table;
+      this.#ahead = [];
+      this.#begin(table, after);
     }
+    const ahead = this.#ahead;
+    const verdict = await ahead[0]?.verdict;
+    if (!verdict) throw new MigrationError('internal', 'no range is being read');
+    ahead.shift();
+    this.#readOn(table);
     return verdict;
   }
 
-  #compare(table: TablePair, after: KeyTexts | null): Promise<RangeVerdict> {
-    return compareRange(this.#pair, table, after, this.#changing.has(table.name));
+  async close(): Promise<void> {
+    await closePair(this.#pair);
+  }
+
+  #begin(table: TablePair, after: KeyTexts | null): void {
+    const source = readSource(this.#pair, table, after, this.#stripRows.get(table.name) ?? STRIP_ROWS);
+    const ahead = this.#ahead;
+    const goOn = (): void => {
+      if (this.#ahead === ahead) this.#readOn(table);
+    };
+    const compared = source.then(async (range) => {
+      reading.source = range;
+      goOn();
+      return this.#compare(table, range);
+    });
+    const verdict = compared.finally(() => {
+      reading.isOver = true;
+      goOn();
+    });
+    const reading: Reading = { after, source: undefined, isOver: false, verdict };
+    verdict.catch(() => undefined); // told to who asks for it
+    ahead.push(reading);
+  }
+
+  #readOn(table: TablePair): void {
+    const last = this.#ahead.at(-1);
+    if (!this.#goOn || !last?.source || last.source.upTo === null) return;
+    const isFull =
+      this.#ahead.filter(({ isOver }) => !isOver).length >= AHEAD || this.#ahead.length >= UNNOTED;
+    if (!isFull) this.#begin(table, last.source.upTo);
+  }
+
+  async #compare(table: TablePair, { strips, ...range }: SourceRange): Promise<RangeVerdict> {
+    const sums = await ask<StripSum & { n: number }>(
+      this.#pair.target,
+      sumsSql(table.target, strips),
+      table,
+      'target',
+    );
+    const byStrip = new Map(sums.map((each) => [each.n, each]));
+    const differing = strips.filter(({ rows, sum }, n) => {
+      const target = byStrip.get(n);
+      return target?.rows !== rows || target.sum !== sum;
+    });
+    this.#chooseStrips(table, strips.length, differing.length);
+    const keys = new Map<string, KeyTexts>();
+    for (let from = 0; from < differing.length; from += STRIPS_AT_ONCE)
+      for (const key of await differingKeys(this.#pair, table, differing.slice(from, from + STRIPS_AT_ONCE)))
+        keys.set(JSON.stringify(key), key);
+    return { ...range, keys: [...keys.values()] };
+  }
+
+  /** Every differing strip is read again, every strip costs a descent: between both lies the best. */
+  #chooseStrips(table: TablePair, strips: number, differing: number): void {
+    const rows = this.#stripRows.get(table.name) ?? STRIP_ROWS;
+    if (differing * 8 > strips) this.#stripRows.set(table.name, Math.max(MIN_STRIP_ROWS, rows / 2));
+    else if (differing * 50 < strips) this.#stripRows.set(table.name, Math.min(STRIP_ROWS, rows * 2));
   }
 }
 
-interface RangeDigest {
-  readonly rows: string;
-  readonly sum: string | null;
+async function readSource(
+  pair: SidePair,
+  table: TablePair,
+  after: KeyTexts | null,
+  wantedRows: number,
+): Promise<SourceRange> {
+  const stripRows = Math.min(wantedRows, table.rangeRows);
+  const size = { strips: Math.ceil(table.rangeRows / stripRows), stripRows };
+  const found = await ask<StripSum & { key: string[]; lsn: Lsn }>(
+    pair.source,
+    stripsSql(table.source, after, size),
+    table,
+    'source',
+  );
+  const last = found.at(-1);
+  const isEnd = Number(last?.rows ?? 0) < stripRows;
+  return {
+    upTo: isEnd ? null : (last?.key ?? null),
+    rows: found.reduce((sum, { rows }) => sum + Number(rows), 0),
+    lsn: last?.lsn ?? '0/0',
+    strips: found.map(({ rows, sum, key }, n) => ({
+      after: n === 0 ? after : (found[n - 1]?.key ?? null),
+      upTo: isEnd && n === found.length - 1 ? null : key,
+      rows,
+      sum,
+    })),
+  };
 }
 
-interface Bucket {
-  readonly bucket: number;
-  readonly rows: string;
-  readonly sum: string;
-}
-
+/** Keys whose rows are not the same in the ranges. */
 async function differingKeys(
   pair: SidePair,
   table: TablePair,
-  range: KeyRange,
-  buckets: readonly number[],
+  ranges: readonly KeyRange[],
 ): Promise<KeyTexts[]> {
   const [source, target] = await onBoth<{ key: string[]; hash: string }>(pair, table, (side) =>
-    bucketRowsSql(side, range, buckets),
+    rowHashesSql(side, ranges),
   );
   const hashes = (rows: readonly { key: string[]; hash: string }[]): Map<string, string> =>
     new Map(rows.map(({ key, hash }) => [JSON.stringify(key), hash]));
-  return differing(hashes(source), hashes(target)).map((key) => JSON.parse(key) as string[]);
-}
-
-/** Keys of either map whose values are not the same. */
-function differing<K>(left: ReadonlyMap<K, string>, right: ReadonlyMap<K, string>): K[] {
-  const found = [...left].filter(([key, value]) => right.get(key) !== value).map(([key]) => key);
+  const [left, right] = [hashes(source), hashes(target)];
+  const found = [...left].filter(([key, hash]) => right.get(key) !== hash).map(([key]) => key);
   for (const key of right.keys()) if (!left.has(key)) found.push(key);
-  return found;
+  return found.map((key) => JSON.parse(key) as string[]);
 }
 
 /** Runs the statement of each side at the same time. */

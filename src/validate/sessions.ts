@@ -3,7 +3,8 @@
 import type { Session, Side } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
-import { DIGEST_SETTINGS, type RowForm } from './digest.ts';
+import { DIGEST_SETTINGS } from './digest.ts';
+import type { RowForm } from './row-hash.ts';
 
 /** Somebody's DDL on a table must not eat up the write stop. */
 const LOCK_TIMEOUT = '10s';
@@ -23,13 +24,17 @@ export interface SidePair {
   readonly target: Session;
 }
 
-/** Opens both; `settings` beyond those of every comparison. Errors: those of a connection. */
+/**
+ * Opens both; `settings` beyond those of every comparison. `pipeline`: statements are sent before earlier ones are answered.
+ * Errors: those of a connection.
+ */
 export async function openPair(
   scope: Pick<TaskScope, 'source' | 'target'>,
   signal: AbortSignal,
   settings: Readonly<Record<string, string>> = {},
+  pipeline = false,
 ): Promise<SidePair> {
-  const opening = [scope.source, scope.target].map((side) => openSession(side, signal, settings));
+  const opening = [scope.source, scope.target].map((side) => openSession(side, signal, settings, pipeline));
   const [source, target] = await Promise.allSettled(opening);
   if (source?.status === 'fulfilled' && target?.status === 'fulfilled')
     return { source: source.value, target: target.value };
@@ -45,8 +50,9 @@ async function openSession(
   side: Side,
   signal: AbortSignal,
   settings: Readonly<Record<string, string>>,
+  pipeline: boolean,
 ): Promise<Session> {
-  const session = await side.session({ purpose: 'validate', signal });
+  const session = await side.session({ purpose: 'validate', signal, pipeline });
   try {
     const all = { ...DIGEST_SETTINGS, lock_timeout: LOCK_TIMEOUT, ...settings };
     await session.client.query(
@@ -70,8 +76,8 @@ export async function needsRecoding(scope: Pick<TaskScope, 'source' | 'target'>)
 export async function rowFormOf(scope: Pick<TaskScope, 'source' | 'target'>): Promise<RowForm> {
   const [source, target] = await Promise.all([serverEncoding(scope.source), serverEncoding(scope.target)]);
   if (source !== target) return 'recoded';
-  // textsend would refuse what is no UTF-8, our sessions' encoding
-  return source === 'SQL_ASCII' ? 'text' : 'sent';
+  // send functions would refuse what is no UTF-8, our sessions' encoding
+  return source === 'SQL_ASCII' ? 'text' : 'values';
 }
 
 /** A database keeps its encoding. */

@@ -1,9 +1,9 @@
 // The comparison of ranges finds every planted difference by its key, and nothing else, in every family of types: those
-// that are hashed as their send functions give them, and those that are hashed as texts.
+// that have a hash function of their own, those that are hashed as their send functions give them, and as texts.
 import { describe, expect, test } from 'vitest';
 import type { PlannedTable } from '../../src/model/schema-plan.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
-import { rowHash } from '../../src/validate/digest.ts';
+import { rowHash } from '../../src/validate/row-hash.ts';
 import { RangeReader, tablePair } from '../../src/validate/ranges.ts';
 import { BY_KEY, closePair, openPair, rowFormOf } from '../../src/validate/sessions.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
@@ -20,12 +20,17 @@ const families: readonly (readonly [type: string, one: string, other: string])[]
   ['numeric', '1.0', '1.00'],
   ['numeric(20,5)', '1.00001', '1.00002'],
   ['numeric', `'NaN'`, '0'],
+  ['numeric(20,5)', `'NaN'`, '0'],
+  ['numeric(20,5)', '-1', '1'],
+  ['numeric(20,5)', '1', '10000'],
   ['real', `'-0'`, '0'],
   ['double precision', `'-0'`, '0'],
   ['double precision', '0.3', '0.1::float8 + 0.2::float8'],
   ['money', `'1.00'`, `'1.01'`],
   ['text', `'a'`, `'a '`],
   ['text', `''`, 'null'],
+  ['integer', '0', 'null'],
+  ['boolean', 'false', 'null'],
   ['text', `U&'\\00e9'`, `U&'e\\0301'`],
   ['varchar(20)', `'a'`, `'A'`],
   ['char(8)', `'a'`, `'b'`],
@@ -35,6 +40,9 @@ const families: readonly (readonly [type: string, one: string, other: string])[]
   ['bytea', `'\\x00'`, `'\\x01'`],
   ['date', `'2020-01-01'`, `'2020-01-02'`],
   ['date', `'infinity'`, `'-infinity'`],
+  ['date', `'-infinity'`, 'null'],
+  ['date', `'infinity'`, `'5874897-12-31'`],
+  ['date', `'-infinity'`, `'4713-01-01 BC'`],
   ['time', `'00:00'`, `'24:00'`],
   ['timetz', `'12:00+00'`, `'13:00+01'`],
   ['timestamp', `'2020-01-01 00:00:00.000001'`, `'2020-01-01'`],
@@ -108,21 +116,43 @@ describe.each([
         await side.query(
           `create table same${n} (id int primary key, v ${type}); insert into same${n} values (1, ${isTarget ? other : one})`,
         );
-      // all that a sum of hashes of single columns would not see
+      // all that hashes of single columns, added up, would not see
       await side.query(
-        `create table swapped (id int primary key, a bigint, b text);
+        `create table between_columns (id int primary key, a numeric(9,2), b numeric(9,2), c text, d text, e bigint, f bigint);
+         insert into between_columns select i, 1, 2, 'c', 'd', i, -i from generate_series(1, 51) i;
+         update between_columns set ${isTarget ? `b = 'NaN', a` : `a = 'NaN', b`} = 0 where id = 7;
+         update between_columns set ${isTarget ? `d = null, c` : `c = null, d`} = '' where id = 8;
+         update between_columns set e = f, f = e where id = 9 and ${isTarget};
+         update between_columns set c = d, d = c where id = 51 and ${isTarget};
+         create table many_columns (id int primary key, ${Array.from({ length: 70 }, (_, n) => `c${n} int`).join(', ')});
+         insert into many_columns (id) select generate_series(1, 51);
+         update many_columns set ${isTarget ? 'c0' : 'c1'} = 0 where id = 7;
+         update many_columns set ${isTarget ? 'c0' : 'c31'} = 0 where id = 8;
+         update many_columns set ${isTarget ? 'c68' : 'c69'} = 0 where id = 9;
+         update many_columns set ${isTarget ? 'c30' : 'c61'} = 0 where id = 51;
+         create table loosened (id int primary key, v int not null, w int);
+         insert into loosened select i, i, i from generate_series(1, 51) i;
+         create table swapped (id int primary key, a bigint, b text);
          insert into swapped select i, i, 'b' || i from generate_series(1, 5000) i;
          ${isTarget ? `update swapped set a = 43 - a where a in (21, 22); update swapped set b = case b when 'b31' then 'b32' else 'b31' end where b in ('b31', 'b32')` : ''}`,
       );
     }
     const scope = makeScope(pair);
     await planFromCatalog(scope);
+    // what was NOT NULL when it was planned
+    for (const side of [pair.source, pair.target])
+      await side.query(`alter table loosened alter v drop not null;
+        update loosened set v = null, w = ${side === pair.target ? 1 : 2} where id in (7, 8, 9, 51)`);
     const form = await rowFormOf(scope);
-    expect(form).toBe('sent');
-    const sessions = await openPair(scope, scope.signal, BY_KEY);
+    expect(form).toBe('values');
+    const sessions = await openPair(scope, scope.signal, BY_KEY, true);
     const keysOf = async (plan: PlannedTable): Promise<string[]> => {
       const reader = new RangeReader(sessions);
-      const table = { ...tablePair(plan, form), rangeRows: 20 };
+      // of `swapped` a range has many strips, of the others one
+      const table = {
+        ...tablePair(plan, form),
+        ...(plan.source.name === 'swapped' ? {} : { rangeRows: 20 }),
+      };
       const found: string[] = [];
       for (let after: readonly string[] | null = null; ; ) {
         const { upTo, keys } = await reader.read(table, after, true);
@@ -151,22 +181,25 @@ describe.each([
   });
 });
 
-test('what is hashed as bytes, and what as text', () => {
+test('what is hashed by its own function, what as bytes, and what as text', () => {
   const column = (name: string, type: string) => ({ name, type });
-  expect(
-    rowHash(
-      [
-        column('a', 'bigint'),
-        column('b', 'double precision'),
-        column('c', 'timestamp(3) without time zone'),
-        column('d', 'integer[]'),
-        column('e', 'public."text"'),
-        column('f', 'interval day to second(3)'),
-      ],
-      'sent',
-    ),
-  ).toBe(
-    'hash_array_extended(array[record_send(row(t."a", t."c", t."f", row(t."b", t."d", t."e")::text collate "C"))], 1)',
+  const hash = rowHash(
+    [
+      column('a', 'integer'),
+      column('b', 'double precision'),
+      column('c', 'timestamp(3) without time zone'),
+      column('d', 'integer[]'),
+      column('e', 'public."text"'),
+      column('f', 'interval day to second(3)'),
+      column('g', 'numeric'),
+      column('h', 'text'),
+    ],
+    'values',
+  );
+  expect(hash).toBe(
+    `hash_array_extended(array[record_send(row(t."c", t."f", t."g", row(t."b", t."d", t."e")::text collate "C"))], ` +
+      `hashtextextended(coalesce(t."h" collate "C", ''), hashint4extended(coalesce(t."a", 0), ` +
+      `hashint4extended(case when t."a" is null then 1 else 0 end + case when t."h" is null then 2 else 0 end, 1))))`,
   );
   expect(rowHash([column('a', 'bigint')], 'text')).toContain('::text collate "C"');
 });
@@ -190,7 +223,7 @@ test('databases of SQL_ASCII are compared as texts, whose bytes need not be UTF-
   await planFromCatalog(scope);
   const form = await rowFormOf(scope);
   expect(form).toBe('text');
-  const sessions = await openPair(scope, scope.signal, BY_KEY);
+  const sessions = await openPair(scope, scope.signal, BY_KEY, true);
   const [plan] = schemaPlanOf(scope).tables;
   if (!plan) expect.unreachable();
   expect((await new RangeReader(sessions).read(tablePair(plan, form), null, false)).keys).toEqual([['2']]);

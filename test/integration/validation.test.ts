@@ -214,7 +214,9 @@ test('killed after a range it goes on behind it, and a new pass begins anew', as
     'create table t (id int primary key); create table u (id int primary key)',
     'insert into t select generate_series(1, 50000); insert into u select generate_series(1, 10)',
   );
-  await startValidation(run, { dieAt: 'validate.range-compared' }).ended;
+  // a limit, and each range is noted
+  const options = { validationMaxRowsPerSecond: 1_000_000 };
+  await startValidation(run, { dieAt: 'validate.range-compared', options }).ended;
   expect(noteOf(run.scope, 't')).toMatchObject({
     state: 'scanning',
     cursor: ['20000'],
