@@ -10,6 +10,7 @@ import pg, {
 } from 'pg';
 import { MigrationError } from '../model/errors.ts';
 import type { Endpoint, EndpointSecrets, Role } from '../model/endpoint.ts';
+import { STATEMENT_TIMEOUT_MS, TRANSACTION_TIMEOUT_MS, withinDeadline } from './answer-deadline.ts';
 import { backendPid, terminateBackends } from './backend.ts';
 import { closeClient, destroySocket, negotiate } from './connect.ts';
 import { CopySocket } from './copy-socket.ts';
@@ -18,9 +19,6 @@ import { ReadySessions, type ReadyKind } from './ready-sessions.ts';
 import { sessionSettings } from './session-settings.ts';
 import { literal } from './sql.ts';
 import { makeTrackedPool } from './tracked-pool.ts';
-
-/** Of one statement by `query`: they look at catalogs and positions, or change one row. */
-const STATEMENT_TIMEOUT_MS = 120_000;
 
 export interface SessionOptions {
   /** Shown in pg_stat_activity after `dts/<task>/<role>/`: `copy`, `holder`, `apply` … */
@@ -108,42 +106,36 @@ export class Side {
 
   /**
    * One statement on a pooled connection. Errors are MigrationErrors that name the role; `deadline_exceeded` after
-   * `timeoutMs`: a peer that vanished says nothing until TCP gives up, which takes a quarter of an hour.
+   * `timeoutMs`.
    */
   async query<R extends QueryResultRow = QueryResultRow>(
     sql: string,
     params: readonly unknown[] = [],
     { timeoutMs = STATEMENT_TIMEOUT_MS }: { readonly timeoutMs?: number } = {},
   ): Promise<QueryResult<R>> {
-    return this.withClient(async (client) => {
-      const timer = setTimeout(() => {
-        const pid = backendPid(client);
-        const error = new MigrationError(
-          'deadline_exceeded',
-          `${this.role}: no answer to a statement within ${timeoutMs} ms: ${sql.trim().replace(/\s+/g, ' ').slice(0, 100)}`,
-          { hint: 'look for a lock that it waits for, and at the network', details: { role: this.role } },
-        );
-        destroySocket(client, error);
-        if (pid !== null && !this.#closing) void this.#terminate([pid]).catch(() => undefined);
-      }, timeoutMs);
-      try {
-        return await client.query<R>(sql, [...params]);
-      } finally {
-        clearTimeout(timer);
-      }
-    });
+    return this.withClient((client) => client.query<R>(sql, [...params]), timeoutMs);
   }
 
-  /** Borrows a pooled connection; it goes back whatever happens, and is thrown away after an error. */
-  async withClient<T>(work: (client: PoolClient) => Promise<T>): Promise<T> {
+  /**
+   * Borrows a pooled connection; it goes back whatever happens, and is thrown away after an error. Errors:
+   * `deadline_exceeded` when `work` has not ended after `timeoutMs`.
+   */
+  async withClient<T>(
+    work: (client: PoolClient) => Promise<T>,
+    timeoutMs = TRANSACTION_TIMEOUT_MS,
+  ): Promise<T> {
     let client: PoolClient;
     try {
       client = await (await this.#ensurePool()).connect();
     } catch (error) {
       throw fromPostgres(error, { role: this.role });
     }
+    const endBackend = (pid: number): void => {
+      if (!this.#closing) void this.#terminate([pid]).catch(() => undefined);
+    };
     try {
-      const result = await work(client);
+      const borrowed = { client, role: this.role, timeoutMs, endBackend };
+      const result = await withinDeadline(borrowed, () => work(client));
       client.release();
       return result;
     } catch (error) {
@@ -152,14 +144,18 @@ export class Side {
     }
   }
 
-  /** Borrows a pooled connection inside BEGIN … COMMIT; rolled back when `work` throws. */
-  async transaction<T>(work: (client: PoolClient) => Promise<T>, begin = 'begin'): Promise<T> {
+  /** Borrows a pooled connection inside BEGIN … COMMIT; rolled back when `work` throws. As `withClient`. */
+  async transaction<T>(
+    work: (client: PoolClient) => Promise<T>,
+    begin = 'begin',
+    timeoutMs = TRANSACTION_TIMEOUT_MS,
+  ): Promise<T> {
     return this.withClient(async (client) => {
       await client.query(begin);
       const result = await work(client); // after a throw the connection is closed, which rolls back
       await client.query('commit');
       return result;
-    });
+    }, timeoutMs);
   }
 
   /** Opens a dedicated connection. The caller closes it in `finally`; aborting the signal closes it too. */

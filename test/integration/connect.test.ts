@@ -14,6 +14,7 @@ import { endSessions } from '../../src/postgres/end-sessions.ts';
 import { Side } from '../../src/postgres/connections.ts';
 import { TaskConnections } from '../../src/postgres/task-connections.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
+import { makeProxy, through } from '../support/proxy.ts';
 import { makeScope } from '../support/scope.ts';
 
 let server: EmbeddedServer;
@@ -402,6 +403,42 @@ describe('a side', () => {
     expect(error.message).toContain('select pg_sleep(601)');
     await waitFor(async () => (await running(source, '%pg_sleep(601)%')) === 0);
     expect((await side.query('select 1 as one')).rows).toEqual([{ one: 1 }]);
+    await side.close();
+  });
+
+  test.each(['withClient', 'transaction'] as const)(
+    'a %s on a peer that has gone silent ends at its deadline, which names the statement',
+    async (how) => {
+      const { source } = await makePair();
+      const network = await makeProxy(source.port);
+      const { source: side } = connectionsTo(through(network, source));
+      const work = async (client: pg.PoolClient): Promise<void> => {
+        await client.query('select 1');
+        network.forget();
+        await client.query('select pg_sleep(603)');
+      };
+      const error = await failure(
+        how === 'withClient' ? side.withClient(work, 500) : side.transaction(work, 'begin', 500),
+      );
+      expect(error).toMatchObject({
+        code: 'deadline_exceeded',
+        kind: 'transient',
+        message: expect.stringContaining('select pg_sleep(603)') as string,
+      });
+      await waitFor(() => side.connectionCount === 0);
+      expect((await side.query('select 1 as one')).rows).toEqual([{ one: 1 }]);
+      await waitFor(async () => (await running(source, '%pg_sleep(603)%')) === 0);
+      await side.close();
+    },
+  );
+
+  test('a connection that is borrowed and forgotten comes back at its deadline', async () => {
+    const { source } = await makePair();
+    const { source: side } = connectionsTo(source);
+    const error = await failure(side.transaction(() => new Promise(() => undefined), 'begin', 300));
+    expect(error).toMatchObject({ code: 'deadline_exceeded' });
+    expect(error.message).toContain('its transaction is still open');
+    await waitFor(() => side.connectionCount === 0);
     await side.close();
   });
 
