@@ -1,5 +1,5 @@
-// A table copied again while the task follows a source under writers: damage on the target is gone, no change is lost or
-// applied twice, and a SIGKILL in the middle of it is a non-event.
+// A table copied again while the task follows a source under writers and validates its other tables: damage on the target is
+// gone, no change is lost or applied twice, and a SIGKILL or a pause in the middle of it is a non-event.
 import { expect, test } from 'vitest';
 import type { Failpoint } from '../../src/model/failpoints.ts';
 import { expectEqualTables } from '../support/compare.ts';
@@ -21,7 +21,7 @@ const places: readonly Failpoint[] = [
   'held.noted',
 ];
 
-test('a table is copied again under writers, killed again and again and not at all', async () => {
+test('a table is copied again under writers and a validation, paused and killed again and again and not at all', async () => {
   const pair = await makePair();
   await loadShop(pair.source, 600);
   const writers = await startWriters(pair.source, 3);
@@ -43,8 +43,16 @@ test('a table is copied again under writers, killed again and again and not at a
   const recopy = `/migrations/${id}/tables/public.users/recopy`;
   for (const [n, place] of places.entries())
     await killed.killedAt(place, async (armed) => {
-      if (n > 0) return; // it goes on by itself
       await armed.reaches(id, 'syncingWal');
+      if (n > 0) {
+        // it goes on by itself, beside a validation of all other tables, and after a pause in the middle
+        await armed.call('POST', `/migrations/${id}/validate`);
+        if (n % 2 === 0) return;
+        await armed.call('POST', `/migrations/${id}/pause`);
+        await armed.reaches(id, 'paused');
+        await armed.call('POST', `/migrations/${id}/resume`);
+        return;
+      }
       await damage();
       await armed.call('POST', recopy);
     });
