@@ -74,7 +74,8 @@ export class Side {
     this.#settings = settings;
   }
 
-  get #name(): string {
+  /** application_name of its sessions, which may add a purpose behind a slash. */
+  get sessionName(): string {
     return `dts/${this.#taskId}/${this.role}`;
   }
 
@@ -91,7 +92,7 @@ export class Side {
   /** Client configuration that has proved to connect; TLS fallback of `prefer` is decided here once. */
   async clientConfig(purpose = ''): Promise<ClientConfig> {
     this.#throwIfClosed();
-    const name = this.#name;
+    const name = this.sessionName;
     this.#config ??= this.#secrets().then((secrets) =>
       negotiate(this.endpoint, secrets, name, this.role, this.#stop.signal),
     );
@@ -251,7 +252,7 @@ export class Side {
       const client = this.#ready.take(replication ? 'replication' : 'plain');
       if (!client) return null;
       try {
-        await client.query(`set application_name to ${literal(`${this.#name}/${purpose}`)}`);
+        await client.query(`set application_name to ${literal(`${this.sessionName}/${purpose}`)}`);
         return client;
       } catch {
         await this.#end(client);
@@ -317,7 +318,7 @@ export class Side {
 
   async #terminate(pids: readonly number[]): Promise<void> {
     const config = await this.#config;
-    if (config) await terminateBackends(pids, { config, name: this.#name, role: this.role });
+    if (config) await terminateBackends(pids, { config, name: this.sessionName, role: this.role });
   }
 
   /** A walsender takes no parameters, and writes no rows that the side's own settings could be for. */

@@ -5,7 +5,8 @@ import { DatabaseError } from 'pg';
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
 import { fromPostgres } from './errors.ts';
-import { SLOT_INTENT, slotNote, type SlotRecord } from './slot-record.ts';
+import { forgetIntent, noteIntent } from './slot-intent.ts';
+import { slotNote, type SlotRecord } from './slot-record.ts';
 import { removeSlot } from './slot-removal.ts';
 import { readSlot, stranger } from './slot-row.ts';
 import { identifySystem } from './source-system.ts';
@@ -33,7 +34,7 @@ export async function createSlot(scope: TaskScope, name: string): Promise<SlotRe
   try {
     const system = await identifySystem(session.client);
     const failover = await wantsFailover(scope);
-    scope.checkpoints.set(SLOT_INTENT, true);
+    await noteIntent(scope, system);
     const creation = session.client.query<{ consistent_point: Lsn }>(
       `CREATE_REPLICATION_SLOT ${ident(name)} LOGICAL pgoutput${failover ? ' (FAILOVER)' : ''}`,
     );
@@ -55,7 +56,7 @@ export async function createSlot(scope: TaskScope, name: string): Promise<SlotRe
     return record;
   } catch (error) {
     // Only this session's errors arrive unclassified: the server has answered, and keeps no slot that it did not finish.
-    if (error instanceof DatabaseError && error.severity !== 'FATAL') scope.checkpoints.delete(SLOT_INTENT);
+    if (error instanceof DatabaseError && error.severity !== 'FATAL') forgetIntent(scope);
     // A slot that nobody advances retains WAL: not left behind for an attempt that may never come. It is ours when we were
     // told so or see our session at work on it; a slot of this name alone may be anybody's.
     else unused = made || (await isMadeBy(scope, name, session.pid));
@@ -70,7 +71,7 @@ export async function createSlot(scope: TaskScope, name: string): Promise<SlotRe
     await session.close();
     if (unused)
       await removeSlot(scope, name).then(
-        () => scope.checkpoints.delete(SLOT_INTENT),
+        () => forgetIntent(scope),
         (error: unknown) => scope.log.warn({ err: error }, 'the unused slot could not be dropped yet'),
       );
   }

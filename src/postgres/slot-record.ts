@@ -28,8 +28,6 @@ export interface SlotRecord {
 
 /** Checkpoint of the SlotRecord. */
 export const slotNote = 'slot';
-/** Set before the slot is created: one found without a record is then known as ours, but unused. */
-export const SLOT_INTENT = 'slotIntent';
 
 /** The slot's record, or undefined while publication, slot and barrier do not stand yet. */
 export function findSlot(scope: TaskScope): SlotRecord | undefined {

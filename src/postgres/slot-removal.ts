@@ -1,7 +1,8 @@
 // The end of a task's slot: dropped, or left behind on a server that is not ours any more. Every wait is bounded.
 import { MigrationError } from '../model/errors.ts';
 import { fromPostgres } from './errors.ts';
-import { findSlot, SLOT_INTENT, slotNote, type SlotRecord } from './slot-record.ts';
+import { forgetIntent, hasIntent, whyNotIntended } from './slot-intent.ts';
+import { findSlot, slotNote, type SlotRecord } from './slot-record.ts';
 import { foreignShape, readSlot } from './slot-row.ts';
 import { sourceSystem } from './source-system.ts';
 import { taskObjectName } from './sql.ts';
@@ -15,11 +16,18 @@ const DROP_TIMEOUT_MS = 30_000;
  */
 export async function dropSlot(scope: TaskScope): Promise<void> {
   const record = findSlot(scope);
-  const ours = record ? !record.dropped : scope.checkpoints.get<boolean>(SLOT_INTENT) === true;
-  if (!ours) return;
-  await removeSlot(scope, taskObjectName(scope.taskId));
+  if (record?.dropped === true) return;
+  const name = taskObjectName(scope.taskId);
+  if (record || (await isLeftover(scope, name))) await removeSlot(scope, name);
   if (record) scope.checkpoints.set(slotNote, { ...record, dropped: true } satisfies SlotRecord);
-  scope.checkpoints.delete(SLOT_INTENT);
+  forgetIntent(scope);
+}
+
+/** Whether an interrupted start of this task has left it. */
+async function isLeftover(scope: TaskScope, name: string): Promise<boolean> {
+  if (!hasIntent(scope)) return false;
+  const row = await readSlot(scope, name);
+  return row !== null && (await whyNotIntended(scope, row)) === null;
 }
 
 /**
@@ -33,7 +41,7 @@ export async function abandonSlot(scope: TaskScope): Promise<void> {
   // a promoted standby of the same cluster has a copy of ours, if any
   if (found?.id === record.system?.id) await dropSlot(scope);
   scope.checkpoints.delete(slotNote);
-  scope.checkpoints.delete(SLOT_INTENT);
+  forgetIntent(scope);
 }
 
 /** Ends the walsender that still reads from our slot: one that outlived its connection. Bounded. */

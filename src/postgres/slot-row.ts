@@ -3,12 +3,14 @@ import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
 import type { TaskScope } from './task-scope.ts';
 
-interface SlotRow {
+export interface SlotRow {
   readonly plugin: string | null;
   readonly here: boolean;
   readonly temporary: boolean;
   readonly two_phase: boolean;
   readonly active_pid: number | null;
+  /** application_name of whoever reads from it. */
+  readonly reader: string | null;
   readonly wal_status: string | null;
   readonly restart_lsn: Lsn | null;
   readonly confirmed: Lsn | null;
@@ -20,6 +22,7 @@ export async function readSlot(scope: TaskScope, name: string): Promise<SlotRow 
   // conflicting whose WAL was removed; that one alone has lost its restart_lsn.
   const { rows } = await scope.source.query<SlotRow>(
     `select plugin, coalesce(database = current_database(), false) as here, temporary, active_pid, wal_status,
+       (select application_name from pg_stat_activity where pid = active_pid) as reader,
        restart_lsn::text, confirmed_flush_lsn::text as confirmed,
        coalesce((to_jsonb(s) ->> 'two_phase')::boolean, false) as two_phase,
        coalesce(to_jsonb(s) ->> 'invalidation_reason',

@@ -4,7 +4,8 @@ import { MigrationError } from '../model/errors.ts';
 import { compareLsn, type Lsn } from '../model/lsn.ts';
 import { whyNotFollow } from './promotion.ts';
 import { createSlot } from './slot-creation.ts';
-import { findSlot, recopyRemedy, SLOT_INTENT, slotNote, type SlotRecord } from './slot-record.ts';
+import { findSlot, recopyRemedy, slotNote, type SlotRecord } from './slot-record.ts';
+import { whyNotIntended } from './slot-intent.ts';
 import { removeSlot } from './slot-removal.ts';
 import { foreignShape, invalidationReason, readSlot, stranger } from './slot-row.ts';
 import { sourceSystem, verifySystemOf } from './source-system.ts';
@@ -29,8 +30,8 @@ async function ackedLsn(scope: TaskScope, slot: SlotRecord): Promise<Lsn | null>
  *   record     slot                                          result
  *   1 none     absent                                        created
  *   2 none     present, no intent of ours                    `slot_stranger`
- *   3 none     present, intent, pgoutput, this database      ours but unused (killed before its record): made again
- *   4 none     present, intent, another shape                `slot_stranger`
+ *   3 none     present, intent, as slot-intent.ts wants it   ours but unused (killed before its record): made again
+ *   4 none     present, intent, otherwise                    `slot_stranger`
  *   5 ours     absent                                        `slot_lost`
  *   6 ours     another plugin, database, kind, two_phase     `slot_stranger`
  *   7 ours     wal_status lost, or invalidated               `slot_lost`
@@ -55,10 +56,8 @@ export async function ensureSlot(scope: TaskScope): Promise<SlotRecord> {
   const name = taskObjectName(scope.taskId);
   const row = await readSlot(scope, name);
   if (row) {
-    if (scope.checkpoints.get<boolean>(SLOT_INTENT) !== true)
-      throw stranger(name, 'it exists and is not ours');
-    const shape = foreignShape(row);
-    if (shape !== null) throw stranger(name, shape);
+    const reason = await whyNotIntended(scope, row);
+    if (reason !== null) throw stranger(name, reason);
     scope.log.info({ slot: name }, 'a slot of an interrupted start is made again');
     await removeSlot(scope, name);
   }

@@ -2,6 +2,7 @@
 // taken for ours when they are not.
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import pg from 'pg';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { startEmbeddedPostgres } from '../../src/cli/embedded-postgres.ts';
 import { ensureBookkeeping, removeBookkeeping } from '../../src/postgres/bookkeeping.ts';
@@ -9,6 +10,8 @@ import { dropPublication, ensurePublication } from '../../src/postgres/publicati
 import { abandonSlot, dropSlot } from '../../src/postgres/slot-removal.ts';
 import { ensureSlot, verifySlot } from '../../src/postgres/slot.ts';
 import { findSlot, slotOf } from '../../src/postgres/slot-record.ts';
+import { noteIntent } from '../../src/postgres/slot-intent.ts';
+import { sourceSystem } from '../../src/postgres/source-system.ts';
 import { taskObjectName } from '../../src/postgres/sql.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
@@ -59,7 +62,7 @@ describe('ensureSlot', () => {
     expect(scope.connections.source.connectionCount).toBeLessThanOrEqual(4);
   });
 
-  it('recognises the slot of a start that was killed before its record, and makes it again', async () => {
+  it('recognises the slot of a start of an earlier version that was killed before its record, and makes it again', async () => {
     const pair = await makePair();
     const scope = await ready(pair);
     // What a kill at slot.created leaves: the intent, a slot, no record.
@@ -74,6 +77,64 @@ describe('ensureSlot', () => {
       before.rows[0]?.lsn,
     ]);
     expect(rows[0]?.later).toBe(true);
+    expect(scope.failpointsHit).toContain('slot.created');
+  });
+
+  it('leaves alone a slot that was there before its own was being made', async () => {
+    const pair = await makePair();
+    const scope = await ready(pair);
+    const name = taskObjectName(scope.taskId);
+    await pair.source.query(`select pg_create_logical_replication_slot($1, 'pgoutput')`, [name]);
+    await noteIntent(scope, await sourceSystem(scope)); // killed before the server has answered that it exists
+    const error = await errorOf(ensureSlot(scope));
+    expect(error).toMatchObject({ code: 'slot_stranger' });
+    expect(error.message).toContain('from before ours was being made');
+    await dropSlot(scope);
+    expect(await slotNames(pair)).toEqual([name]);
+    await pair.source.query('select pg_drop_replication_slot($1)', [name]);
+  });
+
+  it('leaves alone a slot that somebody else reads from, made while its own was being made', async () => {
+    const pair = await makePair();
+    const scope = await ready(pair);
+    const name = taskObjectName(scope.taskId);
+    await noteIntent(scope, await sourceSystem(scope));
+    await pair.source.query(`select pg_create_logical_replication_slot($1, 'pgoutput')`, [name]);
+    const { host, port, user, password, dbname: database } = pair.source.connection;
+    const settings = { host, port, user, password, database, application_name: 'stranger' };
+    const reader = new pg.Client({ ...settings, replication: 'database' } as pg.ClientConfig);
+    reader.on('error', () => undefined);
+    await reader.connect();
+    const reading = reader
+      .query(
+        `START_REPLICATION SLOT "${name}" LOGICAL 0/0 (proto_version '1', publication_names '"${name}"')`,
+      )
+      .catch(() => undefined);
+    await waitFor(
+      async () => (await pair.source.query('select from pg_replication_slots where active')).rowCount,
+    );
+    const error = await errorOf(ensureSlot(scope));
+    expect(error).toMatchObject({ code: 'slot_stranger' });
+    expect(error.message).toContain('somebody else reads from it');
+    await dropSlot(scope);
+    expect((await pair.source.query('select from pg_replication_slots where active')).rowCount).toBe(1);
+    await pair.source.query('select pg_terminate_backend(active_pid) from pg_replication_slots where active');
+    await reading;
+    await waitFor(async () =>
+      pair.source.query('select pg_drop_replication_slot($1)', [name]).then(
+        () => true,
+        () => false,
+      ),
+    );
+  });
+
+  it('makes a slot again that an interrupted start has left behind its intent', async () => {
+    const pair = await makePair();
+    const scope = await ready(pair);
+    await noteIntent(scope, await sourceSystem(scope));
+    const name = taskObjectName(scope.taskId);
+    await pair.source.query(`select pg_create_logical_replication_slot($1, 'pgoutput')`, [name]);
+    await ensureSlot(scope);
     expect(scope.failpointsHit).toContain('slot.created');
   });
 
