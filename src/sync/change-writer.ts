@@ -141,7 +141,11 @@ export class ChangeWriter {
   }
 
   async #readAgain(table: StreamedTable, row: Tuple, transaction: OpenTransaction): Promise<true> {
-    const { row: found, part, marker } = await readAgain(this.#scope, table, row, this.#scope.signal);
+    const {
+      row: found,
+      part,
+      marker,
+    } = await readAgain(this.#scope, table, row, transaction, this.#scope.signal);
     if (found !== null) this.#applier.insert(table, found, transaction);
     this.#applier.writePart(table, marker, transaction);
     this.#filter.addRow(part);

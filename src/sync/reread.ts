@@ -4,16 +4,19 @@
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
 import { formatRange, type RowRange } from '../model/part-range.ts';
-import { parsePgSnapshot } from '../model/pg-snapshot.ts';
+import { isVisible, parsePgSnapshot, widenXid } from '../model/pg-snapshot.ts';
 import { waitForFlush } from '../postgres/copy-flush.ts';
 import { rangeCondition } from '../postgres/copy-range.ts';
 import { slotOf } from '../postgres/slot-record.ts';
 import type { Tuple } from '../postgres/pgoutput-messages.ts';
 import { ident, identRelation, outputText } from '../postgres/sql.ts';
-import type { TaskScope } from '../postgres/task-scope.ts';
-import { keyOf, type CopiedPart } from './filter.ts';
+import { sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { keyOf, type CopiedPart, type SourceTransaction } from './filter.ts';
 import type { StreamedTable } from './relations.ts';
 import type { Statement } from './statements.ts';
+
+const VISIBLE_POLL_MS = 20;
+const VISIBLE_DEADLINE_MS = 60_000;
 
 export interface ReadAgain {
   readonly part: CopiedPart;
@@ -23,42 +26,47 @@ export interface ReadAgain {
   readonly marker: Statement;
 }
 
-/** Reads the row whose identity `row` has. Errors: those of a query, `deadline_exceeded` when the source does not flush. */
+/**
+ * Reads the row whose identity `row` has, as it is behind the transaction that asks for it. Errors: those of a query,
+ * `deadline_exceeded` when the source does not flush or the transaction stays invisible.
+ */
 export async function readAgain(
   scope: TaskScope,
   table: StreamedTable,
   row: Tuple,
+  asking: SourceTransaction,
   signal: AbortSignal,
 ): Promise<ReadAgain> {
   const range: RowRange = { kind: 'row', key: keyOf(table, row) };
   if (Object.keys(range.key).length !== table.keyPositions.length || table.keyPositions.length === 0)
     throw new MigrationError('internal', `${table.key}: a change does not tell the key of its row`);
-  const types = new Map(table.columns.map((column) => [column.name, column.type]));
-  const filter = table.plan.where === undefined ? '' : ` and (${table.plan.where})`;
-  const columns = table.columns.map((column) => outputText(ident(column.name))).join(', ');
-  const read = await scope.source.transaction(async (client) => {
-    await client.query(`set local lock_timeout = '30s'`);
-    // before the snapshot: a rewriting ALTER or a TRUNCATE in between would show an empty table
-    await client.query(`lock table only ${identRelation(table.plan.source)} in access share mode`);
-    const { rows: seen } = await client.query<{ seen: string; horizon: Lsn }>(
-      `select pg_current_snapshot()::text as seen, pg_current_wal_insert_lsn()::text as horizon`,
-    );
-    const { rows } = await client.query<(string | null)[]>({
-      text: `select ${columns} from only ${identRelation(table.plan.source)} where ${rangeCondition(range, types)}${filter}`,
-      rowMode: 'array',
-    });
-    return { snapshot: seen[0], row: rows[0] ?? null };
-  }, 'begin isolation level repeatable read read only');
-  if (!read.snapshot) throw new MigrationError('internal', 'source: it does not tell its snapshot');
-  await waitForFlush(scope, read.snapshot.horizon, (reason) => scope.progress.setWaitingFor(reason), signal);
+  let read = await readRow(scope, table, range);
+  // A commit is streamed as soon as it is in the WAL; its transaction becomes visible after that, and where it waits for a
+  // synchronous standby much later. Read before, the row would lack the very change that asks for it.
+  for (const deadline = Date.now() + VISIBLE_DEADLINE_MS; !hasSeen(read, asking); ) {
+    if (Date.now() > deadline)
+      throw new MigrationError(
+        'deadline_exceeded',
+        `source: transaction ${asking.xid} is committed in the WAL and stays invisible`,
+        {
+          hint: 'its commit waits for a synchronous standby (wait_event SyncRep): look at synchronous_standby_names',
+          details: { relation: table.key, lsn: asking.commitLsn },
+        },
+      );
+    scope.progress.setWaitingFor(`the source's transaction ${asking.xid} to become visible`);
+    await sleep(VISIBLE_POLL_MS, signal);
+    read = await readRow(scope, table, range);
+  }
+  scope.progress.setWaitingFor(null);
+  await waitForFlush(scope, read.horizonLsn, (reason) => scope.progress.setWaitingFor(reason), signal);
   return {
     row: read.row,
     part: {
       relation: table.key,
       part: -1,
       range,
-      pgSnapshot: parsePgSnapshot(read.snapshot.seen),
-      horizonLsn: read.snapshot.horizon,
+      pgSnapshot: parsePgSnapshot(read.seen),
+      horizonLsn: read.horizonLsn,
     },
     marker: {
       // numbered below zero, so that it never meets a part of the plan; a row that is read twice keeps the later marker
@@ -71,10 +79,43 @@ export async function readAgain(
         slotOf(scope).incarnation,
         table.key,
         formatRange(range),
-        read.snapshot.seen,
-        read.snapshot.horizon,
+        read.seen,
+        read.horizonLsn,
         read.row === null ? '0' : '1',
       ],
     },
   };
+}
+
+interface RowRead {
+  readonly row: Tuple | null;
+  /** pg_current_snapshot(). */
+  readonly seen: string;
+  readonly horizonLsn: Lsn;
+}
+
+function hasSeen({ seen }: RowRead, { xid }: SourceTransaction): boolean {
+  const pgSnapshot = parsePgSnapshot(seen);
+  return isVisible(pgSnapshot, widenXid(xid, pgSnapshot.xmax));
+}
+
+async function readRow(scope: TaskScope, table: StreamedTable, range: RowRange): Promise<RowRead> {
+  const types = new Map(table.columns.map((column) => [column.name, column.type]));
+  const filter = table.plan.where === undefined ? '' : ` and (${table.plan.where})`;
+  const columns = table.columns.map((column) => outputText(ident(column.name))).join(', ');
+  return scope.source.transaction(async (client) => {
+    await client.query(`set local lock_timeout = '30s'`);
+    // before the snapshot: a rewriting ALTER or a TRUNCATE in between would show an empty table
+    await client.query(`lock table only ${identRelation(table.plan.source)} in access share mode`);
+    const { rows: seen } = await client.query<{ seen: string; horizonLsn: Lsn }>(
+      `select pg_current_snapshot()::text as seen, pg_current_wal_insert_lsn()::text as "horizonLsn"`,
+    );
+    const { rows } = await client.query<(string | null)[]>({
+      text: `select ${columns} from only ${identRelation(table.plan.source)} where ${rangeCondition(range, types)}${filter}`,
+      rowMode: 'array',
+    });
+    const [snapshot] = seen;
+    if (!snapshot) throw new MigrationError('internal', 'source: it does not tell its snapshot');
+    return { ...snapshot, row: rows[0] ?? null };
+  }, 'begin isolation level repeatable read read only');
 }
