@@ -6,9 +6,10 @@
 // before the horizon while its transaction was still in the proc array, hence invisible, when the snapshot was taken.
 import { MigrationError } from '../model/errors.ts';
 import { lsnToBigint, type Lsn } from '../model/lsn.ts';
-import { positionOf, type KeyRange, type PartRange } from '../model/part-range.ts';
+import { positionOf, type KeyRange, type PartRange, type RangeType } from '../model/part-range.ts';
 import { isVisible, widenXid, type PgSnapshot } from '../model/pg-snapshot.ts';
-import type { Tuple } from '../postgres/pgoutput-messages.ts';
+import type { ColumnValue, Tuple } from '../postgres/pgoutput-messages.ts';
+import { textOf } from './binary-text.ts';
 import type { StreamedTable } from './relations.ts';
 
 /** A part that stands on the target: its row of dts.part. */
@@ -33,8 +34,11 @@ export interface SourceTransaction {
 
 /** What the filter has to know of a table of the stream. */
 export type FilteredTable = Pick<StreamedTable, 'key' | 'keyPositions'> & {
-  readonly columns: readonly { readonly name: string }[];
+  readonly columns: readonly { readonly name: string; readonly type: string }[];
 };
+
+/** A range of one of these types is not asked of a binary stream: their text is not told from bytes (binary-text.ts). */
+const timeTypes: readonly RangeType[] = ['date', 'timestamp', 'timestamptz'];
 
 /**
  * What to do with an update whose old and new row may lie in different parts: a delete in the old part and an insert in
@@ -150,7 +154,11 @@ class TableParts {
   }
 
   #indexOf({ column, type }: KeyRange, table: FilteredTable, row: Tuple): number {
-    const value = row[table.columns.findIndex(({ name }) => name === column)];
+    const value = textAt(
+      table,
+      row,
+      table.columns.findIndex(({ name }) => name === column),
+    );
     if (typeof value !== 'string') throw this.#broken(`a change does not tell its ${column}`);
     const position = positionOf(type, value);
     let low = 0;
@@ -182,11 +190,16 @@ class TableParts {
   }
 }
 
+/** Parts are described by texts; a binary stream sends bytes. */
+function textAt({ columns }: FilteredTable, row: Tuple, position: number): ColumnValue {
+  return textOf(columns[position]?.type ?? '', row[position] ?? null);
+}
+
 /** The row's identity as a part of one row names it; values that the change lacks are left out and match nothing. */
 export function keyOf(table: FilteredTable, row: Tuple): Record<string, string> {
   const key: Record<string, string> = {};
   for (const position of table.keyPositions) {
-    const value = row[position];
+    const value = textAt(table, row, position);
     const name = table.columns[position]?.name;
     if (typeof value === 'string' && name !== undefined) key[name] = value;
   }
@@ -196,8 +209,11 @@ export function keyOf(table: FilteredTable, row: Tuple): Record<string, string> 
 export class CopyFilter {
   readonly #tables = new Map<string, TableParts>();
   #lastHorizon = 0n;
+  /** The parts of some table are cut by dates or times: as long as it concerns anything, the stream is to send texts. */
+  readonly needsText: boolean;
 
   constructor(parts: readonly CopiedPart[]) {
+    this.needsText = parts.some(({ range }) => range?.kind === 'key' && timeTypes.includes(range.type));
     const byTable = new Map<string, CopiedPart[]>();
     for (const part of parts) {
       const known = byTable.get(part.relation);

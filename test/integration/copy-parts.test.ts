@@ -9,6 +9,7 @@ import type { PlannedStatement } from '../../src/model/schema-plan.ts';
 import { isCopyComplete } from '../../src/postgres/copy-state.ts';
 import { slotOf } from '../../src/postgres/slot-record.ts';
 import { saveSchemaPlan, schemaPlanOf } from '../../src/postgres/task-scope.ts';
+import { listening } from '../support/backlog.ts';
 import { contentOf } from '../support/copy-plan.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { seeded, startWriters, type Random } from '../support/random-writers.ts';
@@ -363,6 +364,7 @@ describe('parts of several snapshots and the stream', () => {
       });
       const stopped: TestScope[] = [];
       try {
+        const { said } = listening(scope);
         const stream = startStream(scope);
         await untilEvent(stream, 'SLOT_READY');
         scope.checkpoints.set('copyCuts', {
@@ -398,6 +400,7 @@ describe('parts of several snapshots and the stream', () => {
         expect(await contents(streaming, pair.target, 'target')).toEqual(
           await contents(streaming, pair.source, 'source'),
         );
+        expect(said.binary).toBe(true); // the keys of every change that was compared with the parts
         const markers = await markersOf(pair);
         // what made it hard: parts of many snapshots, and rows that had to be read again
         expect(new Set(markers.map(({ epoch }) => epoch)).size).toBeGreaterThan(deaths.length + 1);

@@ -9,7 +9,14 @@ import { CopyFilter, sawTransaction, type CopiedPart, type FilteredTable } from 
 import { seeded, type Random } from '../support/random-writers.ts';
 
 const KEYS = 14;
-const table: FilteredTable = { key: 'public.t', columns: [{ name: 'id' }, { name: 'v' }], keyPositions: [0] };
+const table: FilteredTable = {
+  key: 'public.t',
+  columns: [
+    { name: 'id', type: 'integer' },
+    { name: 'v', type: 'text' },
+  ],
+  keyPositions: [0],
+};
 
 /** `big`: out of line; an update that leaves it alone does not send it. */
 interface Row {

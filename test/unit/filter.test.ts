@@ -14,7 +14,10 @@ import {
 
 const t: FilteredTable = {
   key: 'public.t',
-  columns: [{ name: 'v' }, { name: 'id' }],
+  columns: [
+    { name: 'v', type: 'text' },
+    { name: 'id', type: 'integer' },
+  ],
   keyPositions: [1],
 };
 const row = (id: number | string): readonly [string, string] => ['x', String(id)];
@@ -89,6 +92,23 @@ describe('CopyFilter', () => {
         expect(skipped).toBe(seen);
       }),
     );
+  });
+
+  it('finds the part of a key that came in binary form as that of its text', () => {
+    const filter = new CopyFilter([
+      part({ part: 0, range: key(null, '-5') }),
+      part({ part: 1, range: key('-5', null), ...later }),
+    ]);
+    const transaction = { xid: 105, commitLsn: '0/1' }; // seen by the later part only
+    for (const id of [-2_147_483_648, -6, -5, 0, 2_147_483_647]) {
+      const bytes = Buffer.alloc(4);
+      bytes.writeInt32BE(id);
+      expect(filter.sawRow(t, ['x', bytes], transaction)).toBe(id >= -5);
+      expect(filter.sawRow(t, row(id), transaction)).toBe(id >= -5);
+    }
+    expect(filter.needsText).toBe(false);
+    const dates = { kind: 'key', column: 'id', type: 'date', from: null, to: null } as const;
+    expect(new CopyFilter([part({ range: dates })]).needsText).toBe(true);
   });
 
   it('passes or skips an update of a table of one part as a whole', () => {
