@@ -1,9 +1,12 @@
 // How much WAL a call of the catch-up feed covers. Pure; slot-feed.ts asks before every call.
 //
 // A call decodes again from restart_lsn, which moves only at the source's running-transactions records (every 15 s, and at
-// checkpoints): calls of one size would decode a backlog that was written in between quadratically. So each is twice as
-// large as the last. The first one is small, because nothing is applied while it decodes. What a call returns is held on
-// the source: where a little WAL becomes many bytes (values that are compressed in it), calls stay smaller.
+// checkpoints), and what is decoded again costs nearly as much as what is new. So calls are few: each covers a third of what
+// is left, or twice as much as the last. The first one is not large, because nothing is applied while it decodes. What a call
+// returns is held on the source: where a little WAL becomes many bytes (values that are compressed in it), calls stay smaller.
+//
+//   returned nothing   it ended in the middle of a transaction: the next one covers as much as any may, to hold all of it
+//   nothing again      the transaction is larger than any call: it is the walsender's
 
 export interface CatchUpSizes {
   /** Worth it from so much WAL on. */
@@ -20,14 +23,16 @@ export const catchUpSizes: CatchUpSizes = {
   fromBytes: 8 * 1024 * 1024,
   toBytes: 4 * 1024 * 1024,
   firstCallBytes: 8 * 1024 * 1024,
-  mostCallBytes: 128 * 1024 * 1024,
+  mostCallBytes: 512 * 1024 * 1024,
 };
 
 /** A call is to return about so much at most: work_mem of its session, so that the source writes no temporary file. */
-export const GOOD_RESULT_BYTES = 96 * 1024 * 1024;
+export const GOOD_RESULT_BYTES = 128 * 1024 * 1024;
 
-/** Beyond it (one huge transaction, say) the source holds too much: the feed is not for this backlog. */
-export const HUGE_RESULT_BYTES = 192 * 1024 * 1024;
+/** Beyond it (one huge transaction, say) the source holds too much: the rest of the backlog is the walsender's. */
+const HUGE_RESULT_BYTES = 384 * 1024 * 1024;
+/** What the first call covers at most: nothing is known of the backlog. */
+const FIRST_CALL_SHARE = 1 / 4;
 
 /** A call that has been answered: the WAL that it covered, and what it returned. */
 export interface CallResult {
@@ -35,15 +40,24 @@ export interface CallResult {
   readonly resultBytes: number;
 }
 
-/** WAL of the next call; `last`: null before the first. */
-export function nextCallBytes(last: CallResult | null, sizes: CatchUpSizes): number {
-  if (last === null) return sizes.firstCallBytes;
-  const twice = Math.min(last.walBytes * 2, sizes.mostCallBytes);
-  const good = (last.walBytes * GOOD_RESULT_BYTES) / Math.max(1, last.resultBytes);
-  return Math.max(1, Math.floor(Math.min(twice, good)));
+/** WAL of the next call, of `lag` that is left; `last`: null before the first. */
+export function nextCallBytes(last: CallResult | null, lag: number, sizes: CatchUpSizes): number {
+  const { firstCallBytes, mostCallBytes } = sizes;
+  const third = Math.max(firstCallBytes, Math.ceil(lag / 3));
+  if (last === null) return Math.min(third, Math.max(firstCallBytes, mostCallBytes * FIRST_CALL_SHARE));
+  if (last.resultBytes === 0) return mostCallBytes;
+  const good = Math.ceil((last.walBytes * GOOD_RESULT_BYTES) / last.resultBytes);
+  const wanted = Math.max(last.walBytes * 2, third);
+  // a small rest is taken along
+  return Math.min(lag <= wanted * 1.5 ? lag : wanted, mostCallBytes, good);
+}
+
+/** Whether what is left should come from the walsender, by the last two calls. */
+export function isForWalsender(before: CallResult | null, last: CallResult): boolean {
+  return last.resultBytes > HUGE_RESULT_BYTES || (before?.resultBytes === 0 && last.resultBytes === 0);
 }
 
 /** Whether calls for `lag` bytes of WAL would decode little more than they return; `before`: WAL from restart_lsn on. */
 export function catchUpIsCheap(before: number, lag: number, sizes: CatchUpSizes): boolean {
-  return before < Math.min(lag, sizes.mostCallBytes) / 2;
+  return before < Math.min(lag, sizes.mostCallBytes * FIRST_CALL_SHARE) / 2;
 }

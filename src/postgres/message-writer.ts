@@ -1,11 +1,18 @@
 // Messages to the server, one after the other in one buffer that grows. Used by pipeline.ts for every row of the stream: no
 // object is made for a field or a message.
+import type { BufferPool } from './buffer-pool.ts';
 
 const INITIAL_BYTES = 64 * 1024;
 
 export class MessageWriter {
-  #out = Buffer.allocUnsafe(INITIAL_BYTES);
+  readonly #pool: BufferPool;
+  #out: Buffer;
   #used = 0;
+
+  constructor(pool: BufferPool) {
+    this.#pool = pool;
+    this.#out = pool.take(INITIAL_BYTES);
+  }
 
   /** Bytes gathered so far; also where the next one goes. */
   get used(): number {
@@ -61,14 +68,15 @@ export class MessageWriter {
     this.#out[this.#used++] = 0;
   }
 
-  /** What was gathered, in memory that is not written again; begins anew. */
-  take(): Buffer {
+  /** What was gathered; begins anew. `written`: the socket has it, its memory may be used again. */
+  take(): { readonly bytes: Buffer; readonly written: () => void } {
     const full = this.#out;
     const used = this.#used;
     this.#used = 0;
-    if (used < INITIAL_BYTES / 4) return Buffer.from(full.subarray(0, used));
-    this.#out = Buffer.allocUnsafe(INITIAL_BYTES);
-    return full.subarray(0, used);
+    if (used < INITIAL_BYTES / 4)
+      return { bytes: Buffer.from(full.subarray(0, used)), written: () => undefined };
+    this.#out = this.#pool.take(INITIAL_BYTES);
+    return { bytes: full.subarray(0, used), written: () => this.#pool.give(full) };
   }
 
   clear(): void {
@@ -77,8 +85,9 @@ export class MessageWriter {
 
   #ensure(bytes: number): void {
     if (this.#used + bytes <= this.#out.length) return;
-    const larger = Buffer.allocUnsafe(Math.max(this.#out.length * 2, this.#used + bytes));
+    const larger = this.#pool.take(Math.max(this.#out.length * 2, this.#used + bytes));
     this.#out.copy(larger, 0, 0, this.#used);
+    this.#pool.give(this.#out);
     this.#out = larger;
   }
 }

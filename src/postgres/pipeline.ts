@@ -6,6 +6,7 @@
 // several errors only the first one means anything: it is kept until `reset`.
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
+import { BufferPool } from './buffer-pool.ts';
 import type { Session } from './connections.ts';
 import { fromPostgres } from './errors.ts';
 import { MessageWriter } from './message-writer.ts';
@@ -22,6 +23,13 @@ export interface AnswerReader<C> {
   readonly onRows: (found: number, expected: number, context: C) => MigrationError;
   /** A row of its result: the first column as text. */
   readonly onData: (value: string, context: C) => void;
+}
+
+/** What the body of a COPY may call. */
+export interface Copying {
+  readonly frame: () => void;
+  /** Rows that lie in memory, up to `end`: it must stay as it is, and goes to the pool when the socket has it. */
+  readonly lend: (memory: Buffer, end: number) => void;
 }
 
 interface Entry<C> {
@@ -47,7 +55,9 @@ export class Pipeline<C> {
   readonly #session: Session;
   readonly #socket: Socket;
   readonly #reader: AnswerReader<C>;
-  readonly #out = new MessageWriter();
+  /** Memory of what is written; who lends some takes it from here. */
+  readonly pool = new BufferPool();
+  readonly #out = new MessageWriter(this.pool);
   #in: Buffer = Buffer.alloc(0);
   readonly #entries: Entry<C>[] = [];
   #head = 0;
@@ -119,23 +129,48 @@ export class Pipeline<C> {
     this.#unsynced++;
   }
 
-  /** COPY … FROM STDIN: `body` writes the rows by `bytes`, `int16` …, `frame` being called between rows. */
-  copy(sql: string, rows: number, context: C, body: (frame: () => void) => void): void {
+  /**
+   * COPY … FROM STDIN: `body` writes the rows by `bytes`, `int16` …, calling `frame` between rows, or lends whole memory of
+   * the pool. What it has written leaves at each frame: the server works while we go on.
+   */
+  copy(sql: string, rows: number, context: C, body: (copying: Copying) => void): void {
     this.sync();
     const query = this.#out.begin(QUERY);
     this.#out.cstring(sql);
     this.#out.end(query);
     let data = this.#out.begin(COPY_DATA);
     // A boundary of messages means nothing to COPY, but a message is held in memory by the server as a whole.
-    body(() => {
-      if (this.#out.used - data < COPY_FRAME_BYTES) return;
-      this.#out.end(data);
-      data = this.#out.begin(COPY_DATA);
+    body({
+      frame: () => {
+        if (this.#out.used - data < COPY_FRAME_BYTES) return;
+        this.#out.end(data);
+        this.flush();
+        data = this.#out.begin(COPY_DATA);
+      },
+      lend: (rowsFrom, end) => {
+        this.#out.end(data);
+        this.#lend(rowsFrom, end);
+        data = this.#out.begin(COPY_DATA);
+      },
     });
     this.#out.end(data);
     this.#out.end(this.#out.begin(COPY_DONE));
     this.#entries.push({ rows, context });
     this.#entries.push({ rows: null, context: null }); // a simple query brings its own ReadyForQuery
+    this.flush();
+  }
+
+  #lend(memory: Buffer, end: number): void {
+    this.#socket.cork();
+    for (let at = 0; at < end; at += COPY_FRAME_BYTES) {
+      const to = Math.min(end, at + COPY_FRAME_BYTES);
+      this.#out.byte(COPY_DATA);
+      this.#out.int32(4 + to - at);
+      this.flush();
+      if (this.#closed) continue;
+      this.#socket.write(memory.subarray(at, to), to < end ? undefined : () => this.pool.give(memory));
+    }
+    this.#socket.uncork();
   }
 
   /** Ends a group of statements: what follows runs (and fails) by itself. */
@@ -165,8 +200,12 @@ export class Pipeline<C> {
   /** Writes what has been gathered. */
   flush(): void {
     if (this.#out.used === 0) return;
-    if (this.#closed) this.#out.clear();
-    else this.#socket.write(this.#out.take()); // it keeps the memory until the kernel has it
+    if (this.#closed) {
+      this.#out.clear();
+      return;
+    }
+    const { bytes, written } = this.#out.take();
+    this.#socket.write(bytes, written); // it keeps the memory until the kernel has it
   }
 
   /** Sync, flush, and every answer. Throws the first failure, after the server has answered everything. */

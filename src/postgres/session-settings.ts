@@ -47,3 +47,12 @@ export const sessionSettings = `
     -- What we have seen committed (a sequence, the fence, a marker) must outlive a crash: later steps build on it.
     ('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'local' end)) as s(name, value)
   where value is not null and current_setting(name, true) is not null`;
+
+/**
+ * Of a session that decodes. A transaction that does not fit into logical_decoding_work_mem is written to disk and read again,
+ * change by change, which takes longer than decoding it: as much as the server has shared_buffers, up to 512 MB.
+ */
+export const decodingMemory = `
+  select set_config('logical_decoding_work_mem', greatest(d.setting::int8,
+    least(b.setting::int8 * current_setting('block_size')::int8 / 1024, 524288)) || 'kB', false)
+  from pg_settings d, pg_settings b where d.name = 'logical_decoding_work_mem' and b.name = 'shared_buffers'`;

@@ -13,7 +13,7 @@ import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
 import {
   GOOD_RESULT_BYTES,
-  HUGE_RESULT_BYTES,
+  isForWalsender,
   nextCallBytes,
   type CallResult,
   type CatchUpSizes,
@@ -22,7 +22,9 @@ import type { Session } from './connections.ts';
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
 import { hasLogicalMessages } from './marker.ts';
+import { ReadPace } from './read-pace.ts';
 import { readServerError } from './server-error.ts';
+import { decodingMemory } from './session-settings.ts';
 import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
 import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
@@ -30,7 +32,7 @@ import type { WalStreamOptions } from './wal-stream.ts';
 
 /** Received and not taken: about what the target takes while the source decodes the next call. */
 const QUEUE_BYTES = 32 * 1024 * 1024;
-const SOURCE_WORK_MEM = `${GOOD_RESULT_BYTES / 1024}kB`;
+const PACE_MS = 2;
 const ADVANCE_INTERVAL_MS = 10_000;
 /** A call says nothing while it decodes. */
 const SILENCE_TIMEOUT_MS = 600_000;
@@ -47,9 +49,10 @@ export class SlotFeed {
   readonly #sizes: CatchUpSizes;
   readonly #copy: string;
   readonly #queue = new GulpQueue(
-    { pause: () => void this.#socket().pause(), resume: () => void this.#socket().resume() },
+    { pause: () => void this.#socket().pause(), resume: () => this.#pace?.resume() },
     QUEUE_BYTES,
   );
+  #pace: ReadPace | null = null;
   #unfitUntil: Lsn | null = null;
   #receivedLsn: Lsn;
   #acknowledged: Lsn | null = null;
@@ -76,10 +79,8 @@ export class SlotFeed {
     const session = await scope.source.session({ purpose: 'catch-up', signal });
     const feed = new SlotFeed(scope, session, options, sizes);
     try {
-      await session.client.query(
-        `select set_config(name, value, false) from (values ('work_mem', '${SOURCE_WORK_MEM}'),
-           ('logical_decoding_work_mem', '${SOURCE_WORK_MEM}')) as s(name, value)`,
-      );
+      await session.client.query(`select set_config('work_mem', '${GOOD_RESULT_BYTES / 1024}kB', false)`);
+      await session.client.query(decodingMemory);
       await session.client.query('select pg_copy_logical_replication_slot($1, $2, true)', [
         options.slot.name,
         feed.#copy,
@@ -111,8 +112,8 @@ export class SlotFeed {
   }
 
   /**
-   * Null, or up to where the backlog is the walsender's: a call returned more than the source should hold, or nothing, as
-   * in the middle of a transaction that is larger than the call, and the next would decode its WAL again for nothing.
+   * Null, or up to where the backlog is the walsender's: a call returned more than the source should hold, or calls returned
+   * nothing, as in the middle of a transaction that is larger than they are, and would decode its WAL again for nothing.
    */
   get unfitUntil(): Lsn | null {
     return this.#unfitUntil;
@@ -148,6 +149,7 @@ export class SlotFeed {
   }
 
   async close(): Promise<void> {
+    this.#pace?.stop();
     this.#fail(new MigrationError('aborted', 'source: the feed was closed'));
     this.#socket().destroy(); // a call that decodes would not hear a goodbye
     await this.#session.close();
@@ -168,6 +170,8 @@ export class SlotFeed {
         if (message[0] === 0x5a) this.#callEnd?.();
       },
     });
+    const pace = new ReadPace(socket, PACE_MS, () => this.#queue.paused);
+    this.#pace = pace;
     socket.removeAllListeners('data');
     socket.on('data', (chunk: Buffer) => {
       this.#queue.heard();
@@ -176,6 +180,7 @@ export class SlotFeed {
       } catch (error) {
         this.#fail(new MigrationError('internal', `source: ${String(error)}`, { cause: error }));
       }
+      pace.chunk(chunk.length);
     });
     socket.on('error', (error) => this.#fail(fromPostgres(error, { role: 'source' })));
     socket.on('close', () =>
@@ -197,16 +202,17 @@ export class SlotFeed {
       // A busy source writes on while a call runs: what the last one left is the walsender's, however much it is.
       if (source - received < BigInt(this.#sizes.toBytes) || reachedSource || this.#unfitUntil !== null)
         break;
-      const most = received + BigInt(nextCallBytes(last, this.#sizes));
+      const left = Number(source - received);
+      const most = received + BigInt(nextCallBytes(last, left, this.#sizes));
       reachedSource = most >= source;
       const upto = bigintToLsn(reachedSource ? source : most);
       walker.restart();
       this.#resultBytes = 0;
       await this.#call(upto);
       if (this.#queue.failure !== null) return;
-      last = { walBytes: Number(lsnToBigint(upto) - received), resultBytes: this.#resultBytes };
-      if (last.resultBytes > HUGE_RESULT_BYTES || last.resultBytes === 0)
-        this.#unfitUntil = bigintToLsn(source);
+      const result = { walBytes: Number(lsnToBigint(upto) - received), resultBytes: this.#resultBytes };
+      if (isForWalsender(last, result)) this.#unfitUntil = bigintToLsn(source);
+      last = result;
       if (compareLsn(upto, this.#receivedLsn) > 0) this.#receivedLsn = upto;
       this.#push(reached(upto));
     }

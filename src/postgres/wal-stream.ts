@@ -6,9 +6,6 @@
 // an event of every message. Its other weaknesses that are worked around: its timer acknowledges what was received, not
 // what was committed (off); acknowledge() adds one byte to the position; its flow control holds the socket for every
 // message (off); after stop() late socket errors have no listener; a paused stream answers no keepalive.
-//
-// A walsender sends every change by itself, and each one wakes both sides: read at once, that costs more than the change.
-// So while they come fast the socket is left alone for a millisecond or two, and then read in one large gulp.
 import { Socket } from 'node:net';
 import type { Client } from 'pg';
 import { LogicalReplicationService } from 'pg-logical-replication';
@@ -17,16 +14,14 @@ import { bigintToLsn, compareLsn, lsnToBigint, ZERO_LSN, type Lsn } from '../mod
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
 import { hasLogicalMessages } from './marker.ts';
-import { sessionSettings } from './session-settings.ts';
+import { ReadPace } from './read-pace.ts';
+import { decodingMemory, sessionSettings } from './session-settings.ts';
 import { verifySystem } from './source-system.ts';
 import type { SlotRecord } from './slot-record.ts';
 import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
 import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
 
-/** What is received in less than this and within PACE_WITHIN_MS of the last is worth waiting for more. */
-const SMALL_CHUNK_BYTES = 32 * 1024;
-const PACE_WITHIN_MS = 3;
 const PACE_MS = 1;
 const STATUS_INTERVAL_MS = 5_000;
 /** Ours, whatever the source has configured: with 0 the walsender of a dead client would hold the slot for ever. */
@@ -62,12 +57,9 @@ export class WalStream {
   #client: Client | null = null;
   readonly #queue = new GulpQueue({
     pause: () => this.#stream?.pause(),
-    resume: () => {
-      if (this.#pace === null) this.#stream?.resume();
-    },
+    resume: () => this.#pace?.resume(),
   });
-  #pace: NodeJS.Timeout | null = null;
-  #chunkAt = 0;
+  #pace: ReadPace | null = null;
   #onFailure: (() => void) | null = null;
   #ackedLsn: Lsn;
   #receivedLsn: Lsn = ZERO_LSN;
@@ -151,7 +143,7 @@ export class WalStream {
     this.#closed ??= (async () => {
       this.#fail(new MigrationError('aborted', 'source: the stream was closed'));
       if (this.#statusTimer) clearInterval(this.#statusTimer);
-      if (this.#pace) clearTimeout(this.#pace);
+      this.#pace?.stop();
       // A paused socket would never see its end; a status that was just written is flushed by destroySoon.
       this.#stream?.resume();
       this.#socket.destroySoon();
@@ -185,6 +177,7 @@ export class WalStream {
         this.#client = client;
         this.#stream = (client as unknown as { connection: { stream: Pausable } }).connection.stream;
         await client.query(sessionSettings);
+        await client.query(decodingMemory);
         await client.query(`select set_config('wal_sender_timeout', '${WAL_SENDER_TIMEOUT_MS}', false)`);
         // On this very connection: behind one address there may be more than one server.
         await verifySystem(client, options.slot, scope);
@@ -235,29 +228,17 @@ export class WalStream {
         for (const listener of listeners) listener.call(socket, message);
       },
     });
-    let gulped = 0;
+    const pace = new ReadPace(socket, PACE_MS, () => this.#queue.paused);
+    this.#pace = pace;
     socket.removeAllListeners('data');
     socket.on('data', (chunk: Buffer) => {
-      const now = performance.now();
       this.#queue.heard();
       try {
         walker.push(chunk);
       } catch (error) {
         this.#fail(new MigrationError('internal', `source: ${String(error)}`, { cause: error }));
       }
-      const since = now - this.#chunkAt;
-      this.#chunkAt = now;
-      gulped += chunk.length;
-      // TLS gives small pieces; those that wait in memory already cost nothing more.
-      if (socket.readableLength > 0 || this.#queue.paused) return;
-      const small = gulped < SMALL_CHUNK_BYTES;
-      gulped = 0;
-      if (!small || since > PACE_WITHIN_MS) return;
-      socket.pause();
-      this.#pace = setTimeout(() => {
-        this.#pace = null;
-        if (!this.#queue.paused) socket.resume();
-      }, PACE_MS);
+      pace.chunk(chunk.length);
     });
   }
 

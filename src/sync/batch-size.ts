@@ -1,9 +1,9 @@
-// How many changes a batch should have: as many as the target takes in about a quarter of a second. Smaller ones spend
+// How many changes a batch should have: as many as the target takes in about half a second. Smaller ones spend
 // their time on commits, larger ones hold locks for longer and repeat more after a failure. Pure; replay.ts asks it.
 
-const GOAL_MS = 250;
+const GOAL_MS = 500;
 const LEAST = 1_000;
-const MOST = 50_000;
+const MOST = 100_000;
 const AT_FIRST = 10_000;
 
 export class BatchSize {

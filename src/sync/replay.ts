@@ -25,7 +25,7 @@ import type { RelationMap } from './relations.ts';
 import type { ReplayFigures } from './replay-figures.ts';
 
 /** A batch ends at the next boundary when it is this large; a transaction's part of it then leaves before its end. */
-const BATCH_BYTES = 4 * 1024 * 1024;
+const BATCH_BYTES = 8 * 1024 * 1024;
 /** Without changes the position is stored, and the slot advanced, at most this often. */
 const IDLE_STORE_MS = 2_000;
 

@@ -61,7 +61,7 @@ export class SetWriter {
     if (!set) {
       const shape = { ...table.shape, binary: this.#binary };
       const sql = setStatements(table, this.#sets.size, this.#binary);
-      const batch = new TableBatch(shape);
+      const batch = new TableBatch(shape, this.#pipe.pool);
       set = { table, batch, sql, binary: this.#binary, updates: 'absent', deletes: 'absent' };
       this.#sets.set(table, set);
       this.write(table); // what it has pending under the columns that it had before
@@ -207,15 +207,10 @@ export class SetWriter {
   ): void {
     const { batch, binary } = set;
     const pipe = this.#pipe;
-    pipe.copy(sql, entries.length, context, (frame) => {
+    pipe.copy(sql, entries.length, context, ({ frame, lend }) => {
       if (binary) pipe.bytes(copyHeader, 0, copyHeader.length);
-      if (binary && columns === null && batch.onlyInserts) {
-        const step = 128 * 1024;
-        for (let at = 0; at < batch.used; at += step) {
-          pipe.bytes(batch.arena, at, Math.min(batch.used, at + step));
-          frame();
-        }
-      } else
+      if (binary && columns === null && batch.onlyInserts) lend(batch.release(), batch.used);
+      else
         for (const entry of entries) {
           if (!binary) this.#textRow(batch, entry, columns);
           else if (columns === null && !batch.hasUnchanged)

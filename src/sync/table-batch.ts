@@ -12,6 +12,7 @@
 // Tuples lie in one arena in the layout of COPY BINARY (int16 count, then int32 length and bytes of each value), so that
 // a table that only got inserts is written by copying memory. A value that the update did not send (unchanged TOAST) is
 // taken from the pending state; where there is none its length is UNCHANGED_LENGTH.
+import { BufferPool } from '../postgres/buffer-pool.ts';
 
 /** Length of a value that the message lacks; −1 is NULL. */
 export const UNCHANGED_LENGTH = -2;
@@ -34,14 +35,13 @@ export interface BatchShape {
   readonly binary: boolean;
 }
 
-const INITIAL_BYTES = 16 * 1024;
 const INITIAL_ROWS = 64;
-/** A batch's memory that is kept for the next one. */
-const KEEP_BYTES = 8 * 1024 * 1024;
+const NOTHING = Buffer.alloc(0);
 
 export class TableBatch {
   readonly shape: BatchShape;
-  arena = Buffer.allocUnsafeSlow(INITIAL_BYTES);
+  readonly #pool: BufferPool;
+  arena: Buffer = NOTHING;
   /** Bytes used of the arena. */
   used = 0;
   /** Entries, NONE ones included. */
@@ -58,8 +58,9 @@ export class TableBatch {
   #map: Map<number | string, number> | null = null;
   #unchanged = false;
 
-  constructor(shape: BatchShape) {
+  constructor(shape: BatchShape, pool = new BufferPool()) {
     this.shape = shape;
+    this.#pool = pool;
   }
 
   clear(): void {
@@ -69,7 +70,15 @@ export class TableBatch {
     this.onlyInserts = true;
     this.hasUnchanged = false;
     this.#map = null;
-    if (this.arena.length > KEEP_BYTES) this.arena = Buffer.allocUnsafeSlow(INITIAL_BYTES);
+    this.#pool.give(this.arena);
+    this.arena = NOTHING;
+  }
+
+  /** The arena now belongs to the caller, who gives it to the pool. */
+  release(): Buffer {
+    const { arena } = this;
+    this.arena = NOTHING;
+    return arena;
   }
 
   /** `at`: the tuple's column count in the message. False: not taken, nothing changed. */
@@ -316,8 +325,9 @@ export class TableBatch {
   }
 
   #grow(bytes: number): void {
-    const larger = Buffer.allocUnsafeSlow(Math.max(this.arena.length * 2, this.used + bytes));
+    const larger = this.#pool.take(Math.max(this.arena.length * 2, this.used + bytes));
     this.arena.copy(larger, 0, 0, this.used);
+    this.#pool.give(this.arena);
     this.arena = larger;
   }
 }

@@ -236,7 +236,7 @@ describe('a slot whose WAL was removed', () => {
 
 describe('the guard of the slot', () => {
   it('shows what decoding spills to the disk of the source, and keeps an idle slot moving', async () => {
-    const { pair } = await ownSource({ logical_decoding_work_mem: '64kB' }, 'disable');
+    const { pair } = await ownSource({ logical_decoding_work_mem: '64kB', shared_buffers: '1MB' }, 'disable');
     const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key, v text)');
     await pair.source.query(
       'insert into public.t select g, repeat(md5(g::text), 4) from generate_series(1, 20000) g',

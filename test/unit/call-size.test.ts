@@ -5,6 +5,7 @@ import {
   catchUpIsCheap,
   catchUpSizes,
   GOOD_RESULT_BYTES,
+  isForWalsender,
   nextCallBytes,
   type CallResult,
 } from '../../src/postgres/call-size.ts';
@@ -15,27 +16,29 @@ const MEGABYTE = 1024 * 1024;
 function callsFor(backlogBytes: number, share: number): CallResult[] {
   const calls: CallResult[] = [];
   for (let left = backlogBytes; left > 0; ) {
-    const walBytes = Math.min(left, nextCallBytes(calls.at(-1) ?? null, catchUpSizes));
+    const walBytes = Math.min(left, nextCallBytes(calls.at(-1) ?? null, left, catchUpSizes));
     calls.push({ walBytes, resultBytes: Math.round(walBytes * share) });
     left -= walBytes;
   }
   return calls;
 }
+const megabytes = (calls: readonly CallResult[]): number[] =>
+  calls.map(({ walBytes }) => Math.round(walBytes / MEGABYTE));
 
 describe('the calls of a catch-up', () => {
-  it('begin small and grow to a bound', () => {
-    expect(callsFor(600 * MEGABYTE, 0.5).map(({ walBytes }) => walBytes / MEGABYTE)).toEqual([
-      8, 16, 32, 64, 128, 128, 128, 96,
-    ]);
+  it('are few, and the first of them is not large', () => {
+    expect(megabytes(callsFor(10 * MEGABYTE, 0.5))).toEqual([8, 2]);
+    expect(megabytes(callsFor(300 * MEGABYTE, 0.5))).toEqual([100, 200]);
+    expect(megabytes(callsFor(2_000 * MEGABYTE, 0.2))).toEqual([128, 512, 512, 512, 336]);
   });
 
-  it('decode a backlog of one call at most three times over, although each begins where the first did', () => {
+  it('decode a backlog at most twice over, although each begins where the first did', () => {
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: catchUpSizes.mostCallBytes * 2 }), (backlogBytes) => {
+      fc.property(fc.integer({ min: 1, max: catchUpSizes.mostCallBytes }), (backlogBytes) => {
         let reached = 0;
         let decoded = 0;
-        for (const { walBytes } of callsFor(backlogBytes, 0.5)) decoded += reached += walBytes;
-        return decoded <= 3 * backlogBytes;
+        for (const { walBytes } of callsFor(backlogBytes, 0.3)) decoded += reached += walBytes;
+        return decoded <= 2 * backlogBytes;
       }),
     );
   });
@@ -45,6 +48,16 @@ describe('the calls of a catch-up', () => {
       expect(resultBytes).toBeLessThanOrEqual(GOOD_RESULT_BYTES + 4);
       expect(walBytes).toBeGreaterThan(8 * MEGABYTE);
     }
+  });
+
+  it('that end in a transaction are followed by the largest, and that by the walsender', () => {
+    const call = (resultBytes: number): CallResult => ({ walBytes: 8 * MEGABYTE, resultBytes });
+    expect(nextCallBytes(call(0), 100 * MEGABYTE, catchUpSizes)).toBe(catchUpSizes.mostCallBytes);
+    expect(isForWalsender(null, call(0))).toBe(false);
+    expect(isForWalsender(call(1), call(0))).toBe(false);
+    expect(isForWalsender(call(0), call(1))).toBe(false);
+    expect(isForWalsender(call(0), call(0))).toBe(true);
+    expect(isForWalsender(null, call(500 * MEGABYTE))).toBe(true);
   });
 
   it('are not worth it where the slot has to decode much that is applied already', () => {

@@ -81,11 +81,11 @@ describe('the outlook of a slot', () => {
 });
 
 describe('the size of a batch', () => {
-  it('goes to what the target takes in a quarter of a second, within bounds', () => {
+  it('goes to what the target takes in half a second, within bounds', () => {
     const size = new BatchSize();
     for (let n = 0; n < 20; n++) size.learn(size.changes, size.changes / 80); // 80 changes a ms
-    expect(size.changes).toBeGreaterThan(19_000);
-    expect(size.changes).toBeLessThan(21_000);
+    expect(size.changes).toBeGreaterThan(39_000);
+    expect(size.changes).toBeLessThan(41_000);
     for (let n = 0; n < 20; n++) size.learn(size.changes, size.changes * 2);
     expect(size.changes).toBeLessThan(1_100);
     const before = size.changes;

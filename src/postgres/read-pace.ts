@@ -1,0 +1,57 @@
+// When a feed's socket is read. A server that sends every change, or every 8 kB, by itself wakes both sides for each: read at
+// once, that costs more than what is read. So while small pieces come fast the socket is left alone for a moment, and then
+// read in one large gulp. Used by wal-stream.ts and slot-feed.ts.
+
+/** What is received in less than this and within PACE_WITHIN_MS of the last is worth waiting for more. */
+const SMALL_CHUNK_BYTES = 32 * 1024;
+const PACE_WITHIN_MS = 3;
+
+interface Readable {
+  pause(): unknown;
+  resume(): unknown;
+  readonly readableLength: number;
+}
+
+export class ReadPace {
+  readonly #socket: Readable;
+  readonly #paceMs: number;
+  readonly #isHeld: () => boolean;
+  #timer: NodeJS.Timeout | null = null;
+  #chunkAt = 0;
+  #gulped = 0;
+
+  /** `isHeld`: the socket is paused for another reason, and whoever paused it calls `resume`. */
+  constructor(socket: Readable, paceMs: number, isHeld: () => boolean) {
+    this.#socket = socket;
+    this.#paceMs = paceMs;
+    this.#isHeld = isHeld;
+  }
+
+  /** After every chunk has been taken. */
+  chunk(bytes: number): void {
+    const now = performance.now();
+    const since = now - this.#chunkAt;
+    this.#chunkAt = now;
+    this.#gulped += bytes;
+    // TLS gives small pieces; those that wait in memory already cost nothing more.
+    if (this.#socket.readableLength > 0 || this.#isHeld()) return;
+    const small = this.#gulped < SMALL_CHUNK_BYTES;
+    this.#gulped = 0;
+    if (!small || since > PACE_WITHIN_MS || this.#timer !== null) return;
+    this.#socket.pause();
+    this.#timer = setTimeout(() => {
+      this.#timer = null;
+      if (!this.#isHeld()) this.#socket.resume();
+    }, this.#paceMs);
+  }
+
+  /** The other reason is gone. */
+  resume(): void {
+    if (this.#timer === null) this.#socket.resume();
+  }
+
+  stop(): void {
+    if (this.#timer) clearTimeout(this.#timer);
+    this.#timer = null;
+  }
+}
