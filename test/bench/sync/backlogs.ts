@@ -12,7 +12,7 @@ export interface Backlog {
   changes(scale: number): number;
 }
 
-const accounts = (rows: number): string[] => [
+export const accounts = (rows: number): string[] => [
   'create table accounts (id int primary key, n int not null, owner text, at timestamptz)',
   `insert into accounts select g, 0, md5(g::text), '2024-01-01' from generate_series(1, ${rows}) g`,
 ];

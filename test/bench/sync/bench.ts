@@ -4,17 +4,25 @@ import { describeMachine, medianTable, storeSection } from '../support/report.ts
 import { median, runRounds } from '../support/rounds.ts';
 import { withServers } from '../support/servers.ts';
 import { backlogs } from './backlogs.ts';
-import { syncTools } from './tools.ts';
+import { runSteady, steady } from './steady.ts';
+import { DATABASE, syncTools } from './tools.ts';
 
 export async function runSyncBench(options: BenchOptions): Promise<void> {
   const { scale, rounds, only, store } = options;
   const say = (line: string): void => void process.stdout.write(`${line}\n`);
   for (const name of only)
-    if (!backlogs.some((backlog) => backlog.name === name))
-      throw new Error(`--only: ${name} is none of ${backlogs.map((backlog) => backlog.name).join(', ')}`);
+    if (![...backlogs, steady].some((backlog) => backlog.name === name))
+      throw new Error(
+        `--only: ${name} is none of ${[...backlogs, steady].map((backlog) => backlog.name).join(', ')}`,
+      );
   await withServers(options.servers, async (source, target) => {
     const machine = describeMachine(source, target);
     say(machine);
+    const tell = (title: string, body: string): void => {
+      say(`\n## ${title}\n\n${body}\n`);
+      const day = new Date().toISOString().slice(0, 10);
+      if (store) storeSection(title, `${day}, scale ${scale}. ${machine}.\n\n${body}`);
+    };
     for (const backlog of backlogs) {
       if (only.length > 0 && !only.includes(backlog.name)) continue;
       const work = { source, target, backlog, scale };
@@ -24,16 +32,18 @@ export async function runSyncBench(options: BenchOptions): Promise<void> {
         const rate = changes / median(all.map((run) => run.wallSeconds));
         return `${name} ${Math.round(rate).toLocaleString('en')}/s`;
       });
-      const title = `sync: ${backlog.name}, ${backlog.title}`;
-      const body =
+      tell(
+        `sync: ${backlog.name}, ${backlog.title}`,
         `${rounds} rounds, medians, ${changes.toLocaleString('en')} changes: ${rates.join('; ')}. ` +
-        `The subscription's own cost is in the target's CPU.\n\n${medianTable(runs)}`;
-      say(`\n## ${title}\n\n${body}\n`);
-      if (store)
-        storeSection(
-          title,
-          `${new Date().toISOString().slice(0, 10)}, scale ${scale}. ${machine}.\n\n${body}`,
-        );
+          `The subscription's own cost is in the target's CPU.\n\n${medianTable(runs)}`,
+      );
     }
+    if (only.length > 0 && !only.includes(steady.name)) return;
+    const tools = syncTools({ source, target, backlog: steady, scale });
+    const lags = await runSteady(tools, { source, target }, DATABASE, scale, say);
+    tell(
+      `sync: ${steady.title}`,
+      `From the commit on the source to a reader of the target, who looks every few milliseconds.\n\n${lags}`,
+    );
   });
 }

@@ -16,7 +16,7 @@ export interface SyncWork {
   readonly scale: number;
 }
 
-const DATABASE = 'dts_bench_sync';
+export const DATABASE = 'dts_bench_sync';
 const TIMEOUT_MS = 600_000;
 
 async function makeTables({ source, target, backlog, scale }: SyncWork): Promise<void> {
