@@ -29,7 +29,10 @@ export async function chooseFormats(
       .map(([, column]) => column);
     if (planned.length !== found.length || planned.some((column, at) => column !== found[at]))
       throw new MigrationError('source_ddl', `source: the columns of ${relation} are not those of the plan`, {
-        hint: 'undo the change and resume, or cancel this migration and start a new one',
+        hint:
+          scope.spec.options.onDdl === 'pause'
+            ? 'undo the change and resume (rows that were written under it may still stop the stream), or cancel this migration and start a new one'
+            : 'resume: what on_ddl follows is carried then; if it pauses here again, undo the change first',
         details: { role: 'source', relation, planned, found },
       });
     formats.set(relation, chooseFormat(table, source, target));
