@@ -21,8 +21,11 @@ import {
 import type { RowForm } from './row-hash.ts';
 import { closePair, type SidePair } from './sessions.ts';
 
-/** Little enough that the target reads what the source has read a moment ago: less has changed in between. */
-const RANGE_ROWS = 20_000;
+/**
+ * Long enough that our own delay between two ranges counts for little, short enough that the target reads what the source
+ * has read a moment ago: about as long as the stream takes, so that little differs that is only late.
+ */
+const RANGE_ROWS = 50_000;
 const MIN_RANGE_ROWS = 200;
 const RANGE_BYTES = 32 * 1024 * 1024;
 /** Rows of one strip. */
