@@ -9,12 +9,12 @@ import type { Session } from '../postgres/connections.ts';
 import { runStatement, statementsDone } from '../postgres/statement-journal.ts';
 import type { IndexProgress } from '../model/progress.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { buildMemoryBytes, memoryOfBuild } from './build-memory.ts';
 import { planIndexes, splitUnique, type IndexPlan } from './index-plan.ts';
 import type { Waits } from './waits.ts';
 
 const MAX_FAILURES = 5;
 const WATCH_INTERVAL_MS = 1_000;
-const GIGABYTE = 1024 ** 3;
 
 /** What a build may take of the target's machine. */
 export interface BuildLimits {
@@ -23,29 +23,8 @@ export interface BuildLimits {
   readonly cores: number | null;
   /** `max_parallel_maintenance_workers`. */
   readonly maxWorkers: number;
-  /** `maintenance_work_mem` of one build, in bytes. */
+  /** Most of `maintenance_work_mem` that one build may have, in bytes. */
   readonly memoryBytes: number;
-}
-
-/**
- * `maintenance_work_mem` of one build, in bytes: the builds together take a quarter of the memory that is free, or what
- * the server gives its buffers (usually a quarter of all) where it does not say; one at most 1 GB (a sort gains little
- * beyond), none less than the server's own setting.
- */
-export function buildMemoryBytes(
-  {
-    freeBytes,
-    sharedBuffers,
-    present,
-  }: {
-    readonly freeBytes: number | null;
-    readonly sharedBuffers: number;
-    readonly present: number;
-  },
-  jobs: number,
-): number {
-  const share = (freeBytes === null ? sharedBuffers : freeBytes / 4) / jobs;
-  return Math.max(present, Math.min(GIGABYTE, Math.floor(share)));
 }
 
 /**
@@ -67,6 +46,8 @@ export class IndexBuilder {
   readonly #signal: AbortSignal;
   readonly #waits: Waits;
   readonly #limits: BuildLimits;
+  /** Estimated, by `relationKey`. */
+  readonly #tableBytes: ReadonlyMap<string, number>;
   readonly #idle: Session[] = [];
   readonly #unique = new Map<string, readonly PlannedStatement[]>();
   readonly #queue: { readonly isKey: boolean; readonly start: () => void }[] = [];
@@ -81,6 +62,7 @@ export class IndexBuilder {
     scope: TaskScope,
     plan: IndexPlan,
     limits: BuildLimits,
+    tableBytes: ReadonlyMap<string, number>,
     copyJobs: number,
     waits: Waits,
     signal: AbortSignal,
@@ -88,6 +70,7 @@ export class IndexBuilder {
     this.#scope = scope;
     this.#plan = plan;
     this.#limits = limits;
+    this.#tableBytes = tableBytes;
     this.#copying = copyJobs;
     this.#waits = waits;
     this.#signal = signal;
@@ -179,7 +162,7 @@ export class IndexBuilder {
       this.#scope.failpoint('copy.before-index');
       this.#building.set(session.pid, statement);
       if (!this.#isWatching) void this.#watch();
-      await runStatement(this.#scope, session, statement, this.#settings());
+      await runStatement(this.#scope, session, statement, this.#settings(statement));
     } catch (error) {
       await session.close();
       throw error;
@@ -189,10 +172,16 @@ export class IndexBuilder {
     this.#idle.push(session);
   }
 
-  #settings(): Record<string, string> {
+  #settings(statement: PlannedStatement): Record<string, string> {
     const workers = buildWorkers(this.#limits, this.#copying + this.#running + this.#queue.length);
+    const memoryBytes = memoryOfBuild(
+      statement,
+      this.#tableBytes.get(statement.table ?? '') ?? Infinity, // a root's own statements have no size
+      1 + (workers ?? this.#limits.maxWorkers),
+      this.#limits.memoryBytes,
+    );
     return {
-      maintenance_work_mem: `${Math.floor(this.#limits.memoryBytes / 1024)}kB`,
+      maintenance_work_mem: `${Math.floor(memoryBytes / 1024)}kB`,
       lock_timeout: '60s', // then the statement is tried again, with the reason shown
       synchronous_commit: 'on',
       ...(workers === null ? {} : { max_parallel_maintenance_workers: String(workers) }),
@@ -289,6 +278,7 @@ export async function makeIndexBuilder(
     memoryBytes: buildMemoryBytes(memory, jobs),
   };
   scope.log.info({ ...limits, copyJobs }, 'what the copy takes of the target');
-  const leaves = new Set(plan.tables.map((table) => relationKey(table.source)));
-  return new IndexBuilder(scope, planIndexes(plan.statements, leaves, done), limits, copyJobs, waits, signal);
+  const tableBytes = new Map(plan.tables.map((table) => [relationKey(table.source), table.bytesEstimated]));
+  const indexes = planIndexes(plan.statements, new Set(tableBytes.keys()), done);
+  return new IndexBuilder(scope, indexes, limits, tableBytes, copyJobs, waits, signal);
 }

@@ -8,7 +8,8 @@ import {
   type SideTypes,
 } from '../../src/postgres/binary-form.ts';
 import { planIndexes } from '../../src/copy/index-plan.ts';
-import { buildMemoryBytes, buildWorkers } from '../../src/copy/indexes.ts';
+import { buildMemoryBytes, memoryOfBuild } from '../../src/copy/build-memory.ts';
+import { buildWorkers } from '../../src/copy/indexes.ts';
 import { PartQueue } from '../../src/copy/part-queue.ts';
 import { copyStatements } from '../../src/copy/part.ts';
 import { cutTable, partsWanted, planParts, type CopyPart, type TableFacts } from '../../src/copy/plan.ts';
@@ -292,6 +293,25 @@ describe('the plan', () => {
     expect(buildMemoryBytes(memory, 4)).toBe(gigabyte / 4);
     expect(buildMemoryBytes({ ...memory, present: 512 * megabyte }, 4)).toBe(512 * megabyte);
     expect(buildMemoryBytes({ ...memory, freeBytes: 8 * gigabyte }, 4)).toBe(gigabyte / 2);
+  });
+
+  it('gives the sort of a btree what it needs to merge at once, other methods all they may have', () => {
+    const gigabyte = 1024 ** 3;
+    const btree = { sql: 'CREATE INDEX i ON public.t USING btree (a)' };
+    const key = { sql: 'ALTER TABLE ONLY public.t ADD CONSTRAINT t_pkey PRIMARY KEY (id)' };
+    for (const statement of [btree, key])
+      expect(memoryOfBuild(statement, gigabyte, 1, gigabyte)).toBe(32 * megabyte);
+    const large = memoryOfBuild(btree, 100 * gigabyte, 1, gigabyte);
+    expect(large).toBeGreaterThan(128 * megabyte);
+    // every run is as large as the memory, and each that is merged needs a buffer of 264 kB
+    expect((100 * gigabyte) / large).toBeLessThanOrEqual(large / (264 * 1024));
+    expect(memoryOfBuild(btree, gigabyte, 3, gigabyte)).toBe(3 * 32 * megabyte);
+    expect(memoryOfBuild(btree, gigabyte, 1, 16 * megabyte)).toBe(16 * megabyte);
+    for (const sql of [
+      'CREATE INDEX i ON public.t USING gin (a)',
+      'ADD CONSTRAINT c EXCLUDE USING gist (a WITH &&)',
+    ])
+      expect(memoryOfBuild({ sql }, gigabyte, 1, gigabyte)).toBe(gigabyte);
   });
 
   it('gives an index build the cores that nobody else uses, at most what the server allows', () => {
