@@ -57,7 +57,7 @@ export async function installFence(
 /**
  * Stops all writers and proves it (`options.fence` weakens that: see TaskOptions). Fenced writers get SQLSTATE 25006; `fenceLsn` lies behind every change that was
  * committed. Errors: `cutover_timeout` naming who still writes, `source_ddl`, `fence_failed` for a subscription that
- * writes the tables; the fence then stays armed until the caller lifts it.
+ * writes the tables; the fence then stays armed until the caller lifts it. `beganMs`: when the cutover began.
  *
  * The proof. A statement locks a table before it fires the table's trigger, and keeps the lock until its transaction
  * ends. Taking the lock, it processes the invalidation messages of everything committed before; COMMIT of the new
@@ -70,10 +70,10 @@ export async function installFence(
  *
  * Transaction ids would prove nothing: case 2 includes a transaction that has not written yet and has none.
  */
-export async function armFence(scope: TaskScope): Promise<{ fenceLsn: Lsn }> {
-  // A little less than the whole: the error that names the writers should come before the statechart's deadline.
+export async function armFence(scope: TaskScope, beganMs = Date.now()): Promise<{ fenceLsn: Lsn }> {
+  // Less than the whole: the error that names the writers comes before the statechart's deadline, whose clock runs by then.
   const { cutoverTimeoutMs } = scope.spec.options;
-  const deadline = Date.now() + cutoverTimeoutMs - Math.min(500, cutoverTimeoutMs / 10);
+  const deadline = beganMs + cutoverTimeoutMs - Math.min(1_000, cutoverTimeoutMs / 4);
   const { fence } = scope.spec.options;
   if (fence === 'triggers') {
     await ensureFenceFunction(scope);

@@ -75,8 +75,9 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     return null;
   },
   armFence: async (scope) => {
+    const beganMs = Date.now();
     await warmUp(scope);
-    return armFence(scope);
+    return armFence(scope, beganMs);
   },
   drain: async (scope) => {
     const stop = new AbortController();

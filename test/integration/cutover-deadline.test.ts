@@ -60,6 +60,9 @@ test.each([13, 16] as const)(
     }, 30_000);
     // the blocker is still there: only the un-fence gives the writes back
     expect(given.fenced).toBe(false);
+    const { rows: blockers } = await blocker.query<{ pid: number }>('select pg_backend_pid() as pid');
+    expect(given.error?.message).toContain(`pid ${blockers[0]?.pid}`);
+    expect(given.error?.hint).toContain(`pg_terminate_backend(${blockers[0]?.pid})`);
     const liftedMs = Date.now();
     const before = accepted().length;
     await waitFor(() => accepted().length > before + 20, 10_000, 'writes afterwards');
