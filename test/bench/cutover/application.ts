@@ -1,6 +1,6 @@
 // The application of the cutover bench, on a thread of its own, so that neither side waits for the other: writers that are
-// told by the hook after_open which server takes writes now, and how long they could not write. Messages: `Moved` after
-// every change of sides, `Rate` when it is asked for, and the URL of the hook first.
+// told by the hook after_open which server takes writes now, and how long they could not write. Messages: the URL of the hook
+// first; `Moved` after every change of sides; `Rate` and `Timeline` when they are asked for. It writes from `begin` on.
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { parentPort, workerData } from 'node:worker_threads';
@@ -13,6 +13,8 @@ export interface ApplicationOptions {
   readonly accounts: number;
   readonly writers: number;
   readonly writesPerSecond: number;
+  /** Whether a refused write is tried again; otherwise its writer waits for the hook. */
+  readonly retries: boolean;
 }
 
 /** From the first write that one side refused to the first that the other has accepted; ms. */
@@ -28,7 +30,23 @@ export interface Rate {
   readonly writesPerSecond: number;
 }
 
+/** What became of the writes, in short intervals. */
+export interface Timeline {
+  readonly binMs: number;
+  readonly bins: readonly {
+    /** `Date.now()` of its beginning. */
+    readonly atMs: number;
+    readonly accepted: number;
+    /** By the fence. */
+    readonly refused: number;
+    /** By anything else. */
+    readonly failed: number;
+  }[];
+}
+
 const FENCED = '25006';
+const RETRY_MS = 100;
+const BIN_MS = 20;
 
 class Application {
   readonly #options: ApplicationOptions;
@@ -40,6 +58,7 @@ class Application {
   #writes = 0;
   #writingMs = 0;
   #sinceMs = performance.now();
+  readonly #bins = new Map<number, { accepted: number; refused: number; failed: number }>();
   #opened: () => void = () => undefined;
   #opening = new Promise<void>((resolve) => (this.#opened = resolve));
 
@@ -61,8 +80,33 @@ class Application {
     return { writesPerSecond: this.#writes / (ms / 1_000) };
   }
 
-  async write(first: number): Promise<never> {
-    const { urls, writers, writesPerSecond, accounts } = this.#options;
+  get timeline(): Timeline {
+    const none = { accepted: 0, refused: 0, failed: 0 };
+    const first = Math.min(...this.#bins.keys());
+    const count = Math.max(...this.#bins.keys()) - first + 1;
+    return {
+      binMs: BIN_MS,
+      bins: Array.from({ length: count }, (_, n) => ({
+        atMs: (first + n) * BIN_MS,
+        ...(this.#bins.get(first + n) ?? none),
+      })),
+    };
+  }
+
+  begin(): void {
+    this.#sinceMs = performance.now();
+    for (let n = 1; n <= this.#options.writers; n++) void this.#write(n);
+  }
+
+  #count(what: 'accepted' | 'refused' | 'failed'): void {
+    const at = Math.floor(Date.now() / BIN_MS);
+    const bin = this.#bins.get(at) ?? { accepted: 0, refused: 0, failed: 0 };
+    bin[what]++;
+    this.#bins.set(at, bin);
+  }
+
+  async #write(first: number): Promise<never> {
+    const { urls, writers, writesPerSecond, accounts, retries } = this.#options;
     const clients = urls.map((connectionString) => new pg.Client({ connectionString }));
     await Promise.all(clients.map((client) => client.connect()));
     let dueMs = performance.now();
@@ -75,7 +119,14 @@ class Application {
         else await clients[home]?.query('update accounts set balance = balance + 1 where id = $1', [id]);
         this.#accepted(home);
       } catch (error) {
-        if ((error as { code?: unknown }).code !== FENCED) throw error;
+        const isFenced = (error as { code?: unknown }).code === FENCED;
+        this.#count(isFenced ? 'refused' : 'failed');
+        if (retries) {
+          await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+          dueMs = performance.now();
+          continue;
+        }
+        if (!isFenced) throw error;
         this.#refused++;
         if (this.#refusedAt === null && home === this.#home) {
           this.#refusedAt = performance.now();
@@ -94,6 +145,7 @@ class Application {
 
   #accepted(home: number): void {
     this.#writes++;
+    this.#count('accepted');
     if (this.#refusedAt === null || home !== this.#home || this.#hookAt < this.#refusedAt) return;
     const now = performance.now();
     const moved: Moved = {
@@ -124,6 +176,8 @@ if (port) {
   hook.listen(0, '127.0.0.1', () =>
     port.postMessage({ hookUrl: `http://127.0.0.1:${(hook.address() as AddressInfo).port}/` }),
   );
-  port.on('message', () => port.postMessage(application.rate));
-  for (let n = 1; n <= options.writers; n++) void application.write(n);
+  port.on('message', (question: 'begin' | 'rate' | 'timeline') => {
+    if (question === 'begin') application.begin();
+    else port.postMessage(application[question]);
+  });
 }

@@ -1,27 +1,62 @@
-// `npm run bench -- cutover`: how fast the online validation reads, beside the plainest digest of both sides, and how long
-// an application cannot write, under a steady load, at several sizes. The write stop must not grow with the data.
+// `npm run bench -- cutover`: how fast the online validation reads (validation.ts), what a cutover that meets its deadline
+// costs the application (deadline.ts), and how long it cannot write in one that succeeds, under a steady load, at several
+// sizes. The write stop must not grow with the data.
 //
 // One migration a size, with the way back: cutover, rollback, cutover … as often as --rounds says, every time with all
 // rows compared before and a certificate of whole digests after it. The first leads to new tables with all that belongs
 // to them; the others find them there. All make the slot of the way back under the write stop, which a task without
 // `reverse` saves.
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { Worker } from 'node:worker_threads';
-import { createService, parseConfig, type Service, type TaskView } from '../../../src/index.ts';
 import type { BenchOptions } from '../run.ts';
 import { describeMachine, storeSection, table } from '../support/report.ts';
 import { median } from '../support/rounds.ts';
 import { withServers, type BenchServer } from '../support/servers.ts';
-import type { ApplicationOptions, Moved, Rate } from './application.ts';
+import type { Moved } from './application.ts';
+import { measureDeadline } from './deadline.ts';
+import {
+  rowsOf,
+  say,
+  TASK,
+  until,
+  untilReady,
+  waitUntil,
+  whole,
+  withMigration,
+  WRITERS,
+} from './migration.ts';
+import { measureValidation } from './validation.ts';
 
-const DATABASE = 'dts_bench_cutover';
-/** About 130 bytes a row in the heap and 20 in the key. */
-const ROWS_PER_GB = 7_000_000;
 const SIZES_GB = [0.1, 0.5, 1, 2] as const;
-const WRITERS = 8;
-const WRITES_PER_SECOND = 2_000;
+
+interface Servers {
+  readonly source: BenchServer;
+  readonly target: BenchServer;
+}
+
+interface Part {
+  /** What --only takes. */
+  readonly name: string;
+  readonly title: string;
+  run(servers: Servers, options: BenchOptions): Promise<string>;
+}
+
+const parts: readonly Part[] = [
+  {
+    name: 'validation',
+    title: 'validation',
+    run: (servers, { scale, rounds }) => measureValidation(servers, scale, rounds),
+  },
+  {
+    name: 'deadline',
+    title: 'deadline',
+    run: (servers, { scale, rounds }) => measureDeadline(servers, scale * 0.1, rounds),
+  },
+  ...SIZES_GB.map((size) => ({
+    name: String(size),
+    title: `${size} GB`,
+    run: (servers: Servers, { scale, rounds }: BenchOptions) =>
+      measureCutovers(servers, size * scale, rounds),
+  })),
+];
 
 interface Cutover extends Moved {
   readonly direction: 'first' | 'back' | 'forward';
@@ -31,41 +66,30 @@ interface Cutover extends Moved {
 }
 
 interface Measured {
-  readonly rowsPerSecond: number;
-  /** Of the plainest digest, both sides at once. */
-  readonly plainRowsPerSecond: number;
   readonly cutovers: readonly Cutover[];
   readonly writesPerSecond: number;
 }
 
-const say = (line: string): void => void process.stdout.write(`${line}\n`);
-
 export async function runCutoverBench(options: BenchOptions): Promise<void> {
-  const { scale, rounds, store } = options;
+  const { scale, only, store } = options;
   await withServers(options.servers, async (source, target) => {
     const machine = describeMachine(source, target);
     say(machine);
-    for (const size of SIZES_GB) {
-      if (options.only.length > 0 && !options.only.includes(String(size))) continue;
-      const count = Math.max(1_000, Math.round(size * scale * ROWS_PER_GB));
-      const measured = await measure(source, target, count, rounds);
-      const title = `cutover: ${size} GB`;
-      const text = report(measured, count);
-      say(`\n## ${title}\n\n${text}\n`);
+    for (const { name, title, run } of parts) {
+      if (only.length > 0 && !only.includes(name)) continue;
+      const began = performance.now();
+      const text = await run({ source, target }, options);
+      say(`\n## cutover: ${title}\n\n${text}\n\n${whole((performance.now() - began) / 1_000)} s in all\n`);
       if (store)
         storeSection(
-          title,
+          `cutover: ${title}`,
           `${new Date().toISOString().slice(0, 10)}, scale ${scale}. ${machine}.\n\n${text}`,
         );
     }
   });
 }
 
-function report(
-  { rowsPerSecond, plainRowsPerSecond, cutovers, writesPerSecond }: Measured,
-  count: number,
-): string {
-  const whole = (value: number): string => Math.round(value).toLocaleString('en');
+function report({ cutovers, writesPerSecond }: Measured, count: number): string {
   const row = (what: string, some: readonly Cutover[]): string[] => {
     const of = (pick: (cutover: Cutover) => number): number[] => some.map(pick);
     return [
@@ -83,8 +107,6 @@ function report(
   return [
     `${whole(count)} rows, ${whole(writesPerSecond)} writes/s by ${WRITERS} writers.`,
     '',
-    `Validation: ${whole(rowsPerSecond)} rows/s, ${(rowsPerSecond / plainRowsPerSecond).toFixed(2)} × the plain digest of both sides (${whole(plainRowsPerSecond)} rows/s).`,
-    '',
     'Write stop in ms, as the application sees it: from the first write that is refused to the first that the other side accepts.',
     '',
     table(
@@ -94,165 +116,47 @@ function report(
   ].join('\n');
 }
 
-const tables = [
-  'create table accounts (id bigint primary key, branch int not null, balance numeric(14,2) not null, filler text)',
-  'create table movements (id bigint generated by default as identity primary key, account bigint not null references accounts, amount int not null, at timestamptz not null default now())',
-];
-
-async function measure(
-  source: BenchServer,
-  target: BenchServer,
-  count: number,
-  rounds: number,
-): Promise<Measured> {
-  await source.freshDatabase(DATABASE);
-  await target.freshDatabase(DATABASE);
-  await source.query(
-    DATABASE,
-    ...tables,
-    `insert into accounts select i, i % 100, i / 7.0, repeat(md5(i::text), 2) from generate_series(1, ${count}) i`,
-    'create index on movements (account)',
-    'vacuum analyze accounts',
-  );
-  const dataDir = mkdtempSync(join(tmpdir(), 'dts-bench-'));
-  const service = createService(parseConfig({ DTS_DATA_DIR: dataDir }));
-  const application = await startApplication({
-    urls: [source.url(DATABASE), target.url(DATABASE)],
-    accounts: count,
-    writers: WRITERS,
-    writesPerSecond: WRITES_PER_SECOND,
-  });
-  try {
-    await service.createTask({
-      id: 'bench',
-      sourceDb: source.url(DATABASE),
-      targetDb: target.url(DATABASE),
-      options: { reverse: true, hooks: { afterOpen: { url: application.hookUrl } } },
-    });
-    await service.startTask('bench');
-    await until(service, 'bench', ({ state }) => state === 'syncingWal');
-    const settledMs = await validationMs(service, 'bench');
-    const plainMs = await plainDigestMs(source, target);
-    const cutovers: Cutover[] = [];
-    let id = 'bench';
-    for (let round = 1; round <= rounds; round++) {
-      await until(
-        service,
-        id,
-        ({ state, cutoverWaitsFor }) => state === 'syncingWal' && cutoverWaitsFor.length === 0,
-      );
-      await waitUntil(async () => (await service.getValidation(id)).clean, 'clean');
-      const moving = application.moved();
-      await service.cutover(id);
-      const moved = await moving;
-      const done = await until(service, id, ({ state }) => state === 'completed');
-      if (!done.certificate?.equal || done.writeStopMs === null) throw new Error('the cutover was not clean');
-      const cutover: Cutover = {
-        ...moved,
-        direction: round === 1 ? 'first' : round % 2 === 0 ? 'back' : 'forward',
-        writeStopMs: done.writeStopMs,
-        steps: JSON.stringify(done.certificate.writeStop?.steps),
-      };
-      cutovers.push(cutover);
-      say(
-        `${count} rows, cutover ${round} (${cutover.direction}): ${Math.round(cutover.movedMs)} ms, ${cutover.writeStopMs} ms by the certificate ${cutover.steps}`,
-      );
-      id = done.reverseTask ?? '';
-      await waitUntil(
-        async () => id === '' || (await service.listTasks()).tasks.some((task) => task.id === id),
-        id,
-      );
-    }
-    const { writesPerSecond } = await application.rate();
-    await until(service, id, ({ state }) => state === 'syncingWal');
-    await service.finish('bench');
-    await until(service, id, ({ state }) => state === 'completed');
-    return {
-      rowsPerSecond: count / (settledMs / 1_000),
-      plainRowsPerSecond: count / (plainMs / 1_000),
-      cutovers,
-      writesPerSecond,
-    };
-  } finally {
-    await application.stop();
-    await service.stop();
-    rmSync(dataDir, { recursive: true, force: true });
-  }
-}
-
-/** From the beginning of a new pass to its last range. */
-async function validationMs(service: Service, id: string): Promise<number> {
-  const before = (await service.getValidation(id)).startedAt;
-  await service.validateTask(id);
-  let beganMs = 0;
-  for (;;) {
-    const view = await service.getValidation(id);
-    if (beganMs === 0 && view.startedAt !== null && view.startedAt !== before)
-      beganMs = Date.parse(view.startedAt);
-    if (beganMs > 0 && view.tables.every(({ state }) => state === 'verified')) {
-      const tookMs = Date.now() - beganMs;
-      await waitUntil(async () => (await service.getValidation(id)).clean, 'clean');
-      return tookMs;
-    }
-    await pause(5);
-  }
-}
-
-async function plainDigestMs(source: BenchServer, target: BenchServer): Promise<number> {
-  const sql = 'select sum(hash_record_extended(t, 1)) from accounts t';
-  const serial = 'set max_parallel_workers_per_gather = 0';
-  const began = performance.now();
-  await Promise.all([source.query(DATABASE, serial, sql), target.query(DATABASE, serial, sql)]);
-  return performance.now() - began;
-}
-
-interface RunningApplication {
-  readonly hookUrl: string;
-  /** The next change of sides. */
-  moved(): Promise<Moved>;
-  rate(): Promise<Rate>;
-  stop(): Promise<void>;
-}
-
-async function startApplication(options: ApplicationOptions): Promise<RunningApplication> {
-  const worker = new Worker(new URL('./application.js', import.meta.url), { workerData: options });
-  const next = <T>(): Promise<T> =>
-    new Promise((resolve, reject) => {
-      worker.once('error', reject);
-      worker.once('message', (message: T) => {
-        worker.off('error', reject);
-        resolve(message);
-      });
-    });
-  const { hookUrl } = await next<{ hookUrl: string }>();
-  return {
-    hookUrl,
-    moved: () => next<Moved>(),
-    rate: () => {
-      const answer = next<Rate>();
-      worker.postMessage('rate');
-      return answer;
+async function measureCutovers(servers: Servers, gigabytes: number, rounds: number): Promise<string> {
+  const count = rowsOf(gigabytes);
+  const options = (url: string) => ({ reverse: true, hooks: { afterOpen: { url } } });
+  const measured = await withMigration(
+    servers,
+    { rows: count, options },
+    async ({ service, application }) => {
+      application.begin();
+      const cutovers: Cutover[] = [];
+      let id = TASK;
+      for (let round = 1; round <= rounds; round++) {
+        await untilReady(service, id);
+        const moving = application.moved();
+        const askedMs = performance.now();
+        await service.cutover(id);
+        const moved = await moving;
+        const done = await until(service, id, ({ state }) => state === 'completed');
+        if (!done.certificate?.equal || done.writeStopMs === null)
+          throw new Error('the cutover was not clean');
+        const cutover: Cutover = {
+          ...moved,
+          direction: round === 1 ? 'first' : round % 2 === 0 ? 'back' : 'forward',
+          writeStopMs: done.writeStopMs,
+          steps: JSON.stringify(done.certificate.writeStop?.steps),
+        };
+        cutovers.push(cutover);
+        say(
+          `${count} rows, cutover ${round} (${cutover.direction}): ${Math.round(cutover.movedMs)} ms, ${cutover.writeStopMs} ms by the certificate ${cutover.steps}, which came after ${whole(performance.now() - askedMs)} ms`,
+        );
+        id = done.reverseTask ?? '';
+        await waitUntil(
+          async () => id === '' || (await service.listTasks()).tasks.some((task) => task.id === id),
+          id,
+        );
+      }
+      const { writesPerSecond } = await application.rate();
+      await until(service, id, ({ state }) => state === 'syncingWal');
+      await service.finish(TASK);
+      await until(service, id, ({ state }) => state === 'completed');
+      return { cutovers, writesPerSecond };
     },
-    stop: async () => void (await worker.terminate()),
-  };
-}
-
-const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
-
-async function waitUntil(condition: () => Promise<boolean>, what: string): Promise<void> {
-  const deadline = Date.now() + 3_600_000;
-  while (!(await condition())) {
-    if (Date.now() > deadline) throw new Error(`${what} did not hold within an hour`);
-    await pause(20);
-  }
-}
-
-async function until(service: Service, id: string, reached: (task: TaskView) => boolean): Promise<TaskView> {
-  let task = await service.getTask(id);
-  await waitUntil(async () => {
-    task = await service.getTask(id);
-    if (['failed', 'paused'].includes(task.state)) throw new Error(JSON.stringify(task.error));
-    return reached(task);
-  }, 'the state');
-  return task;
+  );
+  return report(measured, count);
 }
