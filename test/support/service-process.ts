@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline';
 import { expect, onTestFinished } from 'vitest';
 import { waitFor, type DatabasePair } from './databases.ts';
 
-const main = join(import.meta.dirname, '../../dist/src/main.js');
+const main = join(import.meta.dirname, '../../dist/app/main.js');
 
 export interface ServiceStatus {
   readonly state: string;

@@ -3,7 +3,6 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 
 const HEALTH_DEADLINE_MS = 20_000;
 const STOP_DEADLINE_MS = 10_000;
@@ -40,7 +39,7 @@ async function freePort(): Promise<number> {
 export async function createDtsProcess(dataDir: string): Promise<DtsProcess> {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
-  const main = fileURLToPath(new URL('../../main.js', import.meta.url));
+  const main = process.argv[1] ?? ''; // the demo is a command of it
   let child: ChildProcess | null = null;
   let output = '';
 

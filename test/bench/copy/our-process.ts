@@ -1,6 +1,6 @@
 // DTS as a bench runs it: a process of its own that migrates one database until every part and index stands on the
 // target, then ends. argv: source URL, target URL, data folder, options as JSON (library spelling).
-import { createService, parseConfig } from '../../../src/index.ts';
+import { createService, parseConfig } from 'dts'; // as it is shipped
 import type { TaskRequest } from '../../../src/model/request.ts';
 
 const [, , sourceDb = '', targetDb = '', dataDir = '', options = '{}'] = process.argv;
