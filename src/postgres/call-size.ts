@@ -1,8 +1,8 @@
 // How much WAL a call of the catch-up feed covers. Pure; slot-feed.ts asks before every call.
 //
 // A call decodes again from restart_lsn, which moves only at the source's running-transactions records (every 15 s, and at
-// checkpoints), and what is decoded again costs nearly as much as what is new. So calls are few: each covers a third of what
-// is left, or twice as much as the last. The first one is not large, because nothing is applied while it decodes. What a call
+// checkpoints), and what is decoded again costs nearly as much as what is new. So calls are few: the first covers a half of
+// what is left, others a third or more. The first one is not large, because nothing is applied while it decodes. What a call
 // returns is held on the source: where a little WAL becomes many bytes (values that are compressed in it), calls stay smaller.
 //
 //   returned nothing   it ended in the middle of a transaction: the next one covers as much as any may, to hold all of it
@@ -31,8 +31,10 @@ export const GOOD_RESULT_BYTES = 128 * 1024 * 1024;
 
 /** Beyond it (one huge transaction, say) the source holds too much: the rest of the backlog is the walsender's. */
 const HUGE_RESULT_BYTES = 384 * 1024 * 1024;
-/** What the first call covers at most: nothing is known of the backlog. */
+/** What the first call covers at most, of the largest: nothing is known of the backlog. */
 const FIRST_CALL_SHARE = 1 / 4;
+/** So little is decoded in one go: cheaper than to decode a part of it twice, and the target waits for a second at most. */
+const ONE_CALL_BYTES = 64 * 1024 * 1024;
 
 /** A call that has been answered: the WAL that it covered, and what it returned. */
 export interface CallResult {
@@ -43,11 +45,14 @@ export interface CallResult {
 /** WAL of the next call, of `lag` that is left; `last`: null before the first. */
 export function nextCallBytes(last: CallResult | null, lag: number, sizes: CatchUpSizes): number {
   const { firstCallBytes, mostCallBytes } = sizes;
-  const third = Math.max(firstCallBytes, Math.ceil(lag / 3));
-  if (last === null) return Math.min(third, Math.max(firstCallBytes, mostCallBytes * FIRST_CALL_SHARE));
+  if (last === null) {
+    // the half: the target takes about as long for it as the source to decode all
+    const wanted = lag <= ONE_CALL_BYTES ? lag : Math.ceil(lag / 2);
+    return Math.max(firstCallBytes, Math.min(wanted, mostCallBytes * FIRST_CALL_SHARE));
+  }
   if (last.resultBytes === 0) return mostCallBytes;
   const good = Math.ceil((last.walBytes * GOOD_RESULT_BYTES) / last.resultBytes);
-  const wanted = Math.max(last.walBytes * 2, third);
+  const wanted = Math.max(last.walBytes * 2, Math.ceil(lag / 3));
   // a small rest is taken along
   return Math.min(lag <= wanted * 1.5 ? lag : wanted, mostCallBytes, good);
 }

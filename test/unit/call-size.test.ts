@@ -27,8 +27,9 @@ const megabytes = (calls: readonly CallResult[]): number[] =>
 
 describe('the calls of a catch-up', () => {
   it('are few, and the first of them is not large', () => {
-    expect(megabytes(callsFor(10 * MEGABYTE, 0.5))).toEqual([8, 2]);
-    expect(megabytes(callsFor(300 * MEGABYTE, 0.5))).toEqual([100, 200]);
+    expect(megabytes(callsFor(10 * MEGABYTE, 0.5))).toEqual([10]);
+    expect(megabytes(callsFor(100 * MEGABYTE, 0.5))).toEqual([50, 50]);
+    expect(megabytes(callsFor(300 * MEGABYTE, 0.5))).toEqual([128, 172]);
     expect(megabytes(callsFor(2_000 * MEGABYTE, 0.2))).toEqual([128, 512, 512, 512, 336]);
   });
 
