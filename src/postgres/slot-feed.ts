@@ -197,6 +197,7 @@ export class SlotFeed {
       const { rows } = await this.#scope.source.query<{ lsn: Lsn }>(
         'select pg_current_wal_flush_lsn()::text as lsn',
       );
+      if (this.#queue.failure !== null) return; // closed meanwhile: nobody would answer the call
       const source = lsnToBigint(rows[0]?.lsn ?? this.#receivedLsn);
       const received = lsnToBigint(this.#receivedLsn);
       // A busy source writes on while a call runs: what the last one left is the walsender's, however much it is.

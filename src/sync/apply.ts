@@ -105,6 +105,7 @@ export class Applier {
     });
     this.#changed = new ChangedKeys(scope.taskId);
     this.#sets = new SetWriter(this.#pipe, binary, (table, batch) => {
+      this.#begin(); // a set of a table that got other columns leaves by itself
       if (!this.#tracking) this.#unnoted = true;
       else for (const row of tuplesOf(batch)) this.#note(table, null, row);
     });

@@ -29,7 +29,7 @@ export function setStatements(table: StreamedTable, number: number, binary: bool
   const keys = [...table.keyPositions].sort((a, b) => a - b);
   const matches = keys.map((position) => `t.${names[position] ?? ''} = s.c${position}`).join(' and ');
   const make = (name: string, positions: readonly number[]): string =>
-    `create temp table ${name.slice('pg_temp.'.length)} on commit delete rows as select ${positions
+    `create temp table if not exists ${name.slice('pg_temp.'.length)} on commit delete rows as select ${positions
       .map((position) => `${names[position] ?? ''} as c${position}`)
       .join(', ')} from only ${target} with no data`;
   const all = names.map((_, position) => position);
