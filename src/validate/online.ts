@@ -33,6 +33,8 @@ const NOTE_EVERY_MS = 2_000;
 const POLL_MS = 50;
 /** Of ranges between two notes: each waits for both disks. */
 const NOTE_RANGES_MS = 100;
+/** Of one note: it is read as a whole. */
+const NOTE_KEYS = 10_000;
 
 /**
  * Runs until `scope.signal` aborts. `pass`: how often a new run was asked for; a higher one begins anew. Trouble is
@@ -187,9 +189,15 @@ async function readRanges(scope: TaskScope, ranges: RangeReader, table: TablePai
     count++;
     verifiedLsn = verdict.lsn;
     isEnd = cursor === null;
-  } while (!isEnd && limit === null && Date.now() - startedMs < NOTE_RANGES_MS);
+  } while (
+    !isEnd &&
+    limit === null &&
+    differing.length < NOTE_KEYS &&
+    Date.now() - startedMs < NOTE_RANGES_MS
+  );
   // Before the cursor moves: what differed is looked at again, whatever happens to us.
-  if (differing.length > 0) await replaceChanges(scope, [], new Map([[table.name, differing]]));
+  for (let from = 0; from < differing.length; from += NOTE_KEYS)
+    await replaceChanges(scope, [], new Map([[table.name, differing.slice(from, from + NOTE_KEYS)]]));
   const next: TableValidation = {
     ...note,
     ...(form === undefined ? {} : { form }),

@@ -58,6 +58,11 @@ function inRange(table: ComparedTable, range: KeyRange, values: unknown[] = []):
   return { text: conditions.length === 0 ? '' : `where ${conditions.join(' and ')}`, values };
 }
 
+/** Of pg_catalog: others are written with their schema, under our search_path. */
+function isBuiltIn(type: string): boolean {
+  return !type.includes('.');
+}
+
 /** max() is cheaper than to collect the strip's keys, where there is one that follows the order of the index. */
 const hasMax =
   /^(smallint|integer|bigint|oid|date|numeric(\(\d+,-?\d+\))?|timestamp(\(\d\))? with(out)? time zone)$/;
@@ -72,16 +77,26 @@ export function stripsSql(
   { strips, stripRows }: { readonly strips: number; readonly stripRows: number },
 ): RangeStatement {
   const { text, values } = inRange(table, { after, upTo: null });
+  const [only, ...others] = table.key;
   const last = table.key.map((column, n) => {
     const value = `t.${ident(column.name)}`;
-    // of rows that come in the order of the key; were it another's, strips would overlap and differ, no row be missed
-    const taken = hasMax.test(column.type) ? `max(${value})` : `(array_agg(${value}))[count(*)::int]`;
+    // of the last row, which need not have the greatest value of each column; texts, because of arrays no array can be made
+    const taken =
+      others.length === 0 && hasMax.test(column.type)
+        ? `max(${value})`
+        : `(array_agg(${outputText(value)}))[count(*)::int]`;
     return `${taken} as k${n}`;
   });
+  // `using`: by the operator that belongs to the `>` of the conditions, where a type of a user may have an order of its own
+  // (citext under our search_path); a strip would leave rows out between itself and the next one
+  const order =
+    only !== undefined && others.length === 0 && !isBuiltIn(only.type)
+      ? `t.${ident(only.name)} using <`
+      : keyList(table);
   const strip = (condition: string): string =>
     `select count(*) as rows, sum(${rowHash(table.columns, table.form)}) as sum, ${last.join(', ')}
-     from (select t.* from ${rowsOf(table)} ${condition} order by ${keyList(table)} limit ${stripRows}) as t`;
-  const behind = `where (${keyList(table)}) > (${table.key.map((_, n) => `s.k${n}`).join(', ')})`;
+     from (select t.* from ${rowsOf(table)} ${condition} order by ${order} limit ${stripRows}) as t`;
+  const behind = `where (${keyList(table)}) > (${table.key.map(({ type }, n) => `s.k${n}::${type}`).join(', ')})`;
   return {
     text: `with recursive strip as (
         select 1 as n, r.* from (${strip(text)}) as r

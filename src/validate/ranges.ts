@@ -37,6 +37,8 @@ const STRIPS_AT_ONCE = 20;
 const AHEAD = 3;
 /** Ranges that both may be ahead of whoever notes them: what was read and not noted is read again after a crash. */
 const UNNOTED = 100;
+/** Keys that differ, in what both are ahead. */
+const UNNOTED_KEYS = 50_000;
 
 /** One table as both sides know it. */
 export interface TablePair {
@@ -89,6 +91,8 @@ interface Reading {
   source: SourceRange | undefined;
   /** Whether the target has been read, too. */
   isOver: boolean;
+  /** Keys that were not the same. */
+  differing: number;
   readonly verdict: Promise<RangeVerdict>;
 }
 
@@ -140,13 +144,15 @@ export class RangeReader {
     const compared = source.then(async (range) => {
       reading.source = range;
       goOn();
-      return this.#compare(table, range);
+      const found = await this.#compare(table, range);
+      reading.differing = found.keys.length;
+      return found;
     });
     const verdict = compared.finally(() => {
       reading.isOver = true;
       goOn();
     });
-    const reading: Reading = { after, source: undefined, isOver: false, verdict };
+    const reading: Reading = { after, source: undefined, isOver: false, differing: 0, verdict };
     verdict.catch(() => undefined); // told to who asks for it
     ahead.push(reading);
   }
@@ -154,8 +160,9 @@ export class RangeReader {
   #readOn(table: TablePair): void {
     const last = this.#ahead.at(-1);
     if (!this.#goOn || !last?.source || last.source.upTo === null) return;
-    const isFull =
-      this.#ahead.filter(({ isOver }) => !isOver).length >= AHEAD || this.#ahead.length >= UNNOTED;
+    const keys = this.#ahead.reduce((sum, { differing }) => sum + differing, 0);
+    const reading = this.#ahead.filter(({ isOver }) => !isOver).length;
+    const isFull = reading >= AHEAD || this.#ahead.length >= UNNOTED || keys >= UNNOTED_KEYS;
     if (!isFull) this.#begin(table, last.source.upTo);
   }
 

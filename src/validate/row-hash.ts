@@ -76,12 +76,16 @@ const sentTypes = new RegExp(
   ].join('|')})$`,
 );
 
+/** A call for each, one in the other: of more the parser's stack has not enough. */
+const MOST_COLUMNS = 400;
+
 /** Columns of one integer of flags. */
 const FLAGS = 31;
 
 /** The expression, of a row of `t`; never null. */
 export function rowHash(columns: readonly Pick<PlannedColumn, 'name' | 'type'>[], form: RowForm): string {
-  if (form !== 'values') return `hashtextextended(${rowText(columns, form === 'recoded')}, 1)`;
+  if (form !== 'values' || columns.length > MOST_COLUMNS)
+    return `hashtextextended(${rowText(columns, form === 'recoded')}, 1)`;
   const value = ({ name }: Pick<PlannedColumn, 'name'>): string => `t.${ident(name)}`;
   const hashOf = ({ type }: Pick<PlannedColumn, 'type'>): Hash | undefined =>
     hashes.find(([pattern]) => pattern.test(type))?.[1];
