@@ -3,6 +3,7 @@
 // removal run under one advisory lock.
 import type { PoolClient } from 'pg';
 import { MigrationError } from '../model/errors.ts';
+import { PATIENT_TIMEOUT_MS } from './answer-deadline.ts';
 import type { TaskScope } from './task-scope.ts';
 
 /** Key of `pg_advisory_xact_lock`: the ASCII codes of 'dts'. */
@@ -98,7 +99,7 @@ export async function upgradeBookkeeping(scope: TaskScope): Promise<void> {
 
 /** Removes the task's rows, and schema `dts` when no task is left in it. Idempotent. */
 export async function removeBookkeeping(scope: TaskScope): Promise<void> {
-  await scope.target.transaction(async (client) => {
+  const remove = async (client: PoolClient): Promise<void> => {
     await lockBookkeeping(client);
     const { rows } = await client.query<{ present: boolean }>(
       `select to_regclass('dts.task') is not null as present`,
@@ -115,7 +116,9 @@ export async function removeBookkeeping(scope: TaskScope): Promise<void> {
          dts.large_object, dts.task`,
     );
     await dropSchemaIfEmpty(client);
-  });
+  };
+  // of a copy beside the stream, any number of changes may be set aside
+  await scope.target.transaction(remove, 'begin', PATIENT_TIMEOUT_MS);
 }
 
 /** Drops schema `dts` unless something else of ours (a fence, when source and target are one database) is in it. */

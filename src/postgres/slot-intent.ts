@@ -40,7 +40,8 @@ export async function whyNotIntended(scope: TaskScope, row: SlotRow): Promise<st
   const { id, timeline } = await sourceSystem(scope);
   if (id !== intent.system.id || timeline !== intent.system.timeline)
     return 'ours was being made on another cluster or timeline';
-  if (row.restart_lsn === null || compareLsn(row.restart_lsn, intent.lsn) < 0)
+  const begun = row.restart_lsn ?? row.confirmed; // a slot that was invalidated has the second alone
+  if (begun === null || compareLsn(begun, intent.lsn) < 0)
     return `it holds WAL from before ours was being made at ${intent.lsn}`;
   if (row.active_pid !== null && row.reader?.startsWith(`${scope.source.sessionName}/`) !== true)
     return `somebody else reads from it (pid ${row.active_pid}, ${row.reader ?? 'unknown'})`;
