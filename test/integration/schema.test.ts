@@ -171,21 +171,22 @@ test('of many statements in one transaction the one that fails is named, and tho
   );
   const scope = scopeOf(pair, { tableSuffix: '_new' });
   cleanUpAfter(scope);
-  const taken: Promise<unknown>[] = [];
-  const failing = createTables({
-    ...scope,
-    failpoint: () => {
-      if (taken.length === 0) taken.push(pair.target.query('create table t40_new ()'));
-    },
-  });
+  // taken by somebody else after the conflicts were looked for
+  await pair.target.query(
+    `create function take() returns event_trigger language plpgsql as $$ begin
+       if exists (select from pg_event_trigger_ddl_commands() where object_identity = 'public.t39_new') then
+         create table public.t40_new ();
+       end if; end $$;
+     create event trigger take on ddl_command_end when tag in ('CREATE TABLE') execute function take()`,
+  );
+  const failing = createTables(scope);
   await expect(failing).rejects.toMatchObject({
     code: 'target_conflict',
     details: { relations: ['public.t40_new'] },
   });
-  await Promise.all(taken);
   const made = `select count(*)::int as n from pg_class where relname ~ '^t\\d+_new$' and relname < 't40'`;
   expect((await pair.target.query(made)).rows).toEqual([{ n: 30 }]);
-  await pair.target.query('drop table t40_new');
+  await pair.target.query('drop event trigger take; drop table t40_new');
   await createTables(scope);
   expect(
     (await pair.target.query(`select count(*)::int as n from pg_class where relname ~ '^t\\d+_new$'`)).rows,
