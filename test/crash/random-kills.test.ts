@@ -96,4 +96,4 @@ test(`no change of ${source} is lost or doubled by ${KILLS} kills of the service
     tables.map((name) => [`public.${name}`, `public.${name}`]),
   );
   expect(writers.done()).toBeGreaterThan(KILLS);
-}, 400_000);
+}, 900_000);
