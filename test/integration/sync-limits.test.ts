@@ -312,7 +312,7 @@ describe('a source with TLS', () => {
     const locker = await pair.target.connect();
     await locker.query('begin; lock table public.t in access exclusive mode');
     await pair.source.query(
-      'insert into public.t select g, repeat(md5(g::text), 10) from generate_series(1, 60000) g',
+      'insert into public.t select g, repeat(md5(g::text), 10) from generate_series(1, 240000) g',
     );
     await waitFor(
       async () => {
@@ -328,7 +328,7 @@ describe('a source with TLS', () => {
     );
     await locker.query('commit');
     await drainStream(scope, pair, stream);
-    expect((await pair.target.query('select 1 from public.t')).rowCount).toBe(60_000);
+    expect((await pair.target.query('select 1 from public.t')).rowCount).toBe(240_000);
     expect(await stream.stop()).toBeLessThan(2_000);
   });
 });
