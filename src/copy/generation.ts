@@ -11,6 +11,7 @@ import type { Session } from '../postgres/connections.ts';
 import { recopyRemedy, slotOf } from '../postgres/slot-record.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { ONE_SNAPSHOT } from '../postgres/transaction-options.ts';
 import type { CopyPart } from './plan.ts';
 import type { Waits } from './waits.ts';
 
@@ -184,7 +185,7 @@ async function lockTables(scope: TaskScope, holder: Session, options: Generation
   const deadline = Date.now() + scope.spec.options.slotTimeoutMs;
   try {
     for (;;) {
-      await holder.client.query('begin isolation level repeatable read read only');
+      await holder.client.query(ONE_SNAPSHOT.begin);
       // Short, because our waiting request stops everybody who comes after it. SET and LOCK take no snapshot.
       await holder.client.query(`set local lock_timeout = '2s'`);
       const stopNaming = new AbortController();

@@ -2,10 +2,10 @@
 // together with the rows. Read at the start and after every failure: the target knows, our memory may not.
 import type { Lsn } from '../model/lsn.ts';
 import { formatRange } from '../model/part-range.ts';
-import { PATIENT_TIMEOUT_MS } from '../postgres/answer-deadline.ts';
 import { literal } from '../postgres/sql.ts';
 import { emptyTable } from '../postgres/existing-tables.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
+import { PATIENT } from '../postgres/transaction-options.ts';
 import { partKey, type CopyPart, type Marker } from './plan.ts';
 
 export interface MarkerRow {
@@ -83,22 +83,18 @@ export async function startOver(
   slotIncarnation: string,
   { relation, table }: Pick<CopyPart, 'relation' | 'table'>,
 ): Promise<void> {
-  await scope.target.transaction(
-    async (client) => {
-      await client.query(`set local lock_timeout = '30s'`);
-      // first the table: behind its lock a predecessor's part has ended, and its marker, if any, is seen
-      await emptyTable(scope, client, table.target);
-      await client.query(`delete from dts.part where ${ofTable(scope, slotIncarnation, relation)}`);
-      // what an online validation has found out about the rows is not true of those that will come
-      await client.query(
-        `insert into dts.changed (task_id, relation, keys)
+  await scope.target.transaction(async (client) => {
+    await client.query(`set local lock_timeout = '30s'`);
+    // first the table: behind its lock a predecessor's part has ended, and its marker, if any, is seen
+    await emptyTable(scope, client, table.target);
+    await client.query(`delete from dts.part where ${ofTable(scope, slotIncarnation, relation)}`);
+    // what an online validation has found out about the rows is not true of those that will come
+    await client.query(
+      `insert into dts.changed (task_id, relation, keys)
        select task_id, $2, null from dts.progress where task_id = $1 and tracking`,
-        [scope.taskId, relation],
-      );
-    },
-    'begin',
-    PATIENT_TIMEOUT_MS,
-  );
+      [scope.taskId, relation],
+    );
+  }, PATIENT);
 }
 
 /** Makes durable what the parts committed without waiting for the disk. Whatever follows in the WAL is behind them. */

@@ -9,13 +9,13 @@
 import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import type { SchemaPlan } from '../model/schema-plan.ts';
-import { PATIENT_TIMEOUT_MS } from '../postgres/answer-deadline.ts';
 import { markCopyIncomplete } from '../postgres/copy-state.ts';
 import { endSessions } from '../postgres/end-sessions.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { abandonPublication } from '../postgres/publication.ts';
 import { abandonSlot } from '../postgres/slot-removal.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
+import { PATIENT } from '../postgres/transaction-options.ts';
 import { hasUnique } from './index-plan.ts';
 import { startOver } from './markers.ts';
 import { leaveWhole } from './plan-read.ts';
@@ -62,14 +62,10 @@ export async function leaveLostSlot(scope: TaskScope): Promise<void> {
     await abandonSlot(scope);
     abandonPublication(scope);
     scope.failpoint('recopy.slot-left');
-    await scope.target.transaction(
-      async (client) => {
-        for (const table of ['dts.part', 'dts.progress', 'dts.changed', 'dts.held_change', 'dts.held_table'])
-          await client.query(`delete from ${table} where task_id = $1`, [scope.taskId]);
-      },
-      'begin',
-      PATIENT_TIMEOUT_MS,
-    );
+    await scope.target.transaction(async (client) => {
+      for (const table of ['dts.part', 'dts.progress', 'dts.changed', 'dts.held_change', 'dts.held_table'])
+        await client.query(`delete from ${table} where task_id = $1`, [scope.taskId]);
+    }, PATIENT);
     scope.failpoint('recopy.progress-forgotten');
   } catch (error) {
     throw fromPostgres(error);

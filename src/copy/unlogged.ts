@@ -10,6 +10,7 @@ import { copyJobsOf } from '../postgres/host.ts';
 import { emptyTable } from '../postgres/existing-tables.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import { ONE_SNAPSHOT } from '../postgres/transaction-options.ts';
 import { chooseFormats } from './format.ts';
 import { copyStatements } from './part.ts';
 
@@ -72,7 +73,7 @@ async function copyTable(
   try {
     const target = await scope.target.session({ purpose: 'copy', signal });
     try {
-      await source.client.query('begin isolation level repeatable read read only');
+      await source.client.query(ONE_SNAPSHOT.begin);
       await target.client.query('begin');
       try {
         await target.client.query(`select set_config('lock_timeout', $1, true)`, [LOCK_TIMEOUT]);

@@ -8,10 +8,8 @@ import { destroySocket } from './connect.ts';
 
 /** Of one statement by `query`: they look at catalogs and positions, or change one row. */
 export const STATEMENT_TIMEOUT_MS = 120_000;
-/** Of some of them together. */
+/** Of some of them together; transaction-options.ts has a longer one. */
 export const TRANSACTION_TIMEOUT_MS = 300_000;
-/** Of what waits for a batch of the stream without a lock_timeout, or removes any number of rows. */
-export const PATIENT_TIMEOUT_MS = 6 * 3_600_000;
 
 interface Borrowed {
   readonly client: Client;

@@ -3,8 +3,8 @@
 // removal run under one advisory lock.
 import type { PoolClient } from 'pg';
 import { MigrationError } from '../model/errors.ts';
-import { PATIENT_TIMEOUT_MS } from './answer-deadline.ts';
 import type { TaskScope } from './task-scope.ts';
+import { PATIENT } from './transaction-options.ts';
 
 /** Key of `pg_advisory_xact_lock`: the ASCII codes of 'dts'. */
 const DTS_ADVISORY_LOCK = 0x647473;
@@ -99,7 +99,7 @@ export async function upgradeBookkeeping(scope: TaskScope): Promise<void> {
 
 /** Removes the task's rows, and schema `dts` when no task is left in it. Idempotent. */
 export async function removeBookkeeping(scope: TaskScope): Promise<void> {
-  const remove = async (client: PoolClient): Promise<void> => {
+  await scope.target.transaction(async (client) => {
     await lockBookkeeping(client);
     const { rows } = await client.query<{ present: boolean }>(
       `select to_regclass('dts.task') is not null as present`,
@@ -116,9 +116,7 @@ export async function removeBookkeeping(scope: TaskScope): Promise<void> {
          dts.large_object, dts.task`,
     );
     await dropSchemaIfEmpty(client);
-  };
-  // of a copy beside the stream, any number of changes may be set aside
-  await scope.target.transaction(remove, 'begin', PATIENT_TIMEOUT_MS);
+  }, PATIENT); // of a copy beside the stream, any number of changes may be set aside
 }
 
 /** Drops schema `dts` unless something else of ours (a fence, when source and target are one database) is in it. */

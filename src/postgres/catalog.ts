@@ -14,6 +14,7 @@ import {
   type Unusable,
 } from './selected-relations.ts';
 import { applyTableOptions, type OptionFault } from './table-options.ts';
+import { ONE_SNAPSHOT, READ_ONLY } from './transaction-options.ts';
 
 export interface CatalogTable {
   readonly relation: RelationName;
@@ -77,7 +78,7 @@ export async function readSelection(
       columns: await readColumns(client, selected),
       keys: await readKeys(client, selected),
     };
-  }, 'begin isolation level repeatable read read only');
+  }, ONE_SNAPSHOT);
   const sizes = await readSizes(
     side,
     read.relations.map((row) => row.oid),
@@ -244,7 +245,7 @@ async function readSizes(
         [oids],
       );
       return new Map(rows.map((row) => [row.oid, { rows: Math.round(row.rows), bytes: row.bytes }]));
-    }, 'begin read only');
+    }, READ_ONLY);
   } catch (error) {
     if (error instanceof MigrationError && error.code === 'lock_timeout') return new Map();
     throw error;

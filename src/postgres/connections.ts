@@ -19,6 +19,7 @@ import { ReadySessions, type ReadyKind } from './ready-sessions.ts';
 import { sessionSettings } from './session-settings.ts';
 import { literal } from './sql.ts';
 import { makeTrackedPool } from './tracked-pool.ts';
+import type { TransactionOptions } from './transaction-options.ts';
 
 export interface SessionOptions {
   /** Shown in pg_stat_activity after `dts/<task>/<role>/`: `copy`, `holder`, `apply` … */
@@ -114,7 +115,7 @@ export class Side {
     params: readonly unknown[] = [],
     { timeoutMs = STATEMENT_TIMEOUT_MS }: { readonly timeoutMs?: number } = {},
   ): Promise<QueryResult<R>> {
-    return this.withClient((client) => client.query<R>(sql, [...params]), timeoutMs);
+    return this.withClient((client) => client.query<R>(sql, [...params]), { timeoutMs });
   }
 
   /**
@@ -123,7 +124,7 @@ export class Side {
    */
   async withClient<T>(
     work: (client: PoolClient) => Promise<T>,
-    timeoutMs = TRANSACTION_TIMEOUT_MS,
+    { timeoutMs = TRANSACTION_TIMEOUT_MS }: Pick<TransactionOptions, 'timeoutMs'> = {},
   ): Promise<T> {
     let client: PoolClient;
     try {
@@ -148,15 +149,14 @@ export class Side {
   /** Borrows a pooled connection inside BEGIN … COMMIT; rolled back when `work` throws. As `withClient`. */
   async transaction<T>(
     work: (client: PoolClient) => Promise<T>,
-    begin = 'begin',
-    timeoutMs = TRANSACTION_TIMEOUT_MS,
+    { begin = 'begin', ...options }: TransactionOptions = {},
   ): Promise<T> {
     return this.withClient(async (client) => {
       await client.query(begin);
       const result = await work(client); // after a throw the connection is closed, which rolls back
       await client.query('commit');
       return result;
-    }, timeoutMs);
+    }, options);
   }
 
   /** Opens a dedicated connection. The caller closes it in `finally`; aborting the signal closes it too. */

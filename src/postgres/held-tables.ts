@@ -12,8 +12,8 @@
 import type { PoolClient } from 'pg';
 import { MigrationError } from '../model/errors.ts';
 import { compareLsn, type Lsn } from '../model/lsn.ts';
-import { PATIENT_TIMEOUT_MS } from './answer-deadline.ts';
 import type { TaskScope } from './task-scope.ts';
+import { PATIENT } from './transaction-options.ts';
 
 export type HeldState = 'held' | 'released' | 'done';
 
@@ -58,21 +58,17 @@ async function betweenBatches(
   scope: TaskScope,
   work: (client: PoolClient, appliedLsn: Lsn) => Promise<boolean>,
 ): Promise<void> {
-  await scope.target.transaction(
-    async (client) => {
-      await client.query(`set local lock_timeout = '${LOCK_TIMEOUT}'`);
-      const { rows } = await client.query<{ applied: Lsn }>(
-        'select applied_lsn::text as applied from dts.progress where task_id = $1 for update',
-        [scope.taskId],
-      );
-      const [progress] = rows;
-      if (!progress) throw new MigrationError('connection_failed', 'target: the stream has not begun yet');
-      if (await work(client, progress.applied))
-        await client.query('update dts.progress set holds = holds + 1 where task_id = $1', [scope.taskId]);
-    },
-    'begin',
-    PATIENT_TIMEOUT_MS,
-  );
+  await scope.target.transaction(async (client) => {
+    await client.query(`set local lock_timeout = '${LOCK_TIMEOUT}'`);
+    const { rows } = await client.query<{ applied: Lsn }>(
+      'select applied_lsn::text as applied from dts.progress where task_id = $1 for update',
+      [scope.taskId],
+    );
+    const [progress] = rows;
+    if (!progress) throw new MigrationError('connection_failed', 'target: the stream has not begun yet');
+    if (await work(client, progress.applied))
+      await client.query('update dts.progress set holds = holds + 1 where task_id = $1', [scope.taskId]);
+  }, PATIENT);
 }
 
 /**

@@ -4,6 +4,7 @@ import type { RelationName } from '../model/relation.ts';
 import type { Side } from './connections.ts';
 import { fromPostgres } from './errors.ts';
 import { identRelation } from './sql.ts';
+import { ONE_SNAPSHOT, READ_ONLY } from './transaction-options.ts';
 
 const LOCK_TIMEOUT = '10s';
 /** Tables looked into by one statement. */
@@ -128,7 +129,7 @@ export async function readTableFacts(side: Side, names: readonly RelationName[])
       names.map(({ name }) => name),
     ]);
     return rows;
-  }, 'begin isolation level repeatable read read only');
+  }, ONE_SNAPSHOT);
 }
 
 /** Those of the tables that have a row; all of them must be readable. Errors: those of a query, `lock_timeout`. */
@@ -146,7 +147,7 @@ export async function tablesWithRows(side: Side, tables: readonly RelationName[]
       found.push(...batch.filter((_, at) => rows.some(({ n }) => n === at)));
     }
     return found;
-  }, 'begin read only');
+  }, READ_ONLY);
 }
 
 /** Whether we may keep triggers and foreign keys from firing, by trying. */

@@ -14,6 +14,7 @@ import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { keyOf, type CopiedPart, type SourceTransaction } from './filter.ts';
 import type { StreamedTable } from './relations.ts';
 import type { Statement } from './statements.ts';
+import { ONE_SNAPSHOT } from '../postgres/transaction-options.ts';
 
 const VISIBLE_POLL_MS = 20;
 const VISIBLE_DEADLINE_MS = 60_000;
@@ -117,5 +118,5 @@ async function readRow(scope: TaskScope, table: StreamedTable, range: RowRange):
     const [snapshot] = seen;
     if (!snapshot) throw new MigrationError('internal', 'source: it does not tell its snapshot');
     return { ...snapshot, row: rows[0] ?? null };
-  }, 'begin isolation level repeatable read read only');
+  }, ONE_SNAPSHOT);
 }

@@ -13,7 +13,6 @@
 //
 // In case 2 the target's default is the source's attmissingval (what `default now()` was when the column was added), so
 // that rows from before, whether copied, streamed or to be streamed, have it; what is inserted later brings its value.
-import type { PoolClient } from 'pg';
 import { cutoverNotes, type WriteStop } from '../model/cutover-notes.ts';
 import { MigrationError } from '../model/errors.ts';
 import type { Finding } from '../model/finding.ts';
@@ -25,12 +24,12 @@ import {
   type PlannedTable,
   type SchemaPlan,
 } from '../model/schema-plan.ts';
-import { PATIENT_TIMEOUT_MS } from '../postgres/answer-deadline.ts';
 import { describeColumn } from '../postgres/binary-form.ts';
 import { findLiveCopy } from '../postgres/copy-state.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import { inTurn, saveSchemaPlan, schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import { PATIENT } from '../postgres/transaction-options.ts';
 import { readEnums } from './catalog-watch.ts';
 import { readColumns, type ColumnRow } from './column-facts.ts';
 import { widenColumn, wideningFinding, widens, type Widening } from './widen-columns.ts';
@@ -334,8 +333,7 @@ async function addColumn(scope: TaskScope, { target, row }: Addition): Promise<s
   const filled = row.missing === null ? '' : ` default ${literal(row.missing)}::${row.type}`;
   const notNull = row.not_null ? ' not null' : '';
   try {
-    // a domain with a check rewrites the table
-    const add = async (client: PoolClient): Promise<void> => {
+    await scope.target.transaction(async (client) => {
       await client.query(`select set_config('lock_timeout', $1, true)`, [LOCK_TIMEOUT]);
       await client.query(
         `alter table ${identRelation(target)} add column if not exists ${ident(row.column)} ${row.type}${collation}${filled}${notNull}`,
@@ -343,8 +341,7 @@ async function addColumn(scope: TaskScope, { target, row }: Addition): Promise<s
       if (row.expression === null) return;
       // it comes when the target opens: what would fail then fails now
       await client.query(`savepoint trial; ${setDefault(target, row)}; rollback to trial`);
-    };
-    await scope.target.transaction(add, 'begin', PATIENT_TIMEOUT_MS);
+    }, PATIENT); // a domain with a check rewrites the table
     scope.failpoint('ddl.column-added');
     return null;
   } catch (error) {

@@ -2,8 +2,8 @@
 // The applier writes it (sync/changed-keys.ts), the validation takes rows out when their keys are settled.
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
-import { PATIENT_TIMEOUT_MS } from '../postgres/answer-deadline.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
+import { PATIENT } from '../postgres/transaction-options.ts';
 import type { KeyTexts } from './range-sql.ts';
 
 /** What is looked at together: rows of dts.changed (one or more a batch of the stream) and bytes of keys. */
@@ -38,17 +38,13 @@ export async function streamPosition(scope: TaskScope): Promise<StreamPosition |
 
 /** From its commit on every batch of the stream writes its keys down: the UPDATE waits for the batch that has the lock. */
 export async function startTracking(scope: TaskScope): Promise<void> {
-  await scope.target.transaction(
-    async (client) => {
-      await client.query('delete from dts.changed where task_id = $1', [scope.taskId]);
-      const { rowCount } = await client.query('update dts.progress set tracking = true where task_id = $1', [
-        scope.taskId,
-      ]);
-      if (rowCount !== 1) throw new MigrationError('internal', 'target: the task has no progress');
-    },
-    'begin',
-    PATIENT_TIMEOUT_MS,
-  );
+  await scope.target.transaction(async (client) => {
+    await client.query('delete from dts.changed where task_id = $1', [scope.taskId]);
+    const { rowCount } = await client.query('update dts.progress set tracking = true where task_id = $1', [
+      scope.taskId,
+    ]);
+    if (rowCount !== 1) throw new MigrationError('internal', 'target: the task has no progress');
+  }, PATIENT);
 }
 
 /** The oldest rows behind `afterN`, not too many; `complete` when there are no others. */

@@ -6,6 +6,7 @@ import { relationKey } from '../model/relation.ts';
 import type { TableVerdict } from '../model/certificate.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import { ONE_SNAPSHOT } from '../postgres/transaction-options.ts';
 import { compareTable } from './compare.ts';
 import { closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
 
@@ -26,7 +27,7 @@ export async function holdSnapshots(scope: TaskScope): Promise<HeldSnapshots | n
   try {
     const pair = await openPair(scope, signal);
     for (const { client } of [pair.source, pair.target]) {
-      await client.query('begin isolation level repeatable read read only');
+      await client.query(ONE_SNAPSHOT.begin);
       await client.query('select pg_current_snapshot()'); // the first query takes it
     }
     clearTimeout(timer);

@@ -418,7 +418,9 @@ describe('a side', () => {
         await client.query('select pg_sleep(603)');
       };
       const error = await failure(
-        how === 'withClient' ? side.withClient(work, 500) : side.transaction(work, 'begin', 500),
+        how === 'withClient'
+          ? side.withClient(work, { timeoutMs: 500 })
+          : side.transaction(work, { timeoutMs: 500 }),
       );
       expect(error).toMatchObject({
         code: 'deadline_exceeded',
@@ -435,7 +437,7 @@ describe('a side', () => {
   test('a connection that is borrowed and forgotten comes back at its deadline', async () => {
     const { source } = await makePair();
     const { source: side } = connectionsTo(source);
-    const error = await failure(side.transaction(() => new Promise(() => undefined), 'begin', 300));
+    const error = await failure(side.transaction(() => new Promise(() => undefined), { timeoutMs: 300 }));
     expect(error).toMatchObject({ code: 'deadline_exceeded' });
     expect(error.message).toContain('its transaction is still open');
     await waitFor(() => side.connectionCount === 0);

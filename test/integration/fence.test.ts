@@ -451,13 +451,13 @@ describe('a process that was killed while its COMMIT was on the way', () => {
       }) as typeof opened.client.query;
       return opened;
     };
-    killed.source.transaction = (work, begin) =>
+    killed.source.transaction = (work, options) =>
       transaction(async (client) => {
         const result = await work(client);
         sent = true;
         await gate;
         return result;
-      }, begin);
+      }, options);
     const done = setFence(killed, armed).catch((error: unknown) => error);
     await waitFor(() => sent);
     return { arrive, done };

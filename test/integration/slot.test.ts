@@ -434,12 +434,12 @@ describe('ensurePublication', () => {
     const name = taskObjectName(scope.taskId);
     const transaction = scope.source.transaction.bind(scope.source);
     let before: unknown[] = [];
-    scope.source.transaction = async (work, begin) => {
+    scope.source.transaction = async (work, options) => {
       if (before.length === 0) {
         await pair.source.query(`create publication "${name}" for table public.t with (publish = 'insert')`);
         before = await publications(pair);
       }
-      return transaction(work, begin);
+      return transaction(work, options);
     };
     expect((await errorOf(ensurePublication(scope))).code).toBe('slot_stranger');
     await dropPublication(makeScope(pair, {}, scope));
