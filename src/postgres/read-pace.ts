@@ -2,6 +2,11 @@
 // once, that costs more than what is read. So while small pieces come fast the socket is left alone for a moment, and then
 // read in one large gulp. Used by wal-stream.ts and slot-feed.ts.
 
+import type { Socket } from 'node:net';
+import { MigrationError } from '../model/errors.ts';
+import type { GulpQueue } from './gulp-queue.ts';
+import type { WalWalker } from './wal-walker.ts';
+
 /** What is received in less than this and within PACE_WITHIN_MS of the last is worth waiting for more. */
 const SMALL_CHUNK_BYTES = 32 * 1024;
 const PACE_WITHIN_MS = 3;
@@ -54,4 +59,33 @@ export class ReadPace {
     if (this.#timer) clearTimeout(this.#timer);
     this.#timer = null;
   }
+}
+
+/** From now on the socket's bytes go to the walker alone, paced while the queue is not full. */
+export function readPaced(
+  socket: Socket,
+  {
+    paceMs,
+    queue,
+    walker,
+    fail,
+  }: {
+    readonly paceMs: number;
+    readonly queue: GulpQueue;
+    readonly walker: WalWalker;
+    readonly fail: (failure: MigrationError) => void;
+  },
+): ReadPace {
+  const pace = new ReadPace(socket, paceMs, () => queue.paused);
+  socket.removeAllListeners('data');
+  socket.on('data', (chunk: Buffer) => {
+    queue.heard();
+    try {
+      walker.push(chunk);
+    } catch (error) {
+      fail(new MigrationError('internal', `source: ${String(error)}`, { cause: error }));
+    }
+    pace.chunk(chunk.length);
+  });
+  return pace;
 }

@@ -22,7 +22,7 @@ import type { Session } from './connections.ts';
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
 import { hasLogicalMessages } from './marker.ts';
-import { ReadPace } from './read-pace.ts';
+import { readPaced, type ReadPace } from './read-pace.ts';
 import { readServerError } from './server-error.ts';
 import { decodingMemory } from './session-settings.ts';
 import { ident, literal } from './sql.ts';
@@ -170,17 +170,11 @@ export class SlotFeed {
         if (message[0] === 0x5a) this.#callEnd?.();
       },
     });
-    const pace = new ReadPace(socket, PACE_MS, () => this.#queue.paused);
-    this.#pace = pace;
-    socket.removeAllListeners('data');
-    socket.on('data', (chunk: Buffer) => {
-      this.#queue.heard();
-      try {
-        walker.push(chunk);
-      } catch (error) {
-        this.#fail(new MigrationError('internal', `source: ${String(error)}`, { cause: error }));
-      }
-      pace.chunk(chunk.length);
+    this.#pace = readPaced(socket, {
+      paceMs: PACE_MS,
+      queue: this.#queue,
+      walker,
+      fail: (failure) => this.#fail(failure),
     });
     socket.on('error', (error) => this.#fail(fromPostgres(error, { role: 'source' })));
     socket.on('close', () =>

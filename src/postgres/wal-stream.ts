@@ -14,7 +14,7 @@ import { bigintToLsn, compareLsn, lsnToBigint, ZERO_LSN, type Lsn } from '../mod
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
 import { hasLogicalMessages } from './marker.ts';
-import { ReadPace } from './read-pace.ts';
+import { readPaced, type ReadPace } from './read-pace.ts';
 import { decodingMemory, sessionSettings } from './session-settings.ts';
 import { verifySystem } from './source-system.ts';
 import type { SlotRecord } from './slot-record.ts';
@@ -228,17 +228,11 @@ export class WalStream {
         for (const listener of listeners) listener.call(socket, message);
       },
     });
-    const pace = new ReadPace(socket, PACE_MS, () => this.#queue.paused);
-    this.#pace = pace;
-    socket.removeAllListeners('data');
-    socket.on('data', (chunk: Buffer) => {
-      this.#queue.heard();
-      try {
-        walker.push(chunk);
-      } catch (error) {
-        this.#fail(new MigrationError('internal', `source: ${String(error)}`, { cause: error }));
-      }
-      pace.chunk(chunk.length);
+    this.#pace = readPaced(socket, {
+      paceMs: PACE_MS,
+      queue: this.#queue,
+      walker,
+      fail: (failure) => this.#fail(failure),
     });
   }
 

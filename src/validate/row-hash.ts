@@ -82,26 +82,30 @@ const MOST_COLUMNS = 400;
 /** Columns of one integer of flags. */
 const FLAGS = 31;
 
+const valueOf = ({ name }: Pick<PlannedColumn, 'name'>): string => `t.${ident(name)}`;
+
 /** The expression, of a row of `t`; never null. */
 export function rowHash(columns: readonly Pick<PlannedColumn, 'name' | 'type'>[], form: RowForm): string {
   if (form !== 'values' || columns.length > MOST_COLUMNS)
     return `hashtextextended(${rowText(columns, form === 'recoded')}, 1)`;
-  const value = ({ name }: Pick<PlannedColumn, 'name'>): string => `t.${ident(name)}`;
-  const hashOf = ({ type }: Pick<PlannedColumn, 'type'>): Hash | undefined =>
-    hashes.find(([pattern]) => pattern.test(type))?.[1];
-  const others = columns.filter((column) => !hashOf(column));
-  const hashed = columns.filter((column) => hashOf(column));
-  let hash = '1';
+  const hashed: { readonly value: string; readonly hash: Hash }[] = [];
+  const others: (typeof columns)[number][] = [];
+  for (const column of columns) {
+    const known = hashes.find(([pattern]) => pattern.test(column.type));
+    if (known) hashed.push({ value: valueOf(column), hash: known[1] });
+    else others.push(column);
+  }
+  let seed = '1';
   for (let from = 0; from < hashed.length; from += FLAGS) {
     const flags = hashed
       .slice(from, from + FLAGS)
-      .map((column, n) => `case when ${value(column)} is null then ${2 ** n} else 0 end`);
-    hash = `hashint4extended(${flags.join(' + ')}, ${hash})`;
+      .map(({ value }, n) => `case when ${value} is null then ${2 ** n} else 0 end`);
+    seed = `hashint4extended(${flags.join(' + ')}, ${seed})`;
   }
-  for (const column of hashed) hash = hashOf(column)?.(value(column), hash) ?? hash;
-  if (others.length === 0) return hash;
-  const sent = others.filter(({ type }) => sentTypes.test(type)).map(value);
+  for (const { value, hash } of hashed) seed = hash(value, seed);
+  if (others.length === 0) return seed;
+  const sent = others.filter(({ type }) => sentTypes.test(type)).map(valueOf);
   const texts = others.filter(({ type }) => !sentTypes.test(type));
   const values = texts.length === 0 ? sent : [...sent, rowText(texts, false)];
-  return `hash_array_extended(array[record_send(row(${values.join(', ')}))], ${hash})`;
+  return `hash_array_extended(array[record_send(row(${values.join(', ')}))], ${seed})`;
 }
