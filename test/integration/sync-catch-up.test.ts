@@ -5,11 +5,11 @@ import { compareLsn, ZERO_LSN, type Lsn } from '../../src/model/lsn.ts';
 import type { CatchUpSizes } from '../../src/postgres/call-size.ts';
 import { catchUpSlotName } from '../../src/postgres/slot-feed.ts';
 import { slotOf } from '../../src/postgres/slot-record.ts';
-import { backlog, expectEqual, listening, manyChanges, tables } from '../support/backlog.ts';
+import { backlog, copied, expectEqual, listening, manyChanges, tables } from '../support/backlog.ts';
 import { makePair, waitFor } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
 import { randomTables, startWriters } from '../support/random-writers.ts';
-import { copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
+import { drainStream, startStream, untilEvent } from '../support/replication.ts';
 import { makeScope } from '../support/scope.ts';
 
 // of its own: which feed is chosen depends on the WAL that is written, other tests' too
@@ -43,15 +43,9 @@ describe('far behind', () => {
 
   it('both feeds take turns under writers, without a gap or a repeat', async () => {
     const pair = await makePair();
-    const first = await prepare(pair, randomTables);
-    const stream = startStream(first);
-    await untilEvent(stream, 'SLOT_READY');
-    await copyAll(first, pair);
-    await drainStream(first, pair, stream);
-    await stream.stop();
+    let scope = await copied(pair, randomTables);
     const writers = startWriters(pair.source, 11);
     const feeds: string[] = [];
-    let { scope } = { scope: first };
     for (let turn = 0; turn < 4; turn++) {
       const goal = writers.done() + 150;
       await waitFor(() => writers.done() >= goal, 60_000, '150 transactions');
@@ -73,12 +67,7 @@ describe('far behind', () => {
 
   it('the walsender feeds alone where there is no slot to spare', async () => {
     const pair = await makePair();
-    const first = await prepare(pair, 'create table public.t (id int primary key, v text)');
-    const stream = startStream(first);
-    await untilEvent(stream, 'SLOT_READY');
-    await copyAll(first, pair);
-    await drainStream(first, pair, stream);
-    await stream.stop();
+    const first = await copied(pair, 'create table public.t (id int primary key, v text)');
     await pair.source.query(
       `insert into public.t select g, repeat('x', 200) from generate_series(1, 3000) g`,
     );

@@ -3,6 +3,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { expect, it, onTestFinished } from 'vitest';
 import { catchUpSizes } from '../../src/postgres/call-size.ts';
+import { copied } from '../support/backlog.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
@@ -84,12 +85,7 @@ it('takes a transaction of 300,000 rows with bounded memory, also while the targ
 
 it('catches up with 100 MB with bounded memory, also while the target does not move', async () => {
   const pair = await makePair();
-  const first = await prepare(pair, 'create table public.t (id int primary key, v text)');
-  const before = startStream(first);
-  await untilEvent(before, 'SLOT_READY');
-  await copyAll(first, pair);
-  await drainStream(first, pair, before);
-  await before.stop();
+  const first = await copied(pair, 'create table public.t (id int primary key, v text)');
   await pair.source.query(
     `do $$ begin for i in 1..${ROWS / 1_000} loop ${rows('(i - 1) * 1000 + 1', 'i * 1000')}; commit; end loop; end $$`,
   );

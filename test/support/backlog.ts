@@ -32,7 +32,24 @@ export function listening(scope: TestScope): { scope: TestScope; said: Said } {
   return { scope: Object.assign(scope, { log: { ...scope.log, info } }), said };
 }
 
-/** Slot and copy of empty or small tables; then nothing streams while `write` runs, and all of it is streamed at once. */
+/** Slot and copy of empty or small tables, whose stream has stood still since. `over`: as makeScope has it. */
+export async function copied(
+  pair: DatabasePair,
+  ddl: string,
+  rows = '',
+  over: Parameters<typeof makeScope>[1] = {},
+): Promise<TestScope> {
+  const scope = await prepare(pair, ddl, over);
+  if (rows !== '') await pair.source.query(rows);
+  const stream = startStream(scope);
+  await untilEvent(stream, 'SLOT_READY');
+  await copyAll(scope, pair);
+  await drainStream(scope, pair, stream);
+  await stream.stop();
+  return scope;
+}
+
+/** `copied`; then nothing streams while `write` runs, and all of it is streamed at once. */
 export async function backlog(
   pair: DatabasePair,
   ddl: string,
@@ -40,13 +57,7 @@ export async function backlog(
   write: () => Promise<unknown>,
   sizes?: CatchUpSizes,
 ): Promise<{ scope: TestScope; said: Said; stop: () => Promise<unknown> }> {
-  const first = await prepare(pair, ddl);
-  if (rows !== '') await pair.source.query(rows);
-  const before = startStream(first);
-  await untilEvent(before, 'SLOT_READY');
-  await copyAll(first, pair);
-  await drainStream(first, pair, before);
-  await before.stop();
+  const first = await copied(pair, ddl, rows);
   await write();
   const { scope, said } = listening(makeScope(pair, {}, first));
   const stream = startStream(scope, sizes);
