@@ -2,6 +2,7 @@
 // again at once: no change is lost or doubled, and a reader of the target never sees half a transaction. (The other crash
 // tests kill at named places; test/integration/sync-kills ends streams alone, on both feeds.)
 import { randomInt } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { expectEqualTables } from '../support/compare.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
@@ -78,7 +79,7 @@ test(`no change of ${source} is lost or doubled by ${KILLS} kills of the service
     const works = random(6) > 0;
     const hasApplied = async (): Promise<boolean> => (await seenOn(pair.target)).logged > before.logged;
     if (works) await waitFor(hasApplied, 60_000, 'a change on the target');
-    await new Promise((resolve) => setTimeout(resolve, random(300))); // the random moment itself
+    await sleep(random(300)); // the random moment itself
     service = await killed.start();
     if (works) kills++;
     before = await seenOn(pair.target);

@@ -1,5 +1,6 @@
 // Seeded writers for tests of the stream: several connections that insert, update, delete, move keys, truncate, roll
 // back, use savepoints and prepared transactions on the tables of `randomTables`, all at once.
+import { setTimeout as sleep } from 'node:timers/promises';
 import type pg from 'pg';
 import type { TestDatabase } from './databases.ts';
 
@@ -138,7 +139,7 @@ export function startWriters(
         await client.query('rollback');
       }
       done++;
-      if (restMs > 0) await new Promise((resolve) => setTimeout(resolve, restMs));
+      if (restMs > 0) await sleep(restMs);
     }
     await client.end();
   };

@@ -1,8 +1,8 @@
 // `npm run bench -- copy`: the whole copy beside other tools, and what it promises of memory, many tables and resuming.
 import type { BenchOptions } from '../run.ts';
-import { describeMachine, medianTable, storeSection } from '../support/report.ts';
+import { checkOnly, medianTable, say, startReport } from '../support/report.ts';
 import { runRounds, type Tool } from '../support/rounds.ts';
-import { withServers, type BenchServer } from '../support/servers.ts';
+import { withServers, type BenchServers } from '../support/servers.ts';
 import { bigTables, buildIndexes, loadBigTables, loadManyTables } from './data.ts';
 import { measureMemory } from './memory.ts';
 import { measureResume } from './resume.ts';
@@ -13,10 +13,8 @@ const TARGET_DB = 'dts_bench_target';
 /** Of the machine that RESULTS.md names; every tool gets the same. */
 const JOBS = 4;
 
-export interface Bench {
+export interface Bench extends BenchServers {
   readonly options: BenchOptions;
-  readonly source: BenchServer;
-  readonly target: BenchServer;
   readonly say: (line: string) => void;
   /** Prints a section and, with --store, keeps it. */
   readonly report: (title: string, body: string) => void;
@@ -66,23 +64,14 @@ const parts: Readonly<Record<string, (bench: Bench) => Promise<void>>> = {
 };
 
 export async function runCopyBench(options: BenchOptions): Promise<void> {
-  const say = (line: string): void => void process.stdout.write(`${line}\n`);
-  for (const name of options.only)
-    if (!(name in parts)) throw new Error(`--only: ${name} is none of ${Object.keys(parts).join(', ')}`);
+  checkOnly(options.only, Object.keys(parts));
   await withServers(options.servers, async (source, target) => {
-    const machine = describeMachine(source, target);
-    say(machine);
     const bench: Bench = {
       options,
       source,
       target,
       say,
-      report(title, body) {
-        say(`\n## ${title}\n\n${body}\n`);
-        const when = new Date().toISOString().slice(0, 10);
-        const stated = `${when}, scale ${options.scale}, ${JOBS} jobs for every tool. ${machine}.`;
-        if (options.store) storeSection(title, `${stated}\n\n${body}`);
-      },
+      report: startReport({ source, target }, options, `, ${JOBS} jobs for every tool`),
       workOf: (over) => ({ source, target, sourceDb: SOURCE_DB, targetDb: TARGET_DB, jobs: JOBS, ...over }),
     };
     for (const [name, run] of Object.entries(parts))

@@ -1,5 +1,6 @@
 // A SIGKILL when half of the bytes stand on the target, and a second process: what does it read again? Parts that were
 // running, and nothing else.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -61,7 +62,7 @@ export async function measureResume(bench: Bench, work: Work): Promise<void> {
     let kept: Markers = { parts: 0, bytes: 0 };
     await runOurs(work, folder, async (kill) => {
       while (kept.bytes < all.bytes / 2) {
-        await new Promise((resolve) => setTimeout(resolve, 20));
+        await sleep(20);
         kept = await markersOf(work);
       }
       kill();

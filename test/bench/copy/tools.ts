@@ -1,5 +1,6 @@
 // The tools that are compared, each from an empty target database to the copied one. Where a tool is not installed it is
 // left out, and the report says so.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -203,7 +204,7 @@ function subscription(work: Work, makeIndexes: () => Promise<void>): Tool {
           `select from pg_subscription_rel where srsubstate not in ('r', 's')`,
         );
         if (rows.length === 0) return { cpuSeconds: 0, peakBytes: 0 };
-        await new Promise((resolve) => setTimeout(resolve, 50));
+        await sleep(50);
       }
     },
     async verify() {

@@ -1,6 +1,7 @@
 // The application of the cutover bench, on a thread of its own, so that neither side waits for the other: writers that are
 // told by the hook after_open which server takes writes now, and how long they could not write. Messages: the URL of the hook
 // first; `Moved` after every change of sides; `Rate` and `Timeline` when they are asked for. It writes from `begin` on.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { parentPort, workerData } from 'node:worker_threads';
@@ -122,7 +123,7 @@ class Application {
         const isFenced = (error as { code?: unknown }).code === FENCED;
         this.#count(isFenced ? 'refused' : 'failed');
         if (retries) {
-          await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+          await sleep(RETRY_MS);
           dueMs = performance.now();
           continue;
         }
@@ -138,7 +139,7 @@ class Application {
       }
       dueMs += (writers / writesPerSecond) * 1_000;
       const aheadMs = dueMs - performance.now();
-      if (aheadMs > 1) await new Promise((resolve) => setTimeout(resolve, aheadMs));
+      if (aheadMs > 1) await sleep(aheadMs);
       else if (aheadMs < -1_000) dueMs = performance.now(); // what it could not do it does not make up for
     }
   }

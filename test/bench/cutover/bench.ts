@@ -7,36 +7,21 @@
 // to them; the others find them there. All make the slot of the way back under the write stop, which a task without
 // `reverse` saves.
 import type { BenchOptions } from '../run.ts';
-import { describeMachine, storeSection, table } from '../support/report.ts';
+import { checkOnly, say, startReport, table } from '../support/report.ts';
 import { median } from '../support/rounds.ts';
-import { withServers, type BenchServer } from '../support/servers.ts';
+import { withServers, type BenchServers } from '../support/servers.ts';
 import type { Moved } from './application.ts';
 import { measureDeadline } from './deadline.ts';
-import {
-  rowsOf,
-  say,
-  TASK,
-  until,
-  untilReady,
-  waitUntil,
-  whole,
-  withMigration,
-  WRITERS,
-} from './migration.ts';
+import { rowsOf, TASK, until, untilReady, waitUntil, whole, withMigration, WRITERS } from './migration.ts';
 import { measureValidation } from './validation.ts';
 
 const SIZES_GB = [0.1, 0.5, 1, 2] as const;
-
-interface Servers {
-  readonly source: BenchServer;
-  readonly target: BenchServer;
-}
 
 interface Part {
   /** What --only takes. */
   readonly name: string;
   readonly title: string;
-  run(servers: Servers, options: BenchOptions): Promise<string>;
+  run(servers: BenchServers, options: BenchOptions): Promise<string>;
 }
 
 const parts: readonly Part[] = [
@@ -53,7 +38,7 @@ const parts: readonly Part[] = [
   ...SIZES_GB.map((size) => ({
     name: String(size),
     title: `${size} GB`,
-    run: (servers: Servers, { scale, rounds }: BenchOptions) =>
+    run: (servers: BenchServers, { scale, rounds }: BenchOptions) =>
       measureCutovers(servers, size * scale, rounds),
   })),
 ];
@@ -71,20 +56,18 @@ interface Measured {
 }
 
 export async function runCutoverBench(options: BenchOptions): Promise<void> {
-  const { scale, only, store } = options;
+  const { only } = options;
+  checkOnly(
+    only,
+    parts.map(({ name }) => name),
+  );
   await withServers(options.servers, async (source, target) => {
-    const machine = describeMachine(source, target);
-    say(machine);
+    const tell = startReport({ source, target }, options);
     for (const { name, title, run } of parts) {
       if (only.length > 0 && !only.includes(name)) continue;
       const began = performance.now();
-      const text = await run({ source, target }, options);
-      say(`\n## cutover: ${title}\n\n${text}\n\n${whole((performance.now() - began) / 1_000)} s in all\n`);
-      if (store)
-        storeSection(
-          `cutover: ${title}`,
-          `${new Date().toISOString().slice(0, 10)}, scale ${scale}. ${machine}.\n\n${text}`,
-        );
+      tell(`cutover: ${title}`, await run({ source, target }, options));
+      say(`${whole((performance.now() - began) / 1_000)} s in all\n`);
     }
   });
 }
@@ -116,7 +99,7 @@ function report({ cutovers, writesPerSecond }: Measured, count: number): string 
   ].join('\n');
 }
 
-async function measureCutovers(servers: Servers, gigabytes: number, rounds: number): Promise<string> {
+async function measureCutovers(servers: BenchServers, gigabytes: number, rounds: number): Promise<string> {
   const count = rowsOf(gigabytes);
   const options = (url: string) => ({ reverse: true, hooks: { afterOpen: { url } } });
   const measured = await withMigration(

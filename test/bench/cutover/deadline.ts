@@ -1,10 +1,11 @@
 // The part "deadline": what an application meets when a cutover is asked for while somebody writes and never commits: its
 // writes are refused until the deadline, then all are accepted again.
+import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
-import { table } from '../support/report.ts';
+import { say, table } from '../support/report.ts';
 import { median } from '../support/rounds.ts';
-import type { BenchServer } from '../support/servers.ts';
-import { DATABASE, pause, rowsOf, say, TASK, until, untilReady, whole, withMigration } from './migration.ts';
+import type { BenchServers } from '../support/servers.ts';
+import { DATABASE, rowsOf, TASK, until, untilReady, whole, withMigration } from './migration.ts';
 import type { Timeline } from './application.ts';
 
 const DEADLINE_MS = 5_000;
@@ -25,7 +26,7 @@ interface Given {
 }
 
 export async function measureDeadline(
-  servers: { readonly source: BenchServer; readonly target: BenchServer },
+  servers: BenchServers,
   gigabytes: number,
   rounds: number,
 ): Promise<string> {
@@ -38,7 +39,7 @@ export async function measureDeadline(
       const given: Given[] = [];
       for (let round = 1; round <= rounds; round++) {
         await untilReady(service, TASK);
-        await pause(AROUND_MS);
+        await sleep(AROUND_MS);
         const blocker = new pg.Client({ connectionString: source.url(DATABASE) });
         await blocker.connect();
         await blocker.query('begin');
@@ -51,7 +52,7 @@ export async function measureDeadline(
           ({ state, error }) => state === 'syncingWal' && error?.code === 'cutover_timeout',
         );
         const liftedMs = Date.now();
-        await pause(AROUND_MS);
+        await sleep(AROUND_MS);
         given.push(
           givenUp(await application.timeline(), { askedMs, liftedMs, fencedMs: task.writeStopMs ?? 0 }),
         );

@@ -3,6 +3,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import {
   createService,
@@ -11,7 +12,7 @@ import {
   type TaskRequest,
   type TaskView,
 } from '../../../src/index.ts';
-import type { BenchServer } from '../support/servers.ts';
+import type { BenchServers } from '../support/servers.ts';
 import type { ApplicationOptions, Moved, Rate, Timeline } from './application.ts';
 
 export const DATABASE = 'dts_bench_cutover';
@@ -21,7 +22,6 @@ export const WRITERS = 8;
 const WRITES_PER_SECOND = 2_000;
 export const TASK = 'bench';
 
-export const say = (line: string): void => void process.stdout.write(`${line}\n`);
 export const whole = (value: number): string => Math.round(value).toLocaleString('en');
 export const rowsOf = (gigabytes: number): number => Math.max(1_000, Math.round(gigabytes * ROWS_PER_GB));
 
@@ -34,9 +34,7 @@ export interface RunningApplication {
   timeline(): Promise<Timeline>;
 }
 
-export interface Bench {
-  readonly source: BenchServer;
-  readonly target: BenchServer;
+export interface Bench extends BenchServers {
   readonly service: Service;
   readonly application: RunningApplication;
 }
@@ -46,7 +44,7 @@ export interface Bench {
  * it waits for the hook, whose URL `options` gets. All is gone afterwards.
  */
 export async function withMigration<T>(
-  servers: { readonly source: BenchServer; readonly target: BenchServer },
+  servers: BenchServers,
   {
     rows,
     retries = false,
@@ -128,13 +126,11 @@ async function startApplication(options: ApplicationOptions): Promise<{
   };
 }
 
-export const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
-
 export async function waitUntil(condition: () => Promise<boolean>, what: string): Promise<void> {
   const deadline = Date.now() + 3_600_000;
   while (!(await condition())) {
     if (Date.now() > deadline) throw new Error(`${what} did not hold within an hour`);
-    await pause(20);
+    await sleep(20);
   }
 }
 

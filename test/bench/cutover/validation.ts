@@ -1,11 +1,12 @@
 // The part "validation": how fast the online validation reads, beside the plainest digest of whole rows, which each server
 // computes in one scan of the table, both at once. Both are measured in turn, in the same migration: the stream and the
 // look at changed keys run beside the digest as they run beside the validation, and so do the writers.
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Service } from '../../../src/index.ts';
-import { table } from '../support/report.ts';
+import { say, table } from '../support/report.ts';
 import { median } from '../support/rounds.ts';
-import type { BenchServer } from '../support/servers.ts';
-import { DATABASE, pause, rowsOf, say, TASK, whole, withMigration } from './migration.ts';
+import type { BenchServers } from '../support/servers.ts';
+import { DATABASE, rowsOf, TASK, whole, withMigration } from './migration.ts';
 
 const PLAIN = 'select sum(hash_record_extended(t, 1)) from accounts t';
 
@@ -18,7 +19,7 @@ interface Speeds {
 }
 
 export async function measureValidation(
-  servers: { readonly source: BenchServer; readonly target: BenchServer },
+  servers: BenchServers,
   gigabytes: number,
   rounds: number,
 ): Promise<string> {
@@ -71,17 +72,11 @@ async function validationMs(service: Service): Promise<number> {
     if (hasBegun && tookMs === null && view.tables.every(({ state }) => state === 'verified'))
       tookMs = Date.now() - Date.parse(view.startedAt);
     if (tookMs !== null && view.clean) return tookMs;
-    await pause(10);
+    await sleep(10);
   }
 }
 
-async function plainMs({
-  source,
-  target,
-}: {
-  readonly source: BenchServer;
-  readonly target: BenchServer;
-}): Promise<number> {
+async function plainMs({ source, target }: BenchServers): Promise<number> {
   const serial = 'set max_parallel_workers_per_gather = 0';
   const began = performance.now();
   await Promise.all([source.query(DATABASE, serial, PLAIN), target.query(DATABASE, serial, PLAIN)]);

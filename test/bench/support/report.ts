@@ -4,7 +4,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { cpus, platform, release, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { median, type Run } from './rounds.ts';
-import type { BenchServer } from './servers.ts';
+import type { BenchServers } from './servers.ts';
 
 /** In the checkout, not in dist/. */
 const RESULTS = join(process.cwd(), 'test/bench/RESULTS.md');
@@ -17,7 +17,7 @@ function hugePages(): string {
   return `${total === '0' ? 'no' : total} huge pages`;
 }
 
-export function describeMachine(source: BenchServer, target: BenchServer): string {
+function describeMachine({ source, target }: BenchServers): string {
   const all = cpus();
   return (
     `${all.length} × ${all[0]?.model.trim() ?? 'unknown processor'}, ${Math.round(totalmem() / 1024 ** 3)} GB, ${hugePages()}, ` +
@@ -71,11 +71,37 @@ export function medianTable(runs: ReadonlyMap<string, readonly Run[]>): string {
 }
 
 /** Writes (or replaces) the section `## title` of RESULTS.md. */
-export function storeSection(title: string, body: string): void {
+function storeSection(title: string, body: string): void {
   const head = `# Results of the benches\n\nWritten by \`npm run bench\`. Every section states its machine and when it was measured.\n`;
   const text = existsSync(RESULTS) ? readFileSync(RESULTS, 'utf8') : head;
   const [intro = head, ...sections] = text.split(/^(?=## )/m);
   const kept = sections.filter((section) => !section.startsWith(`## ${title}\n`));
   const section = `## ${title}\n\n${body.trim()}\n`;
   writeFileSync(RESULTS, [intro, ...kept, section].map((part) => `${part.trim()}\n`).join('\n'));
+}
+
+export const say = (line: string): void => void process.stdout.write(`${line}\n`);
+
+/**
+ * Prints the machine, and then every section that it is told; with `store` that is kept, too. `facts`: what is stated of it
+ * beside the scale.
+ */
+export function startReport(
+  servers: BenchServers,
+  { scale, store }: { readonly scale: number; readonly store: boolean },
+  facts = '',
+): (title: string, body: string) => void {
+  const machine = describeMachine(servers);
+  say(machine);
+  return (title, body) => {
+    say(`\n## ${title}\n\n${body}\n`);
+    const day = new Date().toISOString().slice(0, 10);
+    if (store) storeSection(title, `${day}, scale ${scale}${facts}. ${machine}.\n\n${body}`);
+  };
+}
+
+/** Throws when --only names something that is no part of the bench. */
+export function checkOnly(only: readonly string[], parts: readonly string[]): void {
+  for (const name of only)
+    if (!parts.includes(name)) throw new Error(`--only: ${name} is none of ${parts.join(', ')}`);
 }

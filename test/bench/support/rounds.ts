@@ -2,7 +2,7 @@
 // CPU and memory of each run, medians, and their ratios to the first tool's.
 import { spawn } from 'node:child_process';
 import { watchMemory } from './processes.ts';
-import type { BenchServer } from './servers.ts';
+import type { BenchServer, BenchServers } from './servers.ts';
 
 /** What a tool's own processes cost. */
 export interface ToolCost {
@@ -63,7 +63,7 @@ function spentBy(server: BenchServer, before: number | null): number | null {
 export async function runRounds(
   tools: readonly Tool[],
   rounds: number,
-  servers: { readonly source: BenchServer; readonly target: BenchServer },
+  servers: BenchServers,
   say: (line: string) => void,
 ): Promise<ReadonlyMap<string, readonly Run[]>> {
   const { source, target } = servers;

@@ -18,6 +18,12 @@ export interface BenchServer {
   stop(): Promise<void>;
 }
 
+/** Both of a bench. */
+export interface BenchServers {
+  readonly source: BenchServer;
+  readonly target: BenchServer;
+}
+
 /** What a bench's server gets; the machine's disk is not what is measured, but nothing durable is switched off. */
 const settings: Readonly<Record<string, string>> = {
   shared_buffers: '512MB',

@@ -1,6 +1,6 @@
 // `npm run bench -- sync`: how fast a backlog is drained, beside PostgreSQL's own subscription, in turn.
 import type { BenchOptions } from '../run.ts';
-import { describeMachine, medianTable, storeSection } from '../support/report.ts';
+import { checkOnly, medianTable, say, startReport } from '../support/report.ts';
 import { median, runRounds } from '../support/rounds.ts';
 import { withServers } from '../support/servers.ts';
 import { backlogs } from './backlogs.ts';
@@ -8,21 +8,13 @@ import { runSteady, steady } from './steady.ts';
 import { DATABASE, syncTools } from './tools.ts';
 
 export async function runSyncBench(options: BenchOptions): Promise<void> {
-  const { scale, rounds, only, store } = options;
-  const say = (line: string): void => void process.stdout.write(`${line}\n`);
-  for (const name of only)
-    if (![...backlogs, steady].some((backlog) => backlog.name === name))
-      throw new Error(
-        `--only: ${name} is none of ${[...backlogs, steady].map((backlog) => backlog.name).join(', ')}`,
-      );
+  const { scale, rounds, only } = options;
+  checkOnly(
+    only,
+    [...backlogs, steady].map(({ name }) => name),
+  );
   await withServers(options.servers, async (source, target) => {
-    const machine = describeMachine(source, target);
-    say(machine);
-    const tell = (title: string, body: string): void => {
-      say(`\n## ${title}\n\n${body}\n`);
-      const day = new Date().toISOString().slice(0, 10);
-      if (store) storeSection(title, `${day}, scale ${scale}. ${machine}.\n\n${body}`);
-    };
+    const tell = startReport({ source, target }, options);
     for (const backlog of backlogs) {
       if (only.length > 0 && !only.includes(backlog.name)) continue;
       const work = { source, target, backlog, scale };

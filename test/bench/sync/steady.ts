@@ -1,9 +1,10 @@
 // The lag of a stream that runs, under a steady load: from a commit on the source to the moment when a reader of the target
 // sees it. Every transaction of the writer brings a row of `mark`, whose arrival is watched.
+import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
 import { table } from '../support/report.ts';
 import { median, type Tool } from '../support/rounds.ts';
-import type { BenchServer } from '../support/servers.ts';
+import type { BenchServer, BenchServers } from '../support/servers.ts';
 import { accounts, type Backlog } from './backlogs.ts';
 
 const CHANGES_PER_SECOND = 3_000;
@@ -29,8 +30,6 @@ interface Lag {
   readonly targetCpuSeconds: number | null;
 }
 
-const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, Math.max(0, ms)));
-
 async function connected(server: BenchServer, database: string): Promise<pg.Client> {
   const client = new pg.Client({ connectionString: server.url(database) });
   await client.connect();
@@ -53,7 +52,7 @@ async function measure(
     const began = performance.now();
     const write = async (): Promise<void> => {
       for (let tick = 0; tick < ticks; tick++) {
-        await sleep(began + tick * TICK_MS - performance.now());
+        await sleep(Math.max(0, began + tick * TICK_MS - performance.now()));
         const ids = Array.from({ length: perTick }, (_, n) => 1 + (((tick * perTick + n) * 7_919) % ROWS));
         await writer.query(
           'with changed as (update accounts set n = n + 1 where id = any ($1)) insert into mark values ($2)',
@@ -83,7 +82,7 @@ async function measure(
 /** One tool after the other; a Markdown table of their lags. */
 export async function runSteady(
   tools: readonly Tool[],
-  servers: { readonly source: BenchServer; readonly target: BenchServer },
+  servers: BenchServers,
   database: string,
   scale: number,
   say: (line: string) => void,

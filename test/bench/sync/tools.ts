@@ -1,5 +1,6 @@
 // Who drains a backlog: our stream, and PostgreSQL's own subscription in its variants. Each is set up before the backlog is
 // written and let go when the clock starts.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
@@ -46,7 +47,7 @@ async function untilMarked(target: BenchServer): Promise<void> {
     for (const deadline = Date.now() + TIMEOUT_MS; ; ) {
       if ((await client.query('select from mark')).rowCount === 1) return;
       if (Date.now() > deadline) throw new Error('the backlog was not drained in time');
-      await new Promise((resolve) => setTimeout(resolve, 10));
+      await sleep(10);
     }
   } finally {
     await client.end();
@@ -153,7 +154,7 @@ function nativeTool(work: SyncWork, name: string, options: string): Tool {
         );
         if (slot?.['active'] !== true) break;
         if (Date.now() > deadline) throw new Error('the native walsender does not end');
-        await new Promise((resolve) => setTimeout(resolve, 50));
+        await sleep(50);
       }
       await source.query('postgres', `select pg_drop_replication_slot('bench_native')`);
     },
