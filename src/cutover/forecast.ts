@@ -1,7 +1,7 @@
 // What a cutover would meet now, step by step, without stopping anybody: what the fence would wait for, how long a marker
 // takes to the target, whether the last statements would run. Behind POST cutover {dry_run: true}. It writes nothing but a
-// marker into the WAL, as the heartbeat does, and rolls back what it tries.
-import { randomUUID } from 'node:crypto';
+// marker into the WAL, as the heartbeat does, and takes back what it tries.
+import { randomBytes, randomUUID } from 'node:crypto';
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import { MigrationError, type ErrorReport } from '../model/errors.ts';
 import type { ComparisonForecast, CutoverForecast, ForecastStep } from '../model/forecast.ts';
@@ -22,6 +22,8 @@ const ROWS_PER_SECOND = 500_000;
 const SEQUENCES_AT_ONCE = 200;
 /** Transactions on the target that are younger end by themselves. */
 const LONG_MS = 2_000;
+/** A slot on the target waits until every transaction that writes there has ended. */
+const SLOT_TIMEOUT_MS = 5_000;
 
 /** Errors: those of a connection. What would fail is in the answer. */
 export async function forecastCutover(
@@ -47,11 +49,22 @@ export async function forecastCutover(
   const rehearsal = await attempt(() =>
     rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT }),
   );
-  const targetBlockers = scope.spec.options.reverse
+  const { reverse } = scope.spec.options;
+  const targetWriters = reverse
     ? await attempt(() => writersSince(scope.target, Date.now() - LONG_MS))
     : null;
+  const targetBlockers = targetWriters?.result ?? [];
+  const slot = reverse && targetBlockers.length === 0 ? await attempt(() => tryTargetSlot(scope)) : null;
   const { sequences } = schemaPlanOf(scope);
   const blockers = fence.result ?? [];
+  const wayBack: ForecastStep = {
+    step: 'reverse',
+    ms: slot?.ms ?? 0,
+    detail:
+      targetBlockers.length === 0
+        ? 'measured: a temporary slot on the target, made and dropped'
+        : `as long as ${targetBlockers.length} transactions that write on the target take to end`,
+  };
   const steps: ForecastStep[] = [
     {
       step: 'fence',
@@ -79,6 +92,7 @@ export async function forecastCutover(
       ms: 2 * rehearsal.ms,
       detail: 'measured: rehearsed and rolled back; a cutover rehearses them and runs them',
     },
+    ...(reverse ? [wayBack] : []),
   ];
   const rounded = steps.map((step) => ({ ...step, ms: Math.ceil(step.ms) }));
   const writeStopMs = rounded.reduce((sum, step) => sum + step.ms, 0);
@@ -87,7 +101,7 @@ export async function forecastCutover(
     steps: rounded,
     writeStopMs,
     blockers,
-    targetBlockers: targetBlockers?.result ?? [],
+    targetBlockers,
     problems,
   };
 }
@@ -97,6 +111,21 @@ async function roundTrip(scope: TaskScope): Promise<number> {
   const startedMs = performance.now();
   for (let n = 0; n < 3; n++) await scope.source.query('select 1');
   return (performance.now() - startedMs) / 3;
+}
+
+/** What arming the way back does under the write stop, with a slot that ends with its session. */
+async function tryTargetSlot(scope: TaskScope): Promise<void> {
+  const session = await scope.target.session({ purpose: 'forecast', signal: scope.signal });
+  try {
+    await session.client.query(`set statement_timeout = ${SLOT_TIMEOUT_MS}`);
+    await session.client.query(`select pg_create_logical_replication_slot($1, 'pgoutput', true)`, [
+      `dtsf_${randomBytes(8).toString('hex')}`,
+    ]);
+  } catch (error) {
+    throw fromPostgres(error, { role: 'target' });
+  } finally {
+    await session.close();
+  }
 }
 
 async function passMarker(scope: TaskScope): Promise<void> {

@@ -2,7 +2,8 @@
 import type { ErrorReport } from './errors.ts';
 
 export interface ForecastStep {
-  readonly step: 'fence' | 'drain' | 'compare' | 'sequences' | 'statements';
+  /** `reverse`: with options.reverse, the slot of the way back. */
+  readonly step: 'fence' | 'drain' | 'compare' | 'sequences' | 'statements' | 'reverse';
   readonly ms: number;
   readonly detail: string;
 }

@@ -269,7 +269,8 @@ test('the dry run names transactions on the target that the slot of the way back
   const comparison = { keys: 0, wholeTables: 0, wholeRows: 0 };
   const back = makeScope(pair, { options: { reverse: true } }, scope);
   await waitFor(async () => (await forecastCutover(back, comparison)).targetBlockers.length > 0);
-  expect((await forecastCutover(back, comparison)).targetBlockers).toMatchObject([
+  const blocked = await forecastCutover(back, comparison);
+  expect(blocked.targetBlockers).toMatchObject([
     {
       pid: rows[0]?.pid,
       user: 'postgres',
@@ -277,6 +278,29 @@ test('the dry run names transactions on the target that the slot of the way back
       query: 'select pg_backend_pid() as pid',
     },
   ]);
-  expect((await forecastCutover(scope, comparison)).targetBlockers).toEqual([]); // without a way back nobody waits
+  const wayBack = {
+    step: 'reverse',
+    ms: 0,
+    detail: expect.stringContaining('1 transactions that write on the target') as string,
+  };
+  expect(blocked.steps.at(-1)).toEqual(wayBack);
+  const without = await forecastCutover(scope, comparison); // nobody waits
+  expect(without.targetBlockers).toEqual([]);
+  expect(without.steps.map(({ step }) => step)).not.toContain('reverse');
   await busy.query('rollback');
+});
+
+test('the dry run measures how long the slot of the way back takes, and leaves none', async () => {
+  const { pair, scope } = await verified();
+  const back = makeScope(pair, { options: { reverse: true } }, scope);
+  const forecast = await forecastCutover(back, { keys: 0, wholeTables: 0, wholeRows: 0 });
+  expect(forecast.problems).toEqual([]);
+  const step = forecast.steps.at(-1);
+  expect(step).toMatchObject({ step: 'reverse', detail: expect.stringContaining('measured') as string });
+  expect(step?.ms).toBeGreaterThan(1); // a server decodes for it
+  expect(forecast.writeStopMs).toBe(forecast.steps.reduce((sum, { ms }) => sum + ms, 0));
+  const { rows } = await pair.target.query(
+    'select slot_name from pg_replication_slots where database = current_database()',
+  );
+  expect(rows).toEqual([]);
 });
