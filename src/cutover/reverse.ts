@@ -24,6 +24,7 @@ import {
   publicationNote,
   publishAgain,
 } from '../postgres/publication.ts';
+import { identitiesNote, makeIdentitiesFull, restoreIdentities } from '../postgres/replica-identity.ts';
 import { dropSlot } from '../postgres/slot-removal.ts';
 import { ensureSlot } from '../postgres/slot.ts';
 import { forgetSlot, slotNote } from '../postgres/slot-record.ts';
@@ -98,6 +99,7 @@ export async function prepareReverse(scope: TaskScope): Promise<void> {
   await wayBack(async () => {
     await dropArmed(reverse);
     await ensureBookkeeping(reverse);
+    await makeIdentitiesFull(reverse);
     publishAgain(reverse);
     await ensurePublication(reverse);
   });
@@ -115,6 +117,7 @@ export async function armReverse(scope: TaskScope): Promise<void> {
   saveSchemaPlan(reverse, reversePlan(schemaPlanOf(scope))); // with the columns that on_ddl has carried meanwhile
   await wayBack(async () => {
     await dropArmed(reverse);
+    await makeIdentitiesFull(reverse); // of tables that were added meanwhile
     await ensurePublication(reverse);
     await ensureSlot(reverse);
   });
@@ -132,13 +135,14 @@ export async function disarmReverse(scope: TaskScope): Promise<void> {
   }
 }
 
-/** Of a task that ends without a cutover: slot and publication on the target, bookkeeping on the source. */
+/** Of a task that ends without a cutover: slot, publication and identities on the target, bookkeeping on the source. */
 export async function removeReverse(scope: TaskScope, attempts: Attempts): Promise<void> {
   const note = findNote(scope);
   if (!note || note.handedOver) return;
   const reverse = reverseScope(scope, note);
   await attempts.run('target', 'reverse slot', () => dropSlot(reverse));
   await attempts.run('target', 'reverse publication', () => dropPublication(reverse));
+  await attempts.run('target', 'replica identities', () => restoreIdentities(reverse));
   await attempts.run('source', 'reverse bookkeeping', () => removeBookkeeping(reverse));
 }
 
@@ -193,7 +197,8 @@ export function carriedNotes(get: (key: string) => unknown): Record<string, unkn
     ...copyCompleteNotes,
     [cutoverNotes.analyzed]: true, // its target is the old source
   };
-  for (const key of [slotNote, publicationNote, schemaPlanNote]) carried[key] = get(prefix + key);
+  for (const key of [slotNote, publicationNote, schemaPlanNote, identitiesNote])
+    carried[key] = get(prefix + key);
   carried[legNotes.originPrefix + cutoverNotes.databaseFence] = get(cutoverNotes.databaseFence);
   return Object.fromEntries(Object.entries(carried).filter(([, value]) => value !== undefined));
 }

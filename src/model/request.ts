@@ -29,7 +29,7 @@ const requestFields = z.strictObject({
 });
 
 const request = requestFields.superRefine(({ id, options: given }, context) => {
-  const { reverse, keepFence, schema, replicaIdentity, table } = given;
+  const { reverse, keepFence, table } = given;
   if (!reverse) return;
   const fail = (path: string[], message: string): void => context.addIssue({ code: 'custom', path, message });
   if (id !== undefined && id.length > MAX_REVERSIBLE_ID)
@@ -41,16 +41,6 @@ const request = requestFields.superRefine(({ id, options: given }, context) => {
     fail(
       ['options', 'reverse'],
       'needs keep_fence: while the source follows the target, nobody else may write to it',
-    );
-  if (schema === 'existing')
-    fail(
-      ['options', 'reverse'],
-      'needs schema create: tables that stood before may have columns that the source lacks',
-    );
-  if (replicaIdentity === 'full')
-    fail(
-      ['options', 'reverse'],
-      'needs replica_identity keep: tables without a key could not be published on the target',
     );
   if (Object.keys(table).length > 0)
     fail(

@@ -10,7 +10,8 @@ import { onePerTransaction } from './one-per-transaction.ts';
 import { identRelation, taskObjectName } from './sql.ts';
 import { schemaPlanOf, type TaskScope } from './task-scope.ts';
 
-const NOTES = 'replicaIdentities';
+/** Checkpoint key. */
+export const identitiesNote = 'replicaIdentities';
 const RESTORE_PATIENCE_MS = 60_000;
 
 /** What a table had; found again by its OID, whatever its name is by then. */
@@ -23,13 +24,16 @@ export interface IdentityNote extends RelationName {
 }
 
 /** Without a usable key, and not full: publishing it would make UPDATE and DELETE fail on the source. */
-export function isKeyless({ replicaIdentity, keyColumns }: CatalogTable): boolean {
+export function isKeyless({
+  replicaIdentity,
+  keyColumns,
+}: Pick<CatalogTable, 'replicaIdentity' | 'keyColumns'>): boolean {
   return replicaIdentity !== 'full' && keyColumns.length === 0;
 }
 
 /** Whether the task makes it full for its time. */
 export function becomesFull(
-  table: CatalogTable,
+  table: Pick<CatalogTable, 'kind' | 'replicaIdentity' | 'keyColumns'>,
   { replicaIdentity }: Pick<TaskOptions, 'replicaIdentity'>,
 ): boolean {
   return replicaIdentity === 'full' && table.kind !== 'partitioned' && isKeyless(table);
@@ -37,7 +41,7 @@ export function becomesFull(
 
 /** What the task has changed and not yet given back. */
 export function identityNotes({ checkpoints }: Pick<TaskScope, 'checkpoints'>): readonly IdentityNote[] {
-  return checkpoints.get<readonly IdentityNote[]>(NOTES) ?? [];
+  return checkpoints.get<readonly IdentityNote[]>(identitiesNote) ?? [];
 }
 
 /** Whether somebody else's publication needs `c` to have an identity. Leaves are checked whatever root is published. */
@@ -68,7 +72,7 @@ export async function makeIdentitiesFull(scope: TaskScope): Promise<void> {
   if (rows.length === 0) return;
   const noted = identityNotes(scope);
   const known = new Set(noted.map(({ oid }) => oid));
-  scope.checkpoints.set(NOTES, [...noted, ...rows.filter(({ oid }) => !known.has(oid))]);
+  scope.checkpoints.set(identitiesNote, [...noted, ...rows.filter(({ oid }) => !known.has(oid))]);
   const work = rows.map(({ schema, name }) => ({
     relation: { schema, name },
     sql: `alter table only ${identRelation({ schema, name })} replica identity full;`,
@@ -113,9 +117,9 @@ export async function restoreIdentities(
       };
     });
   await onePerTransaction(scope, work, 'restoring replica identities', ALL_MODES, patienceMs);
-  if (kept.length === 0) return scope.checkpoints.delete(NOTES);
+  if (kept.length === 0) return scope.checkpoints.delete(identitiesNote);
   scope.checkpoints.set(
-    NOTES,
+    identitiesNote,
     noted.filter(({ oid }) => kept.some((row) => row.oid === oid)),
   );
   const names = kept.map((row) => relationKey(row));

@@ -261,7 +261,7 @@ function silence({ user, targetMajor }: ExistingFacts): string {
     : `alter role ${ident(user)} superuser`;
 }
 
-function sameColumns(a: readonly string[] | null, b: readonly string[] | null): boolean {
+export function sameColumns(a: readonly string[] | null, b: readonly string[] | null): boolean {
   return a !== null && b !== null && a.length === b.length && a.every((name) => b.includes(name));
 }
 

@@ -32,6 +32,7 @@ import { assessSlots, readSlots } from './slots.ts';
 import { assessTablePrivileges, readTablePrivileges } from './table-privileges.ts';
 import { assessSelection } from './tables.ts';
 import { assessTargetNames, readTargetNames, targetNames } from './target-names.ts';
+import { checkExistingWayBack } from './existing-reverse.ts';
 import { assessExisting, readExisting } from './existing-tables.ts';
 import { checkTableOptions } from './row-filters.ts';
 import { assessMajor, assessMajorOrder, readMajor } from './versions.ts';
@@ -204,13 +205,13 @@ async function checkTables(
   const existing = options.schema === 'existing';
   // names that are taken are what is asked for then, and nothing is created
   const names = existing ? { ...facts, taken: [], denied: [] } : facts;
+  const standing = existing
+    ? await readExisting(scope, source.selection.tables, wanted, { user: facts.user, targetMajor })
+    : null;
   findings.push(
     ...assessTargetNames(names, scope.taskId, tableSuffix, same),
-    ...(existing
-      ? assessExisting(
-          await readExisting(scope, source.selection.tables, wanted, { user: facts.user, targetMajor }),
-        )
-      : []),
+    ...(standing ? assessExisting(standing) : []),
+    ...(standing ? await checkExistingWayBack(scope, ask, standing) : []),
     ...assessExtensions(await readMissingExtensions(ask, source.extensions)),
   );
 }

@@ -1,5 +1,6 @@
 // Check of run.ts: ownership of the selected tables (CREATE PUBLICATION FOR TABLE demands it, DROP TRIGGER too), SELECT,
 // and USAGE on their schemas. One finding for each statement that helps, however many tables it is about.
+import type { Role } from '../model/endpoint.ts';
 import type { Finding } from '../model/finding.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
@@ -32,7 +33,11 @@ export async function readTablePrivileges(ask: Ask, oids: readonly number[]): Pr
   );
 }
 
-export function assessTablePrivileges(tables: readonly TablePrivileges[], user: string): Finding[] {
+export function assessTablePrivileges(
+  tables: readonly TablePrivileges[],
+  user: string,
+  side: Role = 'source',
+): Finding[] {
   const findings: Finding[] = [];
   const keys = (list: readonly RelationName[]): string => nameSome(list.map((table) => relationKey(table)));
   for (const [owner, list] of grouped(
@@ -43,7 +48,7 @@ export function assessTablePrivileges(tables: readonly TablePrivileges[], user: 
       code: 'table_not_owned',
       severity: 'blocking',
       object: list.length === 1 ? keys(list) : owner,
-      message: `source: role ${user} must own the tables, or be a member of their owner ${owner}, to publish them: ${keys(list)}`,
+      message: `${side}: role ${user} must own the tables, or be a member of their owner ${owner}, to publish them: ${keys(list)}`,
       remedy: `grant ${ident(owner)} to ${ident(user)}`,
     });
   for (const [schema] of grouped(
@@ -54,7 +59,7 @@ export function assessTablePrivileges(tables: readonly TablePrivileges[], user: 
       code: 'schema_usage_denied',
       severity: 'blocking',
       object: schema,
-      message: `source: role ${user} may not use schema ${schema}`,
+      message: `${side}: role ${user} may not use schema ${schema}`,
       remedy: `grant usage on schema ${ident(schema)} to ${ident(user)}`,
     });
   // membership in the owner brings SELECT along
@@ -63,8 +68,8 @@ export function assessTablePrivileges(tables: readonly TablePrivileges[], user: 
     findings.push({
       code: 'table_select_denied',
       severity: 'blocking',
-      object: unreadable.length === 1 ? keys(unreadable) : 'source',
-      message: `source: role ${user} may not read ${keys(unreadable)}`,
+      object: unreadable.length === 1 ? keys(unreadable) : side,
+      message: `${side}: role ${user} may not read ${keys(unreadable)}`,
       remedy: `grant select on ${unreadable.map((table) => identRelation(table)).join(', ')} to ${ident(user)}`,
     });
   return findings;

@@ -67,7 +67,8 @@ export function relationDifference(
   // A plan without a key is `default` for `nothing`, too: neither can send an update or delete.
   const keyless = plan.replicaIdentity === 'default' && plan.keyColumns.length === 0;
   const identity = keyless && message.replicaIdentity === 'nothing' ? 'default' : message.replicaIdentity;
-  if (identity !== plan.replicaIdentity)
+  // by the primary key or by an index is one as long as the columns are the same
+  if (identity !== plan.replicaIdentity && [identity, plan.replicaIdentity].some((each) => !isByKey(each)))
     return `its replica identity changed from ${plan.replicaIdentity} to ${message.replicaIdentity}`;
   if (plan.replicaIdentity === 'full') return null;
   const keys = message.columns.filter((column) => column.key).map((column) => column.name);
@@ -76,6 +77,9 @@ export function relationDifference(
     return `its key changed from (${plan.keyColumns.join(', ')}) to (${keys.join(', ')})`;
   return null;
 }
+
+const isByKey = (identity: RelationMessage['replicaIdentity']): boolean =>
+  identity === 'default' || identity === 'index';
 
 function sourceDdl(table: string, change: string): MigrationError {
   return new MigrationError('source_ddl', `source: ${table}: ${change}`, {

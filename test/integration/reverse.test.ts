@@ -58,6 +58,14 @@ async function sqlstateOf(work: Promise<unknown>): Promise<string | undefined> {
 const back = (suffix: string): [string, string][] =>
   shopTables(suffix).map(([source, target]) => [target, source]);
 
+const identitiesOf = async (database: TestDatabase): Promise<string[]> =>
+  (
+    await database.query<{ identity: string }>(
+      `select relname || ' ' || relreplident::text as identity from pg_class
+        where relkind = 'r' and relnamespace = 'public'::regnamespace order by relname`,
+    )
+  ).rows.map(({ identity }) => identity);
+
 describe.each([
   [16, 18],
   [13, 16],
@@ -337,4 +345,46 @@ test('ids of reverse tasks are kept free', async () => {
   ).rejects.toMatchObject({
     code: 'task_exists',
   });
+});
+
+test('tables that stood before, also one without a key, are followed back and forth, and get their identities back', async () => {
+  const pair = await makePair({ source: 13, target: 18 });
+  const tables = `create table item (id int primary key, name text);
+    create table log (at int, what text)`;
+  await pair.source.query(`${tables}; insert into item select g, 'item ' || g from generate_series(1, 50) g;
+    insert into log select g % 10, 'line' from generate_series(1, 50) g`);
+  // rows are found by an index here, by the primary key there
+  await pair.target.query(`${tables}; create unique index item_by_id on item (id);
+    alter table item replica identity using index item_by_id`);
+  const service = startLibrary();
+  const options = { schema: 'existing', replicaIdentity: 'full' };
+  const forward = await migrate(service, pair, 'stood', '', options);
+  expect(forward.certificate).toMatchObject({ equal: true });
+  const both: [string, string][] = [
+    ['public.item', 'public.item'],
+    ['public.log', 'public.log'],
+  ];
+  await reaches(service, 'stood_reverse', 'syncingWal');
+  await pair.target.query(`update item set name = 'after' where id % 2 = 0; delete from item where id % 7 = 0;
+    insert into item values (100, 'new'); update log set what = 'after' where at = 3; delete from log where at = 4;
+    insert into log values (3, 'after'), (11, 'new')`);
+  await caughtUp(service, 'stood_reverse', pair.target);
+  await expectEqualTables(pair.target, pair.source, both);
+
+  await service.rollback('stood');
+  const reversed = await reaches(service, 'stood_reverse', 'completed');
+  expect(reversed.certificate).toMatchObject({ equal: true });
+  expect(await identitiesOf(pair.target)).toEqual(['item i', 'log d']);
+  await reaches(service, 'stood_forward_2', 'syncingWal');
+  await pair.source.query(`update log set what = 'forward' where at = 3; delete from item where id = 100`);
+  await caughtUp(service, 'stood_forward_2', pair.source);
+  await expectEqualTables(pair.source, pair.target, both);
+
+  await service.finish('stood');
+  await reaches(service, 'stood_forward_2', 'completed');
+  expect(await identitiesOf(pair.source)).toEqual(['item d', 'log d']);
+  expect(await identitiesOf(pair.target)).toEqual(['item i', 'log d']);
+  await service.unfenceTask('stood_reverse');
+  expect(await leaksOf(pair.source)).toEqual([]);
+  expect(await leaksOf(pair.target)).toEqual([]);
 });

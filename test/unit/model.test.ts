@@ -235,12 +235,12 @@ describe('create request', () => {
       ['options.cutover', 'options.copyJobs', 'options.what'],
     ],
     [
-      'a way back without a fence to stay, into tables that stood before, under an id that is too long for its legs',
+      'a way back without a fence to stay, of a part of a table, under an id that is too long for its legs',
       {
         id: 'a'.repeat(29),
         sourceDb: db,
         targetDb: db,
-        options: { reverse: true, keepFence: false, schema: 'existing' },
+        options: { reverse: true, keepFence: false, table: { t: { where: 'id > 1' } } },
       },
       ['id', 'options.reverse', 'options.reverse'],
     ],
