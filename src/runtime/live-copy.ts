@@ -35,6 +35,10 @@ import { drainHeld } from '../sync/drain-held.ts';
 
 const POLL_MS = 200;
 const SHOW_HELD_MS = 1_000;
+/** The look reads a row for every batch that is set aside: it takes at most this share of the time. */
+const SHOW_HELD_SHARE = 1 / 20;
+/** The stream takes over; so long it may apply nothing of what is set aside. */
+const HAND_OVER_PATIENCE_MS = 600_000;
 /** The stream waits while it takes over what is set aside: not more than it applies in a moment. */
 const FEW_CHANGES = 2_000;
 /** After so many rounds what is written meanwhile is as much as is applied: then the stream takes over what there is. */
@@ -194,26 +198,49 @@ async function handOver(scope: TaskScope, tables: readonly PlannedTable[]): Prom
   note(scope, 'released');
   await releaseTables(scope);
   scope.failpoint('held.released');
-  const names = new Set(tables.map(({ source }) => relationKey(source)));
-  for (;;) {
-    const { tables: holds } = await readHolds(scope);
-    const left = holds.filter(({ relation, state }) => names.has(relation) && state !== 'done');
-    if (left.length === 0) break;
-    await sleep(POLL_MS, scope.signal);
-  }
+  await takenOver(scope, new Set(tables.map(({ source }) => relationKey(source))));
   note(scope, 'done');
   scope.failpoint('held.noted');
   await forgetHolds(scope);
 }
 
+/** Errors: `deadline_exceeded` when the stream does not get on with it. */
+async function takenOver(scope: TaskScope, names: ReadonlySet<string>): Promise<void> {
+  let known = '';
+  let deadline = 0;
+  try {
+    for (;;) {
+      const { tables } = await readHolds(scope);
+      const left = tables.filter(({ relation, state }) => names.has(relation) && state !== 'done');
+      if (left.length === 0) return;
+      const position = JSON.stringify(left);
+      if (position !== known) deadline = Date.now() + HAND_OVER_PATIENCE_MS;
+      known = position;
+      const some = left.map(({ relation }) => relation).slice(0, 3);
+      if (Date.now() > deadline)
+        throw new MigrationError(
+          'deadline_exceeded',
+          `target: the stream has applied nothing of what was set aside of ${some.join(', ')} for ${HAND_OVER_PATIENCE_MS / 60_000} minutes`,
+          { hint: 'look for sessions on the target that hold locks on these tables, then resume' },
+        );
+      scope.progress.setWaitingFor(`the stream applies what was set aside of ${some.join(', ')}`);
+      await sleep(POLL_MS, scope.signal);
+    }
+  } finally {
+    scope.progress.setWaitingFor(null);
+  }
+}
+
 async function showHeld(scope: TaskScope, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
+    const lookedSince = performance.now();
     try {
       const tables = findLiveCopy(scope)?.relations ?? [];
       scope.progress.setCopying({ tables, heldBytes: await heldBytes(scope) });
     } catch (error) {
       if (!signal.aborted) scope.log.debug({ error }, 'could not look at what is set aside');
     }
-    await sleep(SHOW_HELD_MS, signal).catch(() => undefined);
+    const tookMs = performance.now() - lookedSince;
+    await sleep(Math.max(SHOW_HELD_MS, tookMs / SHOW_HELD_SHARE), signal).catch(() => undefined);
   }
 }
