@@ -79,11 +79,11 @@ export class HeldChanges {
     }
     // by position: a batch that is sent again has transactions of its own
     if (stream.open?.commit !== transaction.commit) {
-      if (stream.open !== null) this.#push(stream, commitMessage(stream.open));
+      this.#end(stream);
       this.#push(stream, beginMessage(transaction));
       stream.open = transaction;
       stream.lastCommit = transaction.commit;
-    }
+    } else this.#goOn(stream);
     if (stream.described !== relation) {
       this.#push(stream, relation.description);
       stream.described = relation;
@@ -95,10 +95,7 @@ export class HeldChanges {
   take(ended: boolean): HeldChunk[] {
     const chunks: HeldChunk[] = [];
     for (const [relation, stream] of this.#streams) {
-      if (ended && stream.open !== null) {
-        this.#push(stream, commitMessage(stream.open));
-        stream.open = null;
-      }
+      if (ended) this.#end(stream);
       if (stream.messages.length === 0) continue;
       chunks.push({
         relation,
@@ -110,6 +107,18 @@ export class HeldChanges {
     }
     this.#bytes = 0;
     return chunks;
+  }
+
+  /** A chunk may be read after the one before it is gone: it begins the transaction that it goes on with once more. */
+  #goOn(stream: TableStream): void {
+    if (stream.open !== null && stream.messages.length === 0) this.#push(stream, beginMessage(stream.open));
+  }
+
+  #end(stream: TableStream): void {
+    if (stream.open === null) return;
+    this.#goOn(stream);
+    this.#push(stream, commitMessage(stream.open));
+    stream.open = null;
   }
 
   #push(stream: TableStream, message: Buffer): void {

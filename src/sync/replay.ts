@@ -257,6 +257,8 @@ export class Replay {
   }
 
   #begin(commit: bigint, xid: number): void {
+    // every chunk of what was set aside begins the transaction that it goes on with
+    if (this.#transaction?.commit === commit) return;
     // Positions are ends of records: a commit record that begins before one ends at or before it.
     const transaction = new OpenTransaction(commit, xid, commit < this.#startedAt);
     // Commits come in the order of their positions: behind the last horizon there is none before it.
