@@ -26,7 +26,7 @@ export const catchUpSizes: CatchUpSizes = {
   mostCallBytes: 512 * 1024 * 1024,
 };
 
-/** A call is to return about so much at most: work_mem of its session, so that the source writes no temporary file. */
+/** A call is to return about so much at most: the source holds it in a temporary file. */
 export const GOOD_RESULT_BYTES = 128 * 1024 * 1024;
 
 /** Beyond it (one huge transaction, say) the source holds too much: the rest of the backlog is the walsender's. */

@@ -5,19 +5,14 @@
 //
 //   copy (select data from pg_logical_slot_get_binary_changes(copy, upto_lsn …)) to stdout (format binary)
 //
-// Every call decodes again from the slot's restart_lsn and holds what it returns on the source (in work_mem, then in a
-// temporary file): call-size.ts says how much a call may cover. The server stops a call behind the first record that ends
+// Every call decodes again from the slot's restart_lsn and holds what it returns on the source, in a temporary file:
+// call-size.ts says how much a call may cover. The server stops a call behind the first record that ends
 // at or past upto_lsn: everything committed up to there has been returned.
+import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
-import {
-  GOOD_RESULT_BYTES,
-  isForWalsender,
-  nextCallBytes,
-  type CallResult,
-  type CatchUpSizes,
-} from './call-size.ts';
+import { isForWalsender, nextCallBytes, type CallResult, type CatchUpSizes } from './call-size.ts';
 import type { Session } from './connections.ts';
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
@@ -33,13 +28,18 @@ import type { WalStreamOptions } from './wal-stream.ts';
 /** Received and not taken: about what the target takes while the source decodes the next call. */
 const QUEUE_BYTES = 32 * 1024 * 1024;
 const PACE_MS = 2;
+/** What a call returns goes through a temporary file: memory that is taken anew for every call costs the source more. */
+const RESULT_MEMORY = '4MB';
 const ADVANCE_INTERVAL_MS = 10_000;
 /** A call says nothing while it decodes. */
 const SILENCE_TIMEOUT_MS = 600_000;
 
-/** Of the temporary copy; no task's slot can have it, for those begin with `dts_`. */
-export function catchUpSlotName(slot: string): string {
-  return slot.replace(/^dts_/, 'dtsc_');
+/**
+ * Of the temporary copy; no task's slot can have it, for those begin with `dts_`. Another one every time: a copy lives
+ * until the server has noticed that its session is cut off.
+ */
+function newCopyName(slot: string): string {
+  return `${slot.replace(/^dts_/, 'dtsc_')}_${randomBytes(4).toString('hex')}`;
 }
 
 export class SlotFeed {
@@ -65,7 +65,7 @@ export class SlotFeed {
     this.#scope = scope;
     this.#session = session;
     this.#options = options;
-    this.#copy = catchUpSlotName(options.slot.name);
+    this.#copy = newCopyName(options.slot.name);
     this.#receivedLsn = options.startLsn;
   }
 
@@ -79,7 +79,7 @@ export class SlotFeed {
     const session = await scope.source.session({ purpose: 'catch-up', signal });
     const feed = new SlotFeed(scope, session, options, sizes);
     try {
-      await session.client.query(`select set_config('work_mem', '${GOOD_RESULT_BYTES / 1024}kB', false)`);
+      await session.client.query(`select set_config('work_mem', '${RESULT_MEMORY}', false)`);
       await session.client.query(decodingMemory);
       await session.client.query('select pg_copy_logical_replication_slot($1, $2, true)', [
         options.slot.name,

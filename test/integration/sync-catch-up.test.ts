@@ -3,7 +3,6 @@
 import { describe, expect, it } from 'vitest';
 import { compareLsn, ZERO_LSN, type Lsn } from '../../src/model/lsn.ts';
 import type { CatchUpSizes } from '../../src/postgres/call-size.ts';
-import { catchUpSlotName } from '../../src/postgres/slot-feed.ts';
 import { slotOf } from '../../src/postgres/slot-record.ts';
 import { backlog, copied, expectEqual, listening, manyChanges, tables } from '../support/backlog.ts';
 import { makePair, waitFor } from '../support/databases.ts';
@@ -71,9 +70,9 @@ describe('far behind', () => {
     await pair.source.query(
       `insert into public.t select g, repeat('x', 200) from generate_series(1, 3000) g`,
     );
-    // somebody has taken the name: the copy cannot be made
     await pair.source.query(
-      `select pg_create_logical_replication_slot('${catchUpSlotName(slotOf(first).name)}', 'pgoutput')`,
+      `select pg_create_physical_replication_slot('spare_' || n) from generate_series(1, (
+         select current_setting('max_replication_slots')::int - count(*)::int from pg_replication_slots)) n`,
     );
     const { scope, said } = listening(makeScope(pair, {}, first));
     const again = startStream(scope, small);
@@ -81,7 +80,29 @@ describe('far behind', () => {
     expect(said.feeds).toEqual(['live']);
     await expectEqual(scope, pair);
     await again.stop();
-    await pair.source.query(`select pg_drop_replication_slot('${catchUpSlotName(slotOf(first).name)}')`);
+    await pair.source.query(
+      `select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name like 'spare\\_%'`,
+    );
+  });
+
+  it('a copy of the slot that a cut-off session still holds is in nobody’s way', async () => {
+    const pair = await makePair();
+    const first = await copied(pair, 'create table public.t (id int primary key, v text)');
+    await pair.source.query(
+      `insert into public.t select g, repeat('x', 200) from generate_series(1, 3000) g`,
+    );
+    const cutOff = await pair.source.connect();
+    const slot = slotOf(first).name;
+    await cutOff.query(
+      `select pg_copy_logical_replication_slot('${slot}', '${slot.replace('dts_', 'dtsc_')}', true)`,
+    );
+    const { scope, said } = listening(makeScope(pair, {}, first));
+    const again = startStream(scope, small);
+    await drainStream(scope, pair, again);
+    expect(said.feeds[0]).toBe('catch-up');
+    await expectEqual(scope, pair);
+    await again.stop();
+    await cutOff.end();
   });
 
   it('a transaction that is larger than a call is left to the walsender', async () => {

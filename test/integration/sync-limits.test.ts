@@ -8,6 +8,7 @@ import pg from 'pg';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
 import type { StreamEvent } from '../../src/model/stream.ts';
+import { catchUpSizes, type CatchUpSizes } from '../../src/postgres/call-size.ts';
 import { sourceVersion } from '../../src/postgres/marker.ts';
 import { ensurePublication } from '../../src/postgres/publication.ts';
 import { ensureSlot } from '../../src/postgres/slot.ts';
@@ -29,9 +30,10 @@ import { makeScope, type TestScope } from '../support/scope.ts';
 async function streaming(
   pair: DatabasePair,
   ddl: string,
+  sizes?: CatchUpSizes,
 ): Promise<{ scope: TestScope; stream: RunningStream }> {
   const scope = await prepare(pair, ddl);
-  const stream = startStream(scope);
+  const stream = startStream(scope, sizes);
   await untilEvent(stream, 'SLOT_READY');
   await copyAll(scope, pair);
   await untilEvent(stream, 'CAUGHT_UP');
@@ -308,7 +310,11 @@ describe('a source with TLS', () => {
     await pair.source.query('alter system set ssl = on');
     await pair.source.query('select pg_reload_conf()');
     await waitFor(async () => (await pair.source.query<{ ssl: string }>('show ssl')).rows[0]?.ssl === 'on');
-    const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key, v text)');
+    const { scope, stream } = await streaming(
+      pair,
+      'create table public.t (id int primary key, v text)',
+      { ...catchUpSizes, fromBytes: Infinity }, // the walsender's, however far behind it is
+    );
     const locker = await pair.target.connect();
     await locker.query('begin; lock table public.t in access exclusive mode');
     await pair.source.query(
