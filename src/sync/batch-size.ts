@@ -17,8 +17,8 @@ export class BatchSize {
   learn(changes: number, ms: number): void {
     if (changes < LEAST / 2) return;
     const goal = (changes * GOAL_MS) / Math.max(1, ms);
-    // Halfway, and at most twice as large: one slow or fast batch is not a trend.
-    const next = (this.#changes + Math.min(goal, this.#changes * 2)) / 2;
+    // At most twice as large, and halfway down: one slow or fast batch is not a trend.
+    const next = goal > this.#changes ? Math.min(goal, this.#changes * 2) : (this.#changes + goal) / 2;
     this.#changes = Math.min(MOST, Math.max(LEAST, next));
   }
 }

@@ -209,7 +209,8 @@ export class SetWriter {
     const pipe = this.#pipe;
     pipe.copy(sql, entries.length, context, ({ frame, lend }) => {
       if (binary) pipe.bytes(copyHeader, 0, copyHeader.length);
-      if (binary && columns === null && batch.onlyInserts) lend(batch.release(), batch.used);
+      const isWhole = columns === null && !batch.hasUnchanged && entries.length === batch.count;
+      if (binary && isWhole && batch.isDense) lend(batch.release(), batch.used);
       else
         for (const entry of entries) {
           if (!binary) this.#textRow(batch, entry, columns);

@@ -13,6 +13,7 @@
 // a table that only got inserts is written by copying memory. A value that the update did not send (unchanged TOAST) is
 // taken from the pending state; where there is none its length is UNCHANGED_LENGTH.
 import { BufferPool } from '../postgres/buffer-pool.ts';
+import { KeyMap } from './key-map.ts';
 
 /** Length of a value that the message lacks; −1 is NULL. */
 export const UNCHANGED_LENGTH = -2;
@@ -51,11 +52,13 @@ export class TableBatch {
   ends = new Float64Array(INITIAL_ROWS);
   /** Changes taken. */
   taken = 0;
-  /** The arena holds exactly the tuples of the entries, all of them inserts. */
-  onlyInserts = true;
+  /** The arena holds exactly the tuples of the entries, in their order. */
+  isDense = true;
   /** Some tuple may lack values. */
   hasUnchanged = false;
-  #map: Map<number | string, number> | null = null;
+  readonly #map = new KeyMap();
+  /** The map knows the entries: not yet, while there were only inserts. */
+  #isMapped = false;
   #unchanged = false;
 
   constructor(shape: BatchShape, pool = new BufferPool()) {
@@ -67,9 +70,10 @@ export class TableBatch {
     this.used = 0;
     this.count = 0;
     this.taken = 0;
-    this.onlyInserts = true;
+    this.isDense = true;
     this.hasUnchanged = false;
-    this.#map = null;
+    this.#map.clear();
+    this.#isMapped = false;
     this.#pool.give(this.arena);
     this.arena = NOTHING;
   }
@@ -85,7 +89,7 @@ export class TableBatch {
   insert(message: Buffer, at: number, end: number): boolean {
     const start = this.used;
     if (this.#put(message, at, end) < 0 || this.#unchanged) return this.#undo(start);
-    if (this.#map === null) {
+    if (!this.#isMapped) {
       this.#add(INSERT, start);
       return true;
     }
@@ -107,10 +111,10 @@ export class TableBatch {
     const start = this.used;
     const key = this.#putKeyed(message, at, end);
     if (key === null) return this.#undo(start);
-    const entry = this.#map?.get(key);
+    const entry = this.#map.get(key);
     this.hasUnchanged ||= this.#unchanged;
     if (entry === undefined) {
-      this.#map?.set(key, this.#add(UPDATE, start));
+      this.#map.set(key, this.#add(UPDATE, start));
       return true;
     }
     const pending = this.ops[entry] ?? NONE;
@@ -124,9 +128,9 @@ export class TableBatch {
     const start = this.used;
     const key = this.#putKeyed(message, at, end);
     if (key === null) return this.#undo(start);
-    const entry = this.#map?.get(key);
+    const entry = this.#map.get(key);
     if (entry === undefined) {
-      this.#map?.set(key, this.#add(DELETE, start));
+      this.#map.set(key, this.#add(DELETE, start));
       return true;
     }
     const pending = this.ops[entry] ?? NONE;
@@ -209,7 +213,6 @@ export class TableBatch {
     const start = this.used;
     if (!this.#ensureMap() || this.#put(message, at, end) < 0) return null;
     if (this.#unchanged && this.#keyUnchanged(start)) return null;
-    this.onlyInserts = false;
     return this.#keyAt(start);
   }
 
@@ -244,7 +247,6 @@ export class TableBatch {
     const old = this.starts[entry] ?? 0;
     this.taken++;
     this.ops[entry] = op;
-    if (op !== INSERT) this.onlyInserts = false;
     const length = this.used - start;
     if ((this.ends[entry] ?? 0) - old === length) {
       // the same place: a hot row does not fill the arena
@@ -252,7 +254,7 @@ export class TableBatch {
       this.used = start;
       return;
     }
-    this.onlyInserts = false;
+    this.isDense = false;
     this.starts[entry] = start;
     this.ends[entry] = this.used;
   }
@@ -294,13 +296,13 @@ export class TableBatch {
 
   /** False when the pending inserts hold a key twice, or the table has no key. */
   #ensureMap(): boolean {
-    if (this.#map !== null) return true;
+    if (this.#isMapped) return true;
     if (this.shape.keys.length === 0) return false;
-    const map = new Map<number | string, number>();
-    for (let entry = 0; entry < this.count; entry++) map.set(this.#keyAt(this.starts[entry] ?? 0), entry);
-    if (map.size !== this.count) return false;
-    this.#map = map;
-    return true;
+    for (let entry = 0; entry < this.count; entry++)
+      this.#map.set(this.#keyAt(this.starts[entry] ?? 0), entry);
+    this.#isMapped = this.#map.size === this.count;
+    if (!this.#isMapped) this.#map.clear();
+    return this.#isMapped;
   }
 
   #keyAt(start: number): number | string {

@@ -1,0 +1,44 @@
+// The map of pending rows holds what was put in, whatever the keys are.
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { KeyMap } from '../../src/sync/key-map.ts';
+
+const key = fc.oneof(
+  fc.integer({ min: -20, max: 20 }),
+  fc.maxSafeInteger(),
+  // that differ in their upper halves only
+  fc.integer({ min: -50, max: 50 }).map((n) => n * 0x1_0000_0000),
+  fc.string({ maxLength: 3 }),
+);
+
+test('it finds for every key what was set last, as a Map does, and nothing else', () => {
+  fc.assert(
+    fc.property(
+      fc.array(fc.tuple(key, fc.nat(1_000_000)), { maxLength: 2_000 }),
+      fc.array(key),
+      (sets, others) => {
+        const map = new KeyMap();
+        for (let round = 0; round < 2; round++) {
+          const wanted = new Map<number | string, number>();
+          for (const [each, entry] of sets) {
+            map.set(each, entry);
+            wanted.set(each, entry);
+          }
+          expect(map.size).toBe(wanted.size);
+          for (const each of [...wanted.keys(), ...others]) expect(map.get(each)).toBe(wanted.get(each));
+          map.clear(); // it keeps its memory
+          expect(map.size).toBe(0);
+          for (const each of wanted.keys()) expect(map.get(each)).toBeUndefined();
+        }
+      },
+    ),
+    { numRuns: 200 },
+  );
+});
+
+test('keys that follow one another are spread', () => {
+  const map = new KeyMap();
+  for (let n = 0; n < 200_000; n++) map.set(n * 64, n);
+  for (let n = 0; n < 200_000; n += 97) expect(map.get(n * 64)).toBe(n);
+  expect(map.size).toBe(200_000);
+});
