@@ -54,16 +54,16 @@ async function makeDatabase(
   const { port, password } = serverOf(major);
   const dbname = `${prefix}_${randomBytes(5).toString('hex')}`;
   const server = { host: '127.0.0.1', port, user: 'postgres', password, ssl: false } as const;
-  const admin = async (sql: string): Promise<pg.QueryResult> => {
+  const asAdmin = async (work: (client: pg.Client) => Promise<void>): Promise<void> => {
     const client = new pg.Client({ ...server, database: 'postgres' });
     await client.connect();
     try {
-      return await client.query(sql);
+      await work(client);
     } finally {
       await client.end();
     }
   };
-  await admin(`create database "${dbname}"`);
+  await asAdmin(async (admin) => void (await admin.query(`create database "${dbname}"`)));
   const pool = new pg.Pool({ ...server, database: dbname, max: 8, application_name: 'test' });
   pool.on('error', () => undefined);
   const clients: pg.Client[] = [];
@@ -86,22 +86,18 @@ async function makeDatabase(
   const drop = async (): Promise<void> => {
     await Promise.all(clients.map((client) => client.end().catch(() => undefined)));
     await pool.end();
-    const slots = await admin(
-      `select slot_name, active_pid from pg_replication_slots where database = '${dbname}'`,
-    );
-    for (const { slot_name, active_pid } of slots.rows as {
-      slot_name: string;
-      active_pid: number | null;
-    }[]) {
-      if (active_pid !== null) await admin(`select pg_terminate_backend(${active_pid})`);
-      await waitFor(
-        async () =>
-          (await admin(`select 1 from pg_replication_slots where slot_name = '${slot_name}' and active`))
-            .rowCount === 0,
+    await asAdmin(async (admin) => {
+      const slots = await admin.query<{ slot_name: string; active_pid: number | null }>(
+        `select slot_name, active_pid from pg_replication_slots where database = '${dbname}'`,
       );
-      await admin(`select pg_drop_replication_slot('${slot_name}')`);
-    }
-    await admin(`drop database "${dbname}" with (force)`);
+      for (const { slot_name, active_pid } of slots.rows) {
+        if (active_pid !== null) await admin.query(`select pg_terminate_backend(${active_pid})`);
+        const isActive = `select 1 from pg_replication_slots where slot_name = '${slot_name}' and active`;
+        await waitFor(async () => (await admin.query(isActive)).rowCount === 0);
+        await admin.query(`select pg_drop_replication_slot('${slot_name}')`);
+      }
+      await admin.query(`drop database "${dbname}" with (force)`);
+    });
   };
   return { database, drop };
 }
@@ -124,12 +120,13 @@ export async function makeRole(major: EmbeddedMajor): Promise<string> {
 export async function makePair(
   options: { source?: EmbeddedMajor; target?: EmbeddedMajor; checkLeaks?: boolean } = {},
 ): Promise<DatabasePair> {
-  const source = await makeDatabase(options.source ?? 16, 'src');
-  const target = await makeDatabase(options.target ?? 18, 'tgt');
+  const [source, target] = await Promise.all([
+    makeDatabase(options.source ?? 16, 'src'),
+    makeDatabase(options.target ?? 18, 'tgt'),
+  ]);
   onTestFinished(async () => {
     const leaks = options.checkLeaks === false ? [] : await lastingLeaks([source.database, target.database]);
-    await source.drop();
-    await target.drop();
+    await Promise.all([source.drop(), target.drop()]);
     expect(leaks).toEqual([]);
   });
   return { source: source.database, target: target.database };
