@@ -62,7 +62,9 @@ export async function forecastCutover(
     ms: slot?.ms ?? 0,
     detail:
       targetBlockers.length === 0
-        ? 'measured: a temporary slot on the target, made and dropped'
+        ? slot?.result === true
+          ? 'measured: a temporary slot on the target, made and dropped'
+          : 'could not be measured: see problems'
         : `as long as ${targetBlockers.length} transactions that write on the target take to end`,
   };
   const steps: ForecastStep[] = [
@@ -114,13 +116,14 @@ async function roundTrip(scope: TaskScope): Promise<number> {
 }
 
 /** What arming the way back does under the write stop, with a slot that ends with its session. */
-async function tryTargetSlot(scope: TaskScope): Promise<void> {
+async function tryTargetSlot(scope: TaskScope): Promise<true> {
   const session = await scope.target.session({ purpose: 'forecast', signal: scope.signal });
   try {
     await session.client.query(`set statement_timeout = ${SLOT_TIMEOUT_MS}`);
     await session.client.query(`select pg_create_logical_replication_slot($1, 'pgoutput', true)`, [
       `dtsf_${randomBytes(8).toString('hex')}`,
     ]);
+    return true;
   } catch (error) {
     throw fromPostgres(error, { role: 'target' });
   } finally {

@@ -142,7 +142,7 @@ export async function removeReverse(scope: TaskScope, attempts: Attempts): Promi
   const reverse = reverseScope(scope, note);
   await attempts.run('target', 'reverse slot', () => dropSlot(reverse));
   await attempts.run('target', 'reverse publication', () => dropPublication(reverse));
-  await attempts.run('target', 'replica identities', () => restoreIdentities(reverse));
+  await attempts.run('target', 'replica identities', () => wayBack(() => restoreIdentities(reverse)));
   await attempts.run('source', 'reverse bookkeeping', () => removeBookkeeping(reverse));
 }
 

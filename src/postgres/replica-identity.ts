@@ -3,6 +3,7 @@
 // moment leaves nothing that the clean-up does not know.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
+import { reverseNotes } from '../model/reverse.ts';
 import type { TaskOptions } from '../model/task-options.ts';
 import type { CatalogTable } from './catalog.ts';
 import { ALL_MODES } from './lock-holders.ts';
@@ -44,10 +45,16 @@ export function identityNotes({ checkpoints }: Pick<TaskScope, 'checkpoints'>): 
   return checkpoints.get<readonly IdentityNote[]>(identitiesNote) ?? [];
 }
 
-/** Whether somebody else's publication needs `c` to have an identity. Leaves are checked whatever root is published. */
-const needed = `exists (select from pg_publication p, pg_get_publication_tables(p.pubname) t
-  where p.pubname <> $2 and (p.pubupdate or p.pubdelete)
-    and (t.relid = c.oid or t.relid in (select relid from pg_partition_ancestors(c.oid))))`;
+/** The same of the task that is to stream back: of the target's tables. */
+export function wayBackIdentities({ checkpoints }: Pick<TaskScope, 'checkpoints'>): readonly IdentityNote[] {
+  return checkpoints.get<readonly IdentityNote[]>(reverseNotes.prefix + identitiesNote) ?? [];
+}
+
+/** Whether a publication needs `c` to have an identity. Leaves are checked whatever root is published. */
+const neededBy = (which: string): string =>
+  `exists (select from pg_publication p, pg_get_publication_tables(p.pubname) t
+    where ${which} and (p.pubupdate or p.pubdelete)
+      and (t.relid = c.oid or t.relid in (select relid from pg_partition_ancestors(c.oid))))`;
 
 /**
  * Before the publication is made, and before a slot: what is decoded later must have been written under FULL. Takes ACCESS
@@ -58,7 +65,7 @@ export async function makeIdentitiesFull(scope: TaskScope): Promise<void> {
   const full = schemaPlanOf(scope).tables.filter((table) => table.replicaIdentity === 'full');
   const { rows } = await scope.source.query<IdentityNote>(
     `select n.nspname::text as schema, c.relname::text as name, c.oid::int8::float8 as oid,
-       c.relreplident::text as previous, ${needed} as "wasPublished"
+       c.relreplident::text as previous, ${neededBy('p.pubname <> $2')} as "wasPublished"
      from unnest($1::text[], $3::text[]) as w(schema, name)
        join pg_namespace n on n.nspname = w.schema
        join pg_class c on c.relnamespace = n.oid and c.relname = w.name
@@ -88,8 +95,8 @@ export async function makeIdentitiesFull(scope: TaskScope): Promise<void> {
 }
 
 /**
- * Gives back what the tables had; the publication must be gone. A table that somebody has altered since is left alone, and
- * one that another publication needs keeps FULL until that is gone: its updates would fail otherwise. Idempotent.
+ * Gives back what the tables had. A table that somebody has altered since is left alone, and one that a publication needs,
+ * also ours where it could not be dropped yet, keeps FULL until that is gone: its updates would fail otherwise. Idempotent.
  * Errors: `lock_timeout` naming who is in the way, `replica_identity_in_use`.
  */
 export async function restoreIdentities(
@@ -99,10 +106,10 @@ export async function restoreIdentities(
   const noted = identityNotes(scope);
   if (noted.length === 0) return;
   const { rows } = await scope.source.query<RelationName & { oid: number; needed: boolean }>(
-    `select n.nspname::text as schema, c.relname::text as name, c.oid::int8::float8 as oid, ${needed} as needed
+    `select n.nspname::text as schema, c.relname::text as name, c.oid::int8::float8 as oid, ${neededBy('true')} as needed
      from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where c.oid = any ($1::oid[]) and c.relkind = 'r' and c.relreplident = 'f'`,
-    [noted.map(({ oid }) => oid), taskObjectName(scope.taskId)],
+    [noted.map(({ oid }) => oid)],
   );
   const notes = new Map(noted.map((note) => [note.oid, note]));
   const kept = rows.filter((row) => row.needed && notes.get(row.oid)?.wasPublished === false);
@@ -125,7 +132,7 @@ export async function restoreIdentities(
   const names = kept.map((row) => relationKey(row));
   throw new MigrationError(
     'replica_identity_in_use',
-    `source: ${names.join(', ')} keeps replica identity full: another publication has it, and its updates would fail without`,
+    `source: ${names.join(', ')} keeps replica identity full: a publication has it, and its updates would fail without`,
     {
       hint: 'it is tried again from time to time; or give the table a primary key and: alter table … replica identity default',
       details: { role: 'source', relations: names },

@@ -14,6 +14,7 @@ import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
 import { isForWalsender, nextCallBytes, type CallResult, type CatchUpSizes } from './call-size.ts';
 import type { Session } from './connections.ts';
+import { endSessions } from './end-sessions.ts';
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
 import { hasLogicalMessages } from './marker.ts';
@@ -27,6 +28,7 @@ import type { WalStreamOptions } from './wal-stream.ts';
 
 /** Received and not taken: about what the target takes while the source decodes the next call. */
 const QUEUE_BYTES = 32 * 1024 * 1024;
+const PURPOSE = 'catch-up';
 const PACE_MS = 2;
 /** What a call returns goes through a temporary file: memory that is taken anew for every call costs the source more. */
 const RESULT_MEMORY = '4MB';
@@ -76,7 +78,8 @@ export class SlotFeed {
     sizes: CatchUpSizes,
     signal: AbortSignal,
   ): Promise<SlotFeed> {
-    const session = await scope.source.session({ purpose: 'catch-up', signal });
+    await endSessions(scope, scope.source, [PURPOSE]); // of a killed process: it may decode for minutes, and holds a slot
+    const session = await scope.source.session({ purpose: PURPOSE, signal });
     const feed = new SlotFeed(scope, session, options, sizes);
     try {
       await session.client.query(`select set_config('work_mem', '${RESULT_MEMORY}', false)`);

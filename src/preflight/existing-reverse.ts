@@ -1,8 +1,8 @@
 // Check of run.ts for `schema: existing` with options.reverse: after the cutover the stream back reads the target's tables
 // and writes the source's. So what those tables take must fit into the source's, and their rows be identified as there.
 import type { Finding } from '../model/finding.ts';
-import { relationKey } from '../model/relation.ts';
-import { readSelection, type CatalogTable } from '../postgres/catalog.ts';
+import { exactName, relationKey } from '../model/relation.ts';
+import { readSelection, type CatalogTable, type TableSelection } from '../postgres/catalog.ts';
 import { becomesFull } from '../postgres/replica-identity.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { ColumnFacts, TableFacts } from '../postgres/table-facts.ts';
@@ -34,12 +34,13 @@ export async function checkExistingWayBack(
       : [],
   );
   if (standing.length === 0) return [];
-  const { tables } = await readSelection(
+  const selection = await readSelection(
     scope.target,
-    standing.map(({ target }) => relationKey(target)),
+    standing.map(({ target }) => exactName(target)),
   );
-  const identities = new Map(tables.map((table) => [table.oid, table]));
-  return assessExistingWayBack(
+  const identities = new Map(selection.tables.map((table) => [table.oid, table]));
+  const found = relatives(selection, new Set(standing.map(({ target }) => target.oid)));
+  const rest = assessExistingWayBack(
     standing.map((pair) => ({ ...pair, identity: identities.get(pair.target.oid) ?? null })),
     await readTablePrivileges(
       ask,
@@ -47,6 +48,7 @@ export async function checkExistingWayBack(
     ),
     { user, options: scope.spec.options },
   );
+  return [...found, ...rest];
 }
 
 function assessExistingWayBack(
@@ -71,20 +73,41 @@ function assessColumnsBack({ source, target }: StandingPair): Finding[] {
   const known = new Map(source.columns.map((column) => [column.name, column]));
   return target.columns.flatMap((column) => {
     const other = known.get(column.name);
-    return other ? assessColumnBack(source, other, target, column) : assessExtra(source, target, column);
+    return other ? assessColumnBack(source, other, target, column) : [extra(source, target, column)];
   });
 }
 
-function assessExtra(source: TableFacts, target: TableFacts, column: ColumnFacts): Finding[] {
-  if (column.generated !== null) return []; // not in the stream
+/** Also a generated one: the stream back follows a table of the columns that were planned, and stops at others. */
+function extra(source: TableFacts, target: TableFacts, column: ColumnFacts): Finding {
+  const generated = column.generated === null ? '' : ` generated always as (${column.generated}) stored`;
+  return {
+    code: 'source_column_missing',
+    severity: 'blocking',
+    object: `${relationKey(source)}.${column.name}`,
+    message: `source: ${relationKey(source)} has no column ${column.name}, which the target has: the stream back would stop at it`,
+    remedy: `alter table ${identRelation(source)} add column ${ident(column.name)} ${column.type}${generated}; or: alter table ${identRelation(target)} drop column ${ident(column.name)}; or set options.reverse to false`,
+  };
+}
+
+/** Partitions and children of the target's tables that the source lacks: their rows would not come back. */
+function relatives(selection: TableSelection, known: ReadonlySet<number>): Finding[] {
+  const say = (object: string, what: string): Finding => ({
+    code: 'target_relative_extra',
+    severity: 'blocking',
+    object,
+    message: `target: ${object} ${what}: its rows would not come back with the others`,
+    remedy: 'make it on the source, too, or detach it on the target; or set options.reverse to false',
+  });
   return [
-    {
-      code: 'source_column_missing',
-      severity: 'blocking',
-      object: `${relationKey(source)}.${column.name}`,
-      message: `source: ${relationKey(source)} has no column ${column.name}, whose values on the target the stream back would have to write`,
-      remedy: `alter table ${identRelation(source)} add column ${ident(column.name)} ${column.type}; or: alter table ${identRelation(target)} drop column ${ident(column.name)}; or set options.reverse to false`,
-    },
+    ...selection.tables
+      .filter(({ oid }) => !known.has(oid))
+      .map(({ relation, parent }) =>
+        say(
+          relationKey(relation),
+          `is a partition of ${parent ? relationKey(parent) : 'a table'} that the source lacks`,
+        ),
+      ),
+    ...selection.unusable.map(({ requested, reason }) => say(requested, reason)),
   ];
 }
 
@@ -144,10 +167,10 @@ function assessUniquesBack({ source, target }: StandingPair): Finding[] {
 
 /** The stream back finds rows by the columns that the target's table sends, which must be those of the plan. */
 function assessIdentity(
-  { table, target, identity }: StandingPair,
+  { table, source, target, identity }: StandingPair,
   options: TaskScope['spec']['options'],
 ): Finding[] {
-  if (identity === null || table.kind === 'partitioned') return [];
+  if (identity === null || table.kind === 'partitioned' || source.unlogged) return []; // not published
   const isFull = (each: Identity): boolean => each.replicaIdentity === 'full' || becomesFull(each, options);
   const keyOf = (each: Identity): readonly string[] | null => (isFull(each) ? null : each.keyColumns);
   const wanted = keyOf(table);

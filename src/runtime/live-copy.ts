@@ -25,6 +25,7 @@ import {
   releaseTables,
 } from '../postgres/held-tables.ts';
 import { extendPublication } from '../postgres/publication.ts';
+import { makeIdentitiesFull } from '../postgres/replica-identity.ts';
 import { slotOf } from '../postgres/slot-record.ts';
 import { writersEnded } from '../postgres/table-writers.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
@@ -37,7 +38,7 @@ const POLL_MS = 200;
 const SHOW_HELD_MS = 1_000;
 /** The look reads a row for every batch that is set aside: it takes at most this share of the time. */
 const SHOW_HELD_SHARE = 1 / 20;
-/** The stream takes over; so long it may apply nothing of what is set aside. */
+/** The stream takes over; so long none of it may be applied while the stream waits for somebody, or is not there. */
 const HAND_OVER_PATIENCE_MS = 600_000;
 /** The stream waits while it takes over what is set aside: not more than it applies in a moment. */
 const FEW_CHANGES = 2_000;
@@ -112,7 +113,10 @@ async function copyHeld(
         await startOver(scope, incarnation, { relation: relationKey(table.source), table });
       note(scope, 'copying');
     }
-    if (addition) await extendPublication(scope);
+    if (addition) {
+      await makeIdentitiesFull(scope);
+      await extendPublication(scope);
+    }
     if (!addition || isBroken)
       await writersEnded(
         scope,
@@ -146,11 +150,15 @@ async function copyHeld(
   }
 }
 
-async function hold(scope: TaskScope, relations: readonly string[], anew: boolean): Promise<void> {
+const hold = (scope: TaskScope, relations: readonly string[], anew: boolean): Promise<void> =>
+  betweenLargeBatches(scope, () => holdTables(scope, relations, anew));
+
+/** Tries `work` again while a batch of the stream is open for longer than one attempt waits. */
+async function betweenLargeBatches(scope: TaskScope, work: () => Promise<void>): Promise<void> {
   const deadline = Date.now() + scope.spec.options.slotTimeoutMs;
   for (;;) {
     try {
-      await holdTables(scope, relations, anew);
+      await work();
       return;
     } catch (error) {
       const failure = asMigrationError(error);
@@ -196,7 +204,7 @@ async function drainBehindHorizon(
 
 async function handOver(scope: TaskScope, tables: readonly PlannedTable[]): Promise<void> {
   note(scope, 'released');
-  await releaseTables(scope);
+  await betweenLargeBatches(scope, () => releaseTables(scope));
   scope.failpoint('held.released');
   await takenOver(scope, new Set(tables.map(({ source }) => relationKey(source))));
   note(scope, 'done');
@@ -214,21 +222,33 @@ async function takenOver(scope: TaskScope, names: ReadonlySet<string>): Promise<
       const left = tables.filter(({ relation, state }) => names.has(relation) && state !== 'done');
       if (left.length === 0) return;
       const position = JSON.stringify(left);
-      if (position !== known) deadline = Date.now() + HAND_OVER_PATIENCE_MS;
-      known = position;
       const some = left.map(({ relation }) => relation).slice(0, 3);
-      if (Date.now() > deadline)
+      if (position !== known) {
+        deadline = Date.now() + HAND_OVER_PATIENCE_MS;
+        scope.progress.setWaitingFor(`the stream applies what was set aside of ${some.join(', ')}`);
+      }
+      known = position;
+      if (Date.now() > deadline && !(await isApplying(scope)))
         throw new MigrationError(
           'deadline_exceeded',
           `target: the stream has applied nothing of what was set aside of ${some.join(', ')} for ${HAND_OVER_PATIENCE_MS / 60_000} minutes`,
           { hint: 'look for sessions on the target that hold locks on these tables, then resume' },
         );
-      scope.progress.setWaitingFor(`the stream applies what was set aside of ${some.join(', ')}`);
       await sleep(POLL_MS, scope.signal);
     }
   } finally {
     scope.progress.setWaitingFor(null);
   }
+}
+
+/** Whether a session of ours works on the target and waits for nobody: one transaction may take longer than any patience. */
+async function isApplying(scope: TaskScope): Promise<boolean> {
+  const { rowCount } = await scope.target.query(
+    `select from pg_stat_activity where datname = current_database() and application_name = $1
+       and state = 'active' and wait_event_type is distinct from 'Lock'`,
+    [`${scope.target.sessionName}/apply`],
+  );
+  return rowCount !== 0;
 }
 
 async function showHeld(scope: TaskScope, signal: AbortSignal): Promise<void> {

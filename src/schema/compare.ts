@@ -4,7 +4,7 @@ import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import type { SchemaDifference, SchemaVerdict } from '../model/schema-plan.ts';
 import { SCHEMA_VERDICT, type TaskScope } from '../postgres/task-scope.ts';
-import { identityNotes, type IdentityNote } from '../postgres/replica-identity.ts';
+import { identityNotes, wayBackIdentities, type IdentityNote } from '../postgres/replica-identity.ts';
 import { chooseDumper, dumpSchema, majorOf } from './dump.ts';
 import { loosened, normalised } from './normalise.ts';
 import { describeEntry } from './plan-findings.ts';
@@ -40,7 +40,11 @@ async function compare(scope: TaskScope): Promise<SchemaVerdict> {
     return {
       comparedAt,
       error: null,
-      ...compareEntries(keepEntries({ ...input, entries }), target, sameMajor),
+      ...compareEntries(
+        keepEntries({ ...input, entries }),
+        withOldIdentities(target, wayBackIdentities(scope)),
+        sameMajor,
+      ),
     };
   } catch (error) {
     const { code, message } = asMigrationError(error);
@@ -51,7 +55,7 @@ async function compare(scope: TaskScope): Promise<SchemaVerdict> {
   }
 }
 
-/** As the source will be again when the task has ended: `options.replica_identity` holds for its time only. */
+/** As a side will be again when the task, or its way back, has ended: `options.replica_identity` holds for its time only. */
 function withOldIdentities(
   entries: readonly DumpEntry[],
   notes: readonly IdentityNote[],

@@ -179,6 +179,8 @@ export class Replay {
         if (this.#batch.bytes > BATCH_BYTES && this.#transaction !== null) await this.#spill();
       } else if (tag === BEGIN && end - start === BEGIN_BYTES) {
         const commit = buffer.readBigUInt64BE(start + 1);
+        // a chunk of what was set aside goes on with it: the batch must not end here
+        if (this.#transaction?.commit === commit) continue;
         if (this.#batch.ordered !== commit <= this.#orderedUntil) {
           this.#next = i; // it is the next batch's
           await this.#changeOrder(commit <= this.#orderedUntil);
@@ -257,8 +259,7 @@ export class Replay {
   }
 
   #begin(commit: bigint, xid: number): void {
-    // every chunk of what was set aside begins the transaction that it goes on with
-    if (this.#transaction?.commit === commit) return;
+    if (this.#transaction?.commit === commit) return; // in messages that are sent again, too
     // Positions are ends of records: a commit record that begins before one ends at or before it.
     const transaction = new OpenTransaction(commit, xid, commit < this.#startedAt);
     // Commits come in the order of their positions: behind the last horizon there is none before it.

@@ -286,7 +286,16 @@ async function streamOnce(
   } catch (error) {
     scope.signal.throwIfAborted();
     if (error instanceof ReplayInOrder) throw error;
-    throw await explain(scope, fromPostgres(error));
+    const failure = fromPostgres(error);
+    if (feed instanceof SlotFeed && isOutOfResources(failure)) {
+      memory.mayCatchUp = false;
+      scope.log.warn(
+        { err: failure },
+        'the source cannot hold what a call returns: the walsender feeds alone',
+      );
+      return;
+    }
+    throw await explain(scope, failure);
   } finally {
     ending.abort();
     await Promise.all([feed?.close(), session.close()]);
@@ -360,6 +369,12 @@ async function openFeed(
     }
   }
   return WalStream.open(scope, options, signal);
+}
+
+/** Class 53 of the source, insufficient resources: temp_file_limit, a full disk. The walsender needs no temporary file. */
+function isOutOfResources({ details }: MigrationError): boolean {
+  const { role, sqlstate } = details ?? {};
+  return role === 'source' && typeof sqlstate === 'string' && sqlstate.startsWith('53');
 }
 
 /**

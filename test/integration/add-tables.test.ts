@@ -234,3 +234,20 @@ test('a partition that the source has got since is added by its name, with its r
     schema: { differences: [], equal: true },
   });
 });
+
+test('an added table without a key identifies its rows before it is published, and as before afterwards', async () => {
+  const pair = await makePair({ source: 13, target: 18 });
+  await pair.source.query(`create table a (id int primary key); create table bag (n int, v text);
+    insert into bag select n % 5, 'v' from generate_series(1, 100) n`);
+  const { service, id } = await follow(pair, { options: { replicaIdentity: 'full' } });
+  await service.addTables(id, { add: ['bag'] });
+  const change = `update bag set v = 'changed' where ctid = (select min(ctid) from bag where v = 'v');
+    delete from bag where ctid = (select max(ctid) from bag); insert into bag values (1, 'new'), (1, 'new')`;
+  for (let n = 0; n < 10; n++) await pair.source.query(change); // refused without an identity
+  await copied(service, id);
+  await pair.source.query(change);
+  await complete(service, id);
+  await expectEqualTables(pair.source, pair.target, [['bag', 'bag_m']]);
+  const { rows } = await pair.source.query(`select relreplident as i from pg_class where relname = 'bag'`);
+  expect(rows).toEqual([{ i: 'd' }]);
+});

@@ -388,3 +388,21 @@ test('tables that stood before, also one without a key, are followed back and fo
   expect(await leaksOf(pair.source)).toEqual([]);
   expect(await leaksOf(pair.target)).toEqual([]);
 });
+
+test('a table without a key has an identity on the target before it is published there, which the schema verdict does not take for a difference', async () => {
+  const pair = await makePair({ source: 16, target: 18 });
+  await pair.source.query(
+    `create table log (at int, what text); insert into log select g, 'line' from generate_series(1, 20) g`,
+  );
+  const service = startLibrary();
+  const forward = await migrate(service, pair, 'bare', '', { replicaIdentity: 'full' });
+  expect(forward.certificate).toMatchObject({ equal: true, schema: { equal: true, differences: [] } });
+  await reaches(service, 'bare_reverse', 'syncingWal');
+  await pair.target.query(`update log set what = 'after' where at < 5; delete from log where at = 7`);
+  await caughtUp(service, 'bare_reverse', pair.target);
+  await expectEqualTables(pair.target, pair.source, [['public.log', 'public.log']]);
+  await service.finish('bare');
+  await reaches(service, 'bare_reverse', 'completed');
+  expect(await identitiesOf(pair.target)).toEqual(['log d']);
+  await service.unfenceTask('bare');
+});

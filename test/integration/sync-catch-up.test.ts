@@ -105,6 +105,24 @@ describe('far behind', () => {
     await cutOff.end();
   });
 
+  it('the walsender goes on where the source may not hold what a call returns', async () => {
+    const pair = await makePair();
+    const { dbname } = pair.source;
+    await pair.source.query(`alter role postgres in database ${dbname} set temp_file_limit = '1MB'`);
+    const { scope, said, stop } = await backlog(
+      pair,
+      'create table public.t (id int primary key, v text)',
+      '',
+      () =>
+        pair.source.query(`insert into public.t select g, repeat('x', 200) from generate_series(1, 40000) g`),
+      { fromBytes: 200_000, toBytes: 50_000, firstCallBytes: 64_000_000, mostCallBytes: 64_000_000 },
+    );
+    await pair.source.query(`alter role postgres in database ${dbname} reset temp_file_limit`);
+    expect(await expectEqual(scope, pair)).toBe(40_000);
+    expect(said).toMatchObject({ feeds: ['catch-up', 'live'], again: 0 });
+    await stop();
+  });
+
   it('a transaction that is larger than a call is left to the walsender', async () => {
     const pair = await makePair();
     let end: Lsn = ZERO_LSN;

@@ -21,17 +21,22 @@ const insert = (id: string): Buffer => message({ tag: 'insert', relationId: 1, n
 const marker = (id: string, prefix = 'dts/task', transactional = true): Buffer =>
   message({ tag: 'message', transactional, lsn: '0/1', prefix, content: Buffer.from(id) });
 
-/** Runs the chunks one take() each and returns what happened, in order. The target refuses the first `refused` batches. */
+/**
+ * Runs the chunks one take() each and returns what happened, in order. The target refuses the first `refused` batches at
+ * their end, and changes in the middle of the first `refusedWithin`.
+ */
 async function replay(
   chunks: readonly (readonly Buffer[])[],
   appliedLsn: Lsn = '0/100',
   refused = 0,
+  refusedWithin = 0,
 ): Promise<string[]> {
   const log: string[] = [];
   const ended = new Error('nothing more');
   let applied = appliedLsn;
   let open = false;
   let left = refused;
+  let within = refusedWithin;
   const queue = [...chunks];
   const stream = {
     take: () => {
@@ -64,7 +69,8 @@ async function replay(
       open = true;
       log.push(`truncate ${tables.map((each) => each.key).join(' ')}`);
     },
-    throttle: () => Promise.resolve(),
+    throttle: () =>
+      within-- > 0 ? Promise.reject(new MigrationError('sql_failed', 'target: refused')) : Promise.resolve(),
     push: () => undefined,
     rollback: () => {
       log.push('rollback');
@@ -157,6 +163,17 @@ describe('the replay', () => {
       'commit 0/2050',
       'ack 0/2050',
     ]);
+  });
+
+  it('stays in one target transaction where a chunk begins the transaction that it goes on with once more', async () => {
+    const chunks = [
+      [begin('0/2000'), insert('1')],
+      [begin('0/2000'), insert('2'), commit('0/2010')],
+    ];
+    const once = ['insert 1', 'insert 2', 'commit 0/2010', 'ack 0/2010'];
+    expect(await replay(chunks)).toEqual(once);
+    // the first change is sent again in source order, which the repeated beginning must not end
+    expect(await replay(chunks, '0/100', 0, 1)).toEqual(['insert 1', 'rollback', ...once]);
   });
 
   it('applies a marker at once, with the end of its commit and everything before it', async () => {
