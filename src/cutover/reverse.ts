@@ -24,7 +24,12 @@ import {
   publicationNote,
   publishAgain,
 } from '../postgres/publication.ts';
-import { identitiesNote, makeIdentitiesFull, restoreIdentities } from '../postgres/replica-identity.ts';
+import {
+  checkIdentities,
+  identitiesNote,
+  makeIdentitiesFull,
+  restoreIdentities,
+} from '../postgres/replica-identity.ts';
 import { dropSlot } from '../postgres/slot-removal.ts';
 import { ensureSlot } from '../postgres/slot.ts';
 import { forgetSlot, slotNote } from '../postgres/slot-record.ts';
@@ -100,6 +105,7 @@ export async function prepareReverse(scope: TaskScope): Promise<void> {
     await dropArmed(reverse);
     await ensureBookkeeping(reverse);
     await makeIdentitiesFull(reverse);
+    await checkIdentities(reverse);
     publishAgain(reverse);
     await ensurePublication(reverse);
   });
@@ -118,6 +124,7 @@ export async function armReverse(scope: TaskScope): Promise<void> {
   await wayBack(async () => {
     await dropArmed(reverse);
     await makeIdentitiesFull(reverse); // of tables that were added meanwhile
+    await checkIdentities(reverse);
     await ensurePublication(reverse);
     await ensureSlot(reverse);
   });

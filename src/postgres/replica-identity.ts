@@ -95,6 +95,37 @@ export async function makeIdentitiesFull(scope: TaskScope): Promise<void> {
 }
 
 /**
+ * That every table of the plan with a key, or that is to have a full identity, sends by what its rows are found: an identity
+ * index may have been dropped since. Published like that, its UPDATE and DELETE would fail. Errors: `source_ddl`.
+ */
+export async function checkIdentities(scope: TaskScope): Promise<void> {
+  const wanted = schemaPlanOf(scope).tables.filter(
+    ({ keyColumns, replicaIdentity }) => keyColumns.length > 0 || replicaIdentity === 'full',
+  );
+  const { rows } = await scope.source.query<RelationName>(
+    `select n.nspname::text as schema, c.relname::text as name
+     from unnest($1::text[], $2::text[]) as w(schema, name)
+       join pg_namespace n on n.nspname = w.schema
+       join pg_class c on c.relnamespace = n.oid and c.relname = w.name
+     where c.relkind = 'r' and c.relpersistence = 'p' and c.relreplident <> 'f' and not exists (
+       select from pg_index x where x.indrelid = c.oid and x.indisvalid
+         and case c.relreplident when 'd' then x.indisprimary when 'i' then x.indisreplident else false end)
+     order by 1, 2`,
+    [wanted.map(({ source }) => source.schema), wanted.map(({ source }) => source.name)],
+  );
+  if (rows.length === 0) return;
+  const names = rows.map((row) => relationKey(row));
+  throw new MigrationError(
+    'source_ddl',
+    `source: rows of ${names.slice(0, 5).join(', ')} have no replica identity any more`,
+    {
+      hint: 'give each its primary key, or: alter table … replica identity using index …',
+      details: { role: 'source', relations: names },
+    },
+  );
+}
+
+/**
  * Gives back what the tables had. A table that somebody has altered since is left alone, and one that a publication needs,
  * also ours where it could not be dropped yet, keeps FULL until that is gone: its updates would fail otherwise. Idempotent.
  * Errors: `lock_timeout` naming who is in the way, `replica_identity_in_use`.

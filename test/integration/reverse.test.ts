@@ -406,3 +406,39 @@ test('a table without a key has an identity on the target before it is published
   expect(await identitiesOf(pair.target)).toEqual(['log d']);
   await service.unfenceTask('bare');
 });
+
+test('a target whose table has lost its identity does not open, and opens when it has one', async () => {
+  const pair = await makePair({ source: 16, target: 18 });
+  await pair.source.query('create table item (id int primary key); insert into item values (1)');
+  await pair.target.query(`create table item (id int primary key); create unique index other on item (id);
+    alter table item replica identity using index other`);
+  const service = startLibrary();
+  await service.createTask({
+    id: 'lost',
+    sourceDb: pair.source.connection,
+    targetDb: pair.target.connection,
+    options: { reverse: true, schema: 'existing' },
+  });
+  await service.startTask('lost');
+  await reaches(service, 'lost', 'syncingWal');
+  await pair.target.query('drop index other');
+  await service.cutover('lost').catch(() => undefined);
+  const refused = await waitFor(async () => (await service.getTask('lost')).error, 30_000, 'an error');
+  expect(refused).toMatchObject({ code: 'source_ddl' });
+  expect(refused?.message).toContain('public.item');
+  expect(await sqlstateOf(pair.source.query('insert into item values (2)'))).toBe('accepted');
+
+  await pair.target.query('alter table item replica identity default');
+  await waitFor(async () => {
+    const { state } = await service.getTask('lost');
+    if (state === 'paused') await service.resumeTask('lost').catch(() => undefined);
+    return state === 'syncingWal';
+  });
+  await service.cutover('lost');
+  await reaches(service, 'lost', 'completed');
+  await expectEqualTables(pair.source, pair.target, [['public.item', 'public.item']]);
+  await reaches(service, 'lost_reverse', 'syncingWal');
+  await service.finish('lost');
+  await reaches(service, 'lost_reverse', 'completed');
+  await service.unfenceTask('lost');
+});
