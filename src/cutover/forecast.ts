@@ -57,14 +57,15 @@ export async function forecastCutover(
   const slot = reverse && targetBlockers.length === 0 ? await attempt(() => tryTargetSlot(scope)) : null;
   const { sequences } = schemaPlanOf(scope);
   const blockers = fence.result ?? [];
+  const measured = slot?.result
+    ? 'measured: a temporary slot on the target, made and dropped'
+    : 'could not be measured: see problems';
   const wayBack: ForecastStep = {
     step: 'reverse',
     ms: slot?.ms ?? 0,
     detail:
       targetBlockers.length === 0
-        ? slot?.result === true
-          ? 'measured: a temporary slot on the target, made and dropped'
-          : 'could not be measured: see problems'
+        ? measured
         : `as long as ${targetBlockers.length} transactions that write on the target take to end`,
   };
   const steps: ForecastStep[] = [

@@ -123,7 +123,6 @@ export async function armReverse(scope: TaskScope): Promise<void> {
   saveSchemaPlan(reverse, reversePlan(schemaPlanOf(scope))); // with the columns that on_ddl has carried meanwhile
   await wayBack(async () => {
     await dropArmed(reverse);
-    await makeIdentitiesFull(reverse); // of tables that were added meanwhile
     await checkIdentities(reverse);
     await ensurePublication(reverse);
     await ensureSlot(reverse);

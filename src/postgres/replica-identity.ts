@@ -3,7 +3,6 @@
 // moment leaves nothing that the clean-up does not know.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
-import { reverseNotes } from '../model/reverse.ts';
 import type { TaskOptions } from '../model/task-options.ts';
 import type { CatalogTable } from './catalog.ts';
 import { ALL_MODES } from './lock-holders.ts';
@@ -24,30 +23,28 @@ export interface IdentityNote extends RelationName {
   readonly wasPublished: boolean;
 }
 
+/** By what the rows of a table are found. */
+export type RowIdentity = Pick<CatalogTable, 'kind' | 'keyColumns' | 'replicaIdentity'>;
+
 /** Without a usable key, and not full: publishing it would make UPDATE and DELETE fail on the source. */
-export function isKeyless({
-  replicaIdentity,
-  keyColumns,
-}: Pick<CatalogTable, 'replicaIdentity' | 'keyColumns'>): boolean {
+export function isKeyless({ replicaIdentity, keyColumns }: RowIdentity): boolean {
   return replicaIdentity !== 'full' && keyColumns.length === 0;
 }
 
 /** Whether the task makes it full for its time. */
 export function becomesFull(
-  table: Pick<CatalogTable, 'kind' | 'replicaIdentity' | 'keyColumns'>,
+  table: RowIdentity,
   { replicaIdentity }: Pick<TaskOptions, 'replicaIdentity'>,
 ): boolean {
   return replicaIdentity === 'full' && table.kind !== 'partitioned' && isKeyless(table);
 }
 
-/** What the task has changed and not yet given back. */
-export function identityNotes({ checkpoints }: Pick<TaskScope, 'checkpoints'>): readonly IdentityNote[] {
-  return checkpoints.get<readonly IdentityNote[]>(identitiesNote) ?? [];
-}
-
-/** The same of the task that is to stream back: of the target's tables. */
-export function wayBackIdentities({ checkpoints }: Pick<TaskScope, 'checkpoints'>): readonly IdentityNote[] {
-  return checkpoints.get<readonly IdentityNote[]>(reverseNotes.prefix + identitiesNote) ?? [];
+/** What the task has changed and not yet given back; `prefix`: of another task's notes among its own. */
+export function identityNotes(
+  { checkpoints }: Pick<TaskScope, 'checkpoints'>,
+  prefix = '',
+): readonly IdentityNote[] {
+  return checkpoints.get<readonly IdentityNote[]>(prefix + identitiesNote) ?? [];
 }
 
 /** Whether a publication needs `c` to have an identity. Leaves are checked whatever root is published. */

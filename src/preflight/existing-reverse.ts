@@ -2,8 +2,8 @@
 // and writes the source's. So what those tables take must fit into the source's, and their rows be identified as there.
 import type { Finding } from '../model/finding.ts';
 import { exactName, relationKey } from '../model/relation.ts';
-import { readSelection, type CatalogTable, type TableSelection } from '../postgres/catalog.ts';
-import { becomesFull } from '../postgres/replica-identity.ts';
+import { readSelection, type TableSelection } from '../postgres/catalog.ts';
+import { becomesFull, type RowIdentity } from '../postgres/replica-identity.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { ColumnFacts, TableFacts } from '../postgres/table-facts.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -11,14 +11,12 @@ import type { Ask } from './ask.ts';
 import { sameColumns, type ExistingFacts } from './existing-tables.ts';
 import { assessTablePrivileges, readTablePrivileges, type TablePrivileges } from './table-privileges.ts';
 
-type Identity = Pick<CatalogTable, 'kind' | 'keyColumns' | 'replicaIdentity'>;
-
 interface StandingPair {
-  readonly table: Identity;
+  readonly table: RowIdentity;
   readonly source: TableFacts;
   readonly target: TableFacts;
   /** Null: a table that was not there when identities were read. */
-  readonly identity: Identity | null;
+  readonly identity: RowIdentity | null;
 }
 
 /** `ask`: on the target. What keeps the way there from being gone is said by existing-tables.ts. */
@@ -171,8 +169,9 @@ function assessIdentity(
   options: TaskScope['spec']['options'],
 ): Finding[] {
   if (identity === null || table.kind === 'partitioned' || source.unlogged) return []; // not published
-  const isFull = (each: Identity): boolean => each.replicaIdentity === 'full' || becomesFull(each, options);
-  const keyOf = (each: Identity): readonly string[] | null => (isFull(each) ? null : each.keyColumns);
+  const isFull = (each: RowIdentity): boolean =>
+    each.replicaIdentity === 'full' || becomesFull(each, options);
+  const keyOf = (each: RowIdentity): readonly string[] | null => (isFull(each) ? null : each.keyColumns);
   const wanted = keyOf(table);
   const found = keyOf(identity);
   if (wanted === null ? found === null : sameColumns([...wanted].sort(), found)) return [];

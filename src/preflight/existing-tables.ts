@@ -3,6 +3,7 @@
 import type { Finding } from '../model/finding.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
 import type { CatalogTable } from '../postgres/catalog.ts';
+import type { RowIdentity } from '../postgres/replica-identity.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import {
   databaseIdentity,
@@ -16,7 +17,7 @@ import { findSchemaPlan, type TaskScope } from '../postgres/task-scope.ts';
 import { assessColumns } from './existing-columns.ts';
 
 export interface ExistingPair {
-  readonly table: Pick<CatalogTable, 'kind' | 'keyColumns' | 'replicaIdentity'>;
+  readonly table: RowIdentity;
   readonly source: TableFacts;
   readonly name: RelationName;
   /** Null: nothing has this name. */

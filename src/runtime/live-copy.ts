@@ -106,7 +106,7 @@ async function copyHeld(
   const concerned = new Set(relations);
   try {
     await checkColumns(scope, (table) => concerned.has(table));
-    await hold(scope, relations, isBroken);
+    await betweenLargeBatches(scope, () => holdTables(scope, relations, isBroken));
     if (isBroken) {
       const { incarnation } = slotOf(scope);
       for (const table of tables)
@@ -149,9 +149,6 @@ async function copyHeld(
     });
   }
 }
-
-const hold = (scope: TaskScope, relations: readonly string[], anew: boolean): Promise<void> =>
-  betweenLargeBatches(scope, () => holdTables(scope, relations, anew));
 
 /** Tries `work` again while a batch of the stream is open for longer than one attempt waits. */
 async function betweenLargeBatches(scope: TaskScope, work: () => Promise<void>): Promise<void> {

@@ -2,9 +2,10 @@
 // prints is put under the target's names first, so that with a suffix nothing differs but what should not. Only reads.
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
+import { reverseNotes } from '../model/reverse.ts';
 import type { SchemaDifference, SchemaVerdict } from '../model/schema-plan.ts';
 import { SCHEMA_VERDICT, type TaskScope } from '../postgres/task-scope.ts';
-import { identityNotes, wayBackIdentities, type IdentityNote } from '../postgres/replica-identity.ts';
+import { identityNotes, type IdentityNote } from '../postgres/replica-identity.ts';
 import { chooseDumper, dumpSchema, majorOf } from './dump.ts';
 import { loosened, normalised } from './normalise.ts';
 import { describeEntry } from './plan-findings.ts';
@@ -42,7 +43,7 @@ async function compare(scope: TaskScope): Promise<SchemaVerdict> {
       error: null,
       ...compareEntries(
         keepEntries({ ...input, entries }),
-        withOldIdentities(target, wayBackIdentities(scope)),
+        withOldIdentities(target, identityNotes(scope, reverseNotes.prefix)),
         sameMajor,
       ),
     };

@@ -179,9 +179,8 @@ export class Replay {
         if (this.#batch.bytes > BATCH_BYTES && this.#transaction !== null) await this.#spill();
       } else if (tag === BEGIN && end - start === BEGIN_BYTES) {
         const commit = buffer.readBigUInt64BE(start + 1);
-        // a chunk of what was set aside goes on with it: the batch must not end here
-        if (this.#transaction?.commit === commit) continue;
-        if (this.#batch.ordered !== commit <= this.#orderedUntil) {
+        // between transactions only: a chunk of what was set aside begins once more the one that it goes on with
+        if (this.#transaction === null && this.#batch.ordered !== commit <= this.#orderedUntil) {
           this.#next = i; // it is the next batch's
           await this.#changeOrder(commit <= this.#orderedUntil);
           this.#next = i + 2;
@@ -259,7 +258,7 @@ export class Replay {
   }
 
   #begin(commit: bigint, xid: number): void {
-    if (this.#transaction?.commit === commit) return; // in messages that are sent again, too
+    if (this.#transaction?.commit === commit) return; // the chunk goes on with it
     // Positions are ends of records: a commit record that begins before one ends at or before it.
     const transaction = new OpenTransaction(commit, xid, commit < this.#startedAt);
     // Commits come in the order of their positions: behind the last horizon there is none before it.
