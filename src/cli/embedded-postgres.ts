@@ -1,7 +1,8 @@
 // Real PostgreSQL servers from npm packages, for the demo, the benches and the tests: initdb, start, stop, kill.
 // PostgreSQL refuses to run as root, so as root we run it as `postgres` or `nobody`, from a copy of the binaries where
-// that user cannot read the checkout. The server dies with its starter, even when that one is killed: a shell between
-// them holds a pipe to us and stops the server when the pipe closes.
+// that user cannot read the checkout. The server dies with its starter, even when that one is killed, and its files go
+// with it: a shell between them holds a pipe to us. When the pipe closes without a word, the shell stops the server and
+// removes the folder; after a line, it stops the server only.
 import { spawn, type ChildProcess } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import {
@@ -31,6 +32,8 @@ export interface EmbeddedServerOptions {
   readonly major: EmbeddedMajor;
   /** postgresql.conf settings on top of ours, e.g. `{ max_connections: '300' }`. */
   readonly settings?: Readonly<Record<string, string>>;
+  /** The folder in which the folder of the server is made; by default the one for temporary files. */
+  readonly parent?: string;
 }
 
 export interface EmbeddedServer {
@@ -145,11 +148,25 @@ const baseSettings: Readonly<Record<string, string>> = {
   logging_collector: 'off',
 };
 
+// A background job of `sh` reads from /dev/null, hence descriptor 3. The arguments: the folder, then the server's command.
+const supervision = `
+  exec 3<&0; folder=$1; shift
+  "$@" & server=$!
+  {
+    read -r _ <&3; told=$?
+    kill -INT $server
+    if [ $told -ne 0 ]; then
+      while kill -0 $server; do sleep 0.1; done
+      rm -rf "$folder"
+    fi
+  } 2>/dev/null &
+  wait $server`;
+
 /** Makes a fresh cluster in a temporary folder and starts it on a free loopback port. */
 export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Promise<EmbeddedServer> {
   const runAs = nonRootUser();
   const native = binariesOf(options.major, runAs);
-  const directory = mkdtempSync(join(tmpdir(), `dts-pg${options.major}-`));
+  const directory = mkdtempSync(join(options.parent ?? tmpdir(), `dts-pg${options.major}-`));
   if (runAs) chownSync(directory, runAs.uid, runAs.gid);
   const data = join(directory, 'data');
   const password = randomBytes(12).toString('hex');
@@ -184,18 +201,9 @@ export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Pro
   let shell: ChildProcess | null = null;
   let exited: Promise<void> = Promise.resolve();
   const start = async (): Promise<void> => {
-    const script = '"$@" & server=$!; { read -r _; kill -INT $server; } & wait $server';
     shell = spawn(
       'sh',
-      [
-        '-c',
-        `exec 3<&0; ${script.replace('read -r _', 'read -r _ <&3')}`,
-        'sh',
-        join(native, 'bin', 'postgres'),
-        '-D',
-        data,
-        ...settings,
-      ],
+      ['-c', supervision, 'sh', directory, join(native, 'bin', 'postgres'), '-D', data, ...settings],
       {
         ...runAs,
         cwd: tmpdir(),
@@ -245,13 +253,13 @@ export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Pro
     directory,
     url: (dbname) => `postgresql://postgres:${password}@127.0.0.1:${port}/${encodeURIComponent(dbname)}`,
     async stop() {
-      shell?.stdin?.end();
+      shell?.stdin?.end('stop\n');
       await exited;
       rmSync(directory, { recursive: true, force: true });
     },
     async crash() {
       process.kill(postmasterPid(), 'SIGKILL');
-      shell?.stdin?.end();
+      shell?.stdin?.end('stop\n');
       await exited;
     },
     async restart() {

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, inject, onTestFinished, test } from 'vitest';
-import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
+import type { EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import type { Endpoint, EndpointSecrets } from '../../src/model/endpoint.ts';
 import { endSessions } from '../../src/postgres/end-sessions.ts';
@@ -16,6 +16,7 @@ import { TaskConnections } from '../../src/postgres/task-connections.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
 import { makeProxy, through } from '../support/proxy.ts';
 import { makeScope } from '../support/scope.ts';
+import { startServer } from '../support/servers.ts';
 
 let server: EmbeddedServer;
 let folder: string;
@@ -44,7 +45,7 @@ beforeAll(async () => {
   makeCertificate('localhost', 'ca', 'subjectAltName=DNS:localhost');
   makeCertificate('certuser', 'ca', 'extendedKeyUsage=clientAuth');
   makeCertificate('impostor', 'stranger', 'extendedKeyUsage=clientAuth');
-  server = await startEmbeddedPostgres({ major: 18 });
+  server = await startServer({ major: 18 });
   const { uid, gid } = statSync(server.directory);
   const install = (name: string): string => {
     const path = join(server.directory, name);

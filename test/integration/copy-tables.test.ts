@@ -1,6 +1,5 @@
 // The whole copy against real servers: every type, every way to stop it, and what a rerun keeps.
 import { describe, expect, it, onTestFinished } from 'vitest';
-import { startEmbeddedPostgres } from '../../src/cli/embedded-postgres.ts';
 import { copyTables } from '../../src/copy/copy-tables.ts';
 import type { MigrationError } from '../../src/model/errors.ts';
 import type { Failpoint } from '../../src/model/failpoints.ts';
@@ -10,6 +9,7 @@ import { isCopyComplete } from '../../src/postgres/copy-state.ts';
 import { contentOf, makePlan, onBoth, prepareCopy } from '../support/copy-plan.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+import { startServer } from '../support/servers.ts';
 
 async function failureOf(work: Promise<unknown>): Promise<MigrationError> {
   return work.then(
@@ -624,7 +624,7 @@ describe('locks on the source', () => {
 
 describe('rows that a crash of the source takes back', () => {
   it('a marker waits until the WAL behind its snapshot is flushed', async () => {
-    const server = await startEmbeddedPostgres({
+    const server = await startServer({
       major: 16,
       settings: { wal_writer_delay: '10s', synchronous_commit: 'off', bgwriter_delay: '10s' },
     });

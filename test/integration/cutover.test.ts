@@ -1,6 +1,5 @@
 // The end of a migration: sequences, rehearsal, settling. Every step may be killed and run again; the certificate stays.
 import { describe, expect, onTestFinished, test } from 'vitest';
-import { startEmbeddedPostgres } from '../../src/cli/embedded-postgres.ts';
 import { cutoverNotes, type DrainNote, type WriteStop } from '../../src/model/cutover-notes.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import type { Failpoint } from '../../src/model/failpoints.ts';
@@ -18,6 +17,7 @@ import { compareTables } from '../../src/validate/compare.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+import { startServer } from '../support/servers.ts';
 
 const tables = `
   create table users (id bigserial primary key, name text);
@@ -236,7 +236,7 @@ test('settling goes on after a kill at every point, to the same certificate', as
 
 test('a target that commits asynchronously and crashes right after the point of no return keeps its sequences', async () => {
   const pair = await makePair();
-  const server = await startEmbeddedPostgres({
+  const server = await startServer({
     major: 18,
     settings: { synchronous_commit: 'off', wal_writer_delay: '10s' },
   });

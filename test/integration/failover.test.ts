@@ -4,7 +4,7 @@ import { cpSync, rmSync, chownSync, readdirSync, statSync, writeFileSync, append
 import { join } from 'node:path';
 import pg from 'pg';
 import { expect, it, onTestFinished } from 'vitest';
-import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
+import type { EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
 import { relationKey } from '../../src/model/relation.ts';
 import { leftTimelineAt } from '../../src/postgres/promotion.ts';
 import { dropPublication } from '../../src/postgres/publication.ts';
@@ -14,6 +14,7 @@ import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { makePair, waitFor, type DatabasePair, type TestDatabase } from '../support/databases.ts';
 import { contents, copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
 import { makeScope } from '../support/scope.ts';
+import { startServer } from '../support/servers.ts';
 
 const settings = { fsync: 'off', synchronized_standby_slots: 'standby', wal_keep_size: '1GB' };
 
@@ -44,9 +45,9 @@ function own(path: string, uid: number, gid: number): void {
 
 /** A primary and its standby, which synchronises slots. */
 async function cluster(major: 17 | 18): Promise<{ primary: EmbeddedServer; standby: EmbeddedServer }> {
-  const primary = await startEmbeddedPostgres({ major, settings });
+  const primary = await startServer({ major, settings });
   onTestFinished(() => primary.stop());
-  const standby = await startEmbeddedPostgres({
+  const standby = await startServer({
     major,
     settings: { ...settings, synchronized_standby_slots: '' },
   });

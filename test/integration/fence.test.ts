@@ -1,7 +1,6 @@
 // The write fence on real sources: harmless while installed, complete when armed, gone when removed.
 import type pg from 'pg';
 import { describe, expect, onTestFinished, test } from 'vitest';
-import { startEmbeddedPostgres } from '../../src/cli/embedded-postgres.ts';
 import { cutoverNotes, type WriteStop } from '../../src/model/cutover-notes.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import { reverseNotes } from '../../src/model/reverse.ts';
@@ -13,6 +12,7 @@ import { planFromCatalog } from '../support/cutover-plan.ts';
 import { leaksOf, makePair, waitFor, type TestDatabase } from '../support/databases.ts';
 import { makeProxy, through } from '../support/proxy.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+import { startServer } from '../support/servers.ts';
 
 const schema = `
   create schema "Sp ace";
@@ -529,7 +529,7 @@ describe('a process that was killed while its COMMIT was on the way', () => {
 });
 
 test('the armed fence outlives a crash of a source that commits asynchronously', async () => {
-  const server = await startEmbeddedPostgres({
+  const server = await startServer({
     major: 16,
     settings: { synchronous_commit: 'off', wal_writer_delay: '10s', bgwriter_delay: '10s' },
   });

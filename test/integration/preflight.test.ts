@@ -5,7 +5,7 @@ import { createServer } from 'node:net';
 import { join } from 'node:path';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vitest';
-import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
+import type { EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
 import { type Finding, type FindingSeverity } from '../../src/model/finding.ts';
 import type { TaskRequest } from '../../src/model/request.ts';
 import type { Role } from '../../src/model/endpoint.ts';
@@ -18,6 +18,7 @@ import { runPreflight } from '../../src/preflight/run.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { makePair, waitFor, type DatabasePair, type TestDatabase } from '../support/databases.ts';
 import { makeScope } from '../support/scope.ts';
+import { startServer } from '../support/servers.ts';
 
 const PASSWORD = 'secret';
 
@@ -890,7 +891,7 @@ describe('a source with little room', () => {
   let admin: pg.Client;
 
   beforeAll(async () => {
-    server = await startEmbeddedPostgres({
+    server = await startServer({
       major: 16,
       settings: {
         wal_level: 'replica',

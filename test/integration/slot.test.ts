@@ -4,7 +4,6 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import pg from 'pg';
 import { describe, expect, it, onTestFinished } from 'vitest';
-import { startEmbeddedPostgres } from '../../src/cli/embedded-postgres.ts';
 import { ensureBookkeeping, removeBookkeeping } from '../../src/postgres/bookkeeping.ts';
 import { dropPublication, ensurePublication } from '../../src/postgres/publication.ts';
 import { abandonSlot, dropSlot } from '../../src/postgres/slot-removal.ts';
@@ -17,6 +16,7 @@ import { planFromCatalog } from '../support/cutover-plan.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { prepare, startStream } from '../support/replication.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+import { startServer } from '../support/servers.ts';
 
 const ddl = 'create table public.t (id int primary key, v text)';
 
@@ -283,7 +283,7 @@ describe('the cluster behind the slot', () => {
   });
 
   it('a source that was restored to an earlier point, or failed over, is noticed by its timeline', async () => {
-    const server = await startEmbeddedPostgres({ major: 18, settings: { restore_command: 'false' } });
+    const server = await startServer({ major: 18, settings: { restore_command: 'false' } });
     onTestFinished(() => server.stop());
     const pair = await makePair();
     const scope = makeScope(pair, {

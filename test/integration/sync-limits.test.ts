@@ -6,7 +6,7 @@ import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import pg from 'pg';
 import { describe, expect, it, onTestFinished } from 'vitest';
-import { startEmbeddedPostgres, type EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
+import type { EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
 import type { StreamEvent } from '../../src/model/stream.ts';
 import { catchUpSizes, type CatchUpSizes } from '../../src/postgres/call-size.ts';
 import { sourceVersion } from '../../src/postgres/marker.ts';
@@ -26,6 +26,7 @@ import {
   type RunningStream,
 } from '../support/replication.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+import { startServer } from '../support/servers.ts';
 
 async function streaming(
   pair: DatabasePair,
@@ -182,7 +183,7 @@ async function ownSource(
   settings: Readonly<Record<string, string>>,
   sslmode: 'disable' | 'require',
 ): Promise<{ pair: DatabasePair; server: EmbeddedServer }> {
-  const server = await startEmbeddedPostgres({ major: 16, settings });
+  const server = await startServer({ major: 16, settings });
   onTestFinished(() => server.stop());
   const pair = await makePair();
   const pool = new pg.Pool({ connectionString: server.url('postgres'), ssl: false });

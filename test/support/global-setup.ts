@@ -1,10 +1,7 @@
 // Starts one PostgreSQL server of each major for the whole run; tests make databases of their own on them.
 import type { TestProject } from 'vitest/node';
-import {
-  startEmbeddedPostgres,
-  type EmbeddedMajor,
-  type EmbeddedServer,
-} from '../../src/cli/embedded-postgres.ts';
+import type { EmbeddedMajor, EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
+import { startServer } from './servers.ts';
 
 export interface ServerAddress {
   readonly port: number;
@@ -25,7 +22,7 @@ declare module 'vitest' {
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const servers: EmbeddedServer[] = await Promise.all(
     everyRun.map((major) =>
-      startEmbeddedPostgres({ major, settings: { max_prepared_transactions: '20', shared_buffers: '64MB' } }),
+      startServer({ major, settings: { max_prepared_transactions: '20', shared_buffers: '64MB' } }),
     ),
   );
   const addresses = Object.fromEntries(

@@ -6,16 +6,31 @@
 // rows compared before and a certificate of whole digests after it. The first leads to new tables with all that belongs
 // to them; the others find them there. All make the slot of the way back under the write stop, which a task without
 // `reverse` saves.
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { BenchOptions } from '../run.ts';
 import { checkOnly, say, startReport, table } from '../support/report.ts';
 import { median } from '../support/rounds.ts';
 import { withServers, type BenchServers } from '../support/servers.ts';
 import type { Moved } from './application.ts';
 import { measureDeadline } from './deadline.ts';
-import { rowsOf, TASK, until, untilReady, waitUntil, whole, withMigration, WRITERS } from './migration.ts';
+import {
+  rowsOf,
+  TASK,
+  until,
+  untilReady,
+  waitUntil,
+  whole,
+  withMigration,
+  WRITERS,
+  WRITES_PER_SECOND,
+  type RunningApplication,
+} from './migration.ts';
 import { measureValidation } from './validation.ts';
 
 const SIZES_GB = [0.1, 0.5, 1, 2] as const;
+/** A cutover is asked for under the full load of the last seconds, if the machine gets there. */
+const LOAD_MS = 3_000;
+const LOAD_DEADLINE_MS = 60_000;
 
 interface Part {
   /** What --only takes. */
@@ -48,6 +63,8 @@ interface Cutover extends Moved {
   /** Arming to opening, as the service notes it. */
   readonly writeStopMs: number;
   readonly steps: string;
+  /** In the seconds before it was asked for. */
+  readonly writesPerSecond: number;
 }
 
 interface Measured {
@@ -72,6 +89,17 @@ export async function runCutoverBench(options: BenchOptions): Promise<void> {
   });
 }
 
+/** Accepted writes per second of the last seconds, once they are nearly what the application aims at. */
+async function fullLoad(application: RunningApplication): Promise<number> {
+  for (const deadline = performance.now() + LOAD_DEADLINE_MS; ; await sleep(1_000)) {
+    const { bins } = await application.timeline();
+    const from = Date.now() - LOAD_MS;
+    const accepted = bins.reduce((sum, bin) => sum + (bin.atMs >= from ? bin.accepted : 0), 0);
+    const rate = accepted / (LOAD_MS / 1_000);
+    if (rate >= WRITES_PER_SECOND * 0.98 || performance.now() > deadline) return rate;
+  }
+}
+
 function report({ cutovers, writesPerSecond }: Measured, count: number): string {
   const row = (what: string, some: readonly Cutover[]): string[] => {
     const of = (pick: (cutover: Cutover) => number): number[] => some.map(pick);
@@ -87,8 +115,9 @@ function report({ cutovers, writesPerSecond }: Measured, count: number): string 
   const groups = (['first', 'forward', 'back'] as const)
     .map((direction) => ({ direction, some: cutovers.filter((cutover) => cutover.direction === direction) }))
     .filter(({ some }) => some.length > 0);
+  const before = cutovers.map((cutover) => cutover.writesPerSecond);
   return [
-    `${whole(count)} rows, ${whole(writesPerSecond)} writes/s by ${WRITERS} writers.`,
+    `${whole(count)} rows, ${WRITERS} writers that aim at ${whole(WRITES_PER_SECOND)} writes/s: ${whole(median(before))} in the ${LOAD_MS / 1_000} s before a cutover (median; lowest ${whole(Math.min(...before))}), ${whole(writesPerSecond)} in all, with the validations and the digests of the certificates in between.`,
     '',
     'Write stop in ms, as the application sees it: from the first write that is refused to the first that the other side accepts.',
     '',
@@ -111,6 +140,7 @@ async function measureCutovers(servers: BenchServers, gigabytes: number, rounds:
       let id = TASK;
       for (let round = 1; round <= rounds; round++) {
         await untilReady(service, id);
+        const load = await fullLoad(application);
         const moving = application.moved();
         const askedMs = performance.now();
         await service.cutover(id);
@@ -123,10 +153,11 @@ async function measureCutovers(servers: BenchServers, gigabytes: number, rounds:
           direction: round === 1 ? 'first' : round % 2 === 0 ? 'back' : 'forward',
           writeStopMs: done.writeStopMs,
           steps: JSON.stringify(done.certificate.writeStop?.steps),
+          writesPerSecond: load,
         };
         cutovers.push(cutover);
         say(
-          `${count} rows, cutover ${round} (${cutover.direction}): ${Math.round(cutover.movedMs)} ms, ${cutover.writeStopMs} ms by the certificate ${cutover.steps}, which came after ${whole(performance.now() - askedMs)} ms`,
+          `${count} rows, cutover ${round} (${cutover.direction}): ${Math.round(cutover.movedMs)} ms, ${cutover.writeStopMs} ms by the certificate ${cutover.steps} under ${whole(load)} writes/s, which came after ${whole(performance.now() - askedMs)} ms`,
         );
         id = done.reverseTask ?? '';
         await waitUntil(

@@ -19,7 +19,7 @@ export const DATABASE = 'dts_bench_cutover';
 /** About 130 bytes a row in the heap and 20 in the key. */
 const ROWS_PER_GB = 7_000_000;
 export const WRITERS = 8;
-const WRITES_PER_SECOND = 2_000;
+export const WRITES_PER_SECOND = 2_000;
 export const TASK = 'bench';
 
 export const whole = (value: number): string => Math.round(value).toLocaleString('en');
