@@ -1,9 +1,10 @@
 // How much WAL a call of the catch-up feed covers. Pure; slot-feed.ts asks before every call.
 //
 // A call decodes again from restart_lsn, which moves only at the source's running-transactions records (every 15 s, and at
-// checkpoints), and what is decoded again costs nearly as much as what is new. So calls are few: the first covers a half of
-// what is left, others a third or more. The first one is not large, because nothing is applied while it decodes. What a call
-// returns is held on the source: where a little WAL becomes many bytes (values that are compressed in it), calls stay smaller.
+// checkpoints), and what is decoded again costs nearly as much as what is new. So calls are few while there is no such
+// record: the first covers a half of what is left, others a third or more. Behind one, calls are as large as the target
+// needs to be kept busy. The first one is not large, because nothing is applied while it decodes. What a call returns is
+// held on the source: where a little WAL becomes many bytes (values that are compressed in it), calls stay smaller.
 //
 //   returned nothing   it ended in the middle of a transaction: the next one covers as much as any may, to hold all of it
 //   nothing again      the transaction is larger than any call: it is the walsender's
@@ -36,14 +37,23 @@ const FIRST_CALL_SHARE = 1 / 4;
 /** So little is decoded in one go: cheaper than to decode a part of it twice, and the target waits for a second at most. */
 const ONE_CALL_BYTES = 64 * 1024 * 1024;
 
+/** What is decoded again costs little, where it is so much of what the call covers. */
+const SMALL_SHARE = 1 / 4;
+
 /** A call that has been answered: the WAL that it covered, and what it returned. */
 export interface CallResult {
   readonly walBytes: number;
   readonly resultBytes: number;
 }
 
-/** WAL of the next call, of `lag` that is left; `last`: null before the first. */
-export function nextCallBytes(last: CallResult | null, lag: number, sizes: CatchUpSizes): number {
+/** Bytes of WAL: what is left, and what the next call decodes again. */
+export interface Backlog {
+  readonly lag: number;
+  readonly again: number;
+}
+
+/** WAL of the next call; `last`: null before the first. */
+export function nextCallBytes(last: CallResult | null, { lag, again }: Backlog, sizes: CatchUpSizes): number {
   const { firstCallBytes, mostCallBytes } = sizes;
   if (last === null) {
     // the half: the target takes about as long for it as the source to decode all
@@ -52,7 +62,8 @@ export function nextCallBytes(last: CallResult | null, lag: number, sizes: Catch
   }
   if (last.resultBytes === 0) return mostCallBytes;
   const good = Math.ceil((last.walBytes * GOOD_RESULT_BYTES) / last.resultBytes);
-  const wanted = Math.max(last.walBytes * 2, Math.ceil(lag / 3));
+  const isCheap = again < ONE_CALL_BYTES * SMALL_SHARE;
+  const wanted = isCheap ? ONE_CALL_BYTES : Math.max(last.walBytes * 2, Math.ceil(lag / 3));
   // a small rest is taken along
   return Math.min(lag <= wanted * 1.5 ? lag : wanted, mostCallBytes, good);
 }

@@ -8,6 +8,11 @@
 // Every call decodes again from the slot's restart_lsn and holds what it returns on the source, in a temporary file:
 // call-size.ts says how much a call may cover. The server stops a call behind the first record that ends
 // at or past upto_lsn: everything committed up to there has been returned.
+//
+// restart_lsn: of all running-transactions records that a call reads, it moves the slot to the first one, for only one
+// candidate waits until its position is confirmed. pg_replication_slot_advance to where the slot is already reads the same
+// WAL without decoding its changes, and every such record counts, because all of it is confirmed: the slot then restarts at
+// the last one. So each call is followed by that.
 import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
@@ -191,8 +196,10 @@ export class SlotFeed {
     let reachedSource = false;
     let last: CallResult | null = null;
     while (this.#queue.failure === null) {
-      const { rows } = await this.#scope.source.query<{ lsn: Lsn }>(
-        'select pg_current_wal_flush_lsn()::text as lsn',
+      const { rows } = await this.#scope.source.query<{ lsn: Lsn; restart: Lsn | null }>(
+        `select pg_current_wal_flush_lsn()::text as lsn,
+           (select restart_lsn::text from pg_replication_slots where slot_name = $1) as restart`,
+        [this.#copy],
       );
       if (this.#queue.failure !== null) return; // closed meanwhile: nobody would answer the call
       const source = lsnToBigint(rows[0]?.lsn ?? this.#receivedLsn);
@@ -200,8 +207,11 @@ export class SlotFeed {
       // A busy source writes on while a call runs: what the last one left is the walsender's, however much it is.
       if (source - received < BigInt(this.#sizes.toBytes) || reachedSource || this.#unfitUntil !== null)
         break;
-      const left = Number(source - received);
-      const most = received + BigInt(nextCallBytes(last, left, this.#sizes));
+      const backlog = {
+        lag: Number(source - received),
+        again: Number(received - lsnToBigint(rows[0]?.restart ?? this.#receivedLsn)),
+      };
+      const most = received + BigInt(nextCallBytes(last, backlog, this.#sizes));
       reachedSource = most >= source;
       const upto = bigintToLsn(reachedSource ? source : most);
       walker.restart();
@@ -227,8 +237,11 @@ export class SlotFeed {
       ...(hasLogicalMessages(sourceVersion) ? ['messages', 'true'] : []),
       ...(binary ? ['binary', 'true'] : []),
     ].map(literal);
-    const sql = `copy (select data from pg_logical_slot_get_binary_changes(${literal(this.#copy)}, ${literal(upto)}, null,
-      ${parameters.join(', ')})) to stdout (format binary)`;
+    const slot = literal(this.#copy);
+    const sql = `copy (select data from pg_logical_slot_get_binary_changes(${slot}, ${literal(upto)}, null,
+      ${parameters.join(', ')})) to stdout (format binary);
+      do $$ begin perform pg_replication_slot_advance(slot_name, confirmed_flush_lsn)
+        from pg_replication_slots where slot_name = ${slot}; end $$`;
     const length = Buffer.byteLength(sql);
     const message = Buffer.alloc(length + 6);
     message[0] = 0x51;

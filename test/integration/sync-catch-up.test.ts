@@ -3,7 +3,9 @@
 import { describe, expect, it } from 'vitest';
 import { compareLsn, ZERO_LSN, type Lsn } from '../../src/model/lsn.ts';
 import type { CatchUpSizes } from '../../src/postgres/call-size.ts';
+import { SlotFeed } from '../../src/postgres/slot-feed.ts';
 import { slotOf } from '../../src/postgres/slot-record.ts';
+import { taskObjectName } from '../../src/postgres/sql.ts';
 import { backlog, copied, expectEqual, listening, manyChanges, tables } from '../support/backlog.ts';
 import { makePair, waitFor } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
@@ -121,6 +123,48 @@ describe('far behind', () => {
     expect(await expectEqual(scope, pair)).toBe(40_000);
     expect(said).toMatchObject({ feeds: ['catch-up', 'live'], again: 0 });
     await stop();
+  });
+
+  it('a call leaves the slot where the last running-transactions record lets it restart', async () => {
+    const pair = await makePair();
+    const first = await copied(pair, 'create table public.t (id int primary key, v text)');
+    const scope = makeScope(pair, {}, first);
+    const slot = slotOf(scope);
+    let lastRecordAfter = ZERO_LSN;
+    for (const n of [1, 2, 3]) {
+      await pair.source.query(
+        `insert into public.t select ${n} * 1000 + g, repeat('x', 200) from generate_series(1, 999) g`,
+      );
+      const { rows } = await pair.source.query<{ lsn: Lsn }>('select pg_current_wal_lsn()::text as lsn');
+      lastRecordAfter = rows[0]?.lsn ?? ZERO_LSN;
+      await pair.source.query('checkpoint');
+    }
+    await pair.source.query(`update public.t set v = 'y'`);
+    const startLsn = slot.consistentLsn;
+    const feed = await SlotFeed.open(
+      scope,
+      {
+        slot,
+        publication: taskObjectName(scope.taskId),
+        startLsn,
+        ackedLsn: startLsn,
+        sourceVersion: 160000,
+        binary: true,
+      },
+      { ...small, toBytes: 1_000, firstCallBytes: 64_000_000, mostCallBytes: 64_000_000 },
+      scope.signal,
+    );
+    await waitFor(async () => {
+      await feed.take(20);
+      return feed.ended && feed.drained;
+    });
+    const { rows } = await pair.source.query<{ restart: Lsn }>(
+      `select restart_lsn::text as restart from pg_replication_slots
+       where database = current_database() and slot_name like 'dtsc\\_%'`,
+    );
+    await feed.close();
+    expect(rows).toHaveLength(1);
+    expect(compareLsn(rows[0]?.restart ?? ZERO_LSN, lastRecordAfter)).toBeGreaterThanOrEqual(0);
   });
 
   it('a transaction that is larger than a call is left to the walsender', async () => {

@@ -12,13 +12,18 @@ import {
 
 const MEGABYTE = 1024 * 1024;
 
-/** The calls for a backlog, of which a byte of WAL returns `share` bytes. */
-function callsFor(backlogBytes: number, share: number): CallResult[] {
+/**
+ * The calls for a backlog, of which a byte of WAL returns `share` bytes, with a running-transactions record every
+ * `recordEvery` bytes, by default nowhere.
+ */
+function callsFor(backlogBytes: number, share: number, recordEvery = Infinity): CallResult[] {
   const calls: CallResult[] = [];
-  for (let left = backlogBytes; left > 0; ) {
-    const walBytes = Math.min(left, nextCallBytes(calls.at(-1) ?? null, left, catchUpSizes));
+  for (let reached = 0; reached < backlogBytes; ) {
+    const lag = backlogBytes - reached;
+    const again = Number.isFinite(recordEvery) ? reached % recordEvery : reached;
+    const walBytes = Math.min(lag, nextCallBytes(calls.at(-1) ?? null, { lag, again }, catchUpSizes));
     calls.push({ walBytes, resultBytes: Math.round(walBytes * share) });
-    left -= walBytes;
+    reached += walBytes;
   }
   return calls;
 }
@@ -44,6 +49,12 @@ describe('the calls of a catch-up', () => {
     );
   });
 
+  it('are as large as one that is cheap, where little is decoded again', () => {
+    const calls = callsFor(2_000 * MEGABYTE, 0.2, 10 * MEGABYTE);
+    expect(megabytes(calls).slice(0, 3)).toEqual([128, 64, 64]);
+    expect(calls.length).toBeLessThan(32);
+  });
+
   it('return no more than the source holds in memory, where a byte of WAL becomes many', () => {
     for (const { walBytes, resultBytes } of callsFor(600 * MEGABYTE, 4).slice(1)) {
       expect(resultBytes).toBeLessThanOrEqual(GOOD_RESULT_BYTES + 4);
@@ -53,7 +64,9 @@ describe('the calls of a catch-up', () => {
 
   it('that end in a transaction are followed by the largest, and that by the walsender', () => {
     const call = (resultBytes: number): CallResult => ({ walBytes: 8 * MEGABYTE, resultBytes });
-    expect(nextCallBytes(call(0), 100 * MEGABYTE, catchUpSizes)).toBe(catchUpSizes.mostCallBytes);
+    expect(nextCallBytes(call(0), { lag: 100 * MEGABYTE, again: 0 }, catchUpSizes)).toBe(
+      catchUpSizes.mostCallBytes,
+    );
     expect(isForWalsender(null, call(0))).toBe(false);
     expect(isForWalsender(call(1), call(0))).toBe(false);
     expect(isForWalsender(call(0), call(1))).toBe(false);
