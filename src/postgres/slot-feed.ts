@@ -12,7 +12,7 @@
 // restart_lsn: of all running-transactions records that a call reads, it moves the slot to the first one, for only one
 // candidate waits until its position is confirmed. pg_replication_slot_advance to where the slot is already reads the same
 // WAL without decoding its changes, and every such record counts, because all of it is confirmed: the slot then restarts at
-// the last one. So each call is followed by that.
+// the last one. So each call but the last is followed by that.
 import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
@@ -216,7 +216,7 @@ export class SlotFeed {
       const upto = bigintToLsn(reachedSource ? source : most);
       walker.restart();
       this.#resultBytes = 0;
-      await this.#call(upto);
+      await this.#call(upto, reachedSource);
       if (this.#queue.failure !== null) return;
       const result = { walBytes: Number(lsnToBigint(upto) - received), resultBytes: this.#resultBytes };
       if (isForWalsender(last, result)) this.#unfitUntil = bigintToLsn(source);
@@ -227,7 +227,7 @@ export class SlotFeed {
     this.#queue.end();
   }
 
-  async #call(upto: Lsn): Promise<void> {
+  async #call(upto: Lsn, isLast: boolean): Promise<void> {
     const { sourceVersion, binary, publication } = this.#options;
     const parameters = [
       'proto_version',
@@ -238,10 +238,10 @@ export class SlotFeed {
       ...(binary ? ['binary', 'true'] : []),
     ].map(literal);
     const slot = literal(this.#copy);
+    const advance = `select pg_replication_slot_advance(slot_name, confirmed_flush_lsn)
+      from pg_replication_slots where slot_name = ${slot}`;
     const sql = `copy (select data from pg_logical_slot_get_binary_changes(${slot}, ${literal(upto)}, null,
-      ${parameters.join(', ')})) to stdout (format binary);
-      do $$ begin perform pg_replication_slot_advance(slot_name, confirmed_flush_lsn)
-        from pg_replication_slots where slot_name = ${slot}; end $$`;
+      ${parameters.join(', ')})) to stdout (format binary); ${isLast ? '' : advance}`;
     const length = Buffer.byteLength(sql);
     const message = Buffer.alloc(length + 6);
     message[0] = 0x51;

@@ -141,6 +141,12 @@ describe('far behind', () => {
     }
     await pair.source.query(`update public.t set v = 'y'`);
     const startLsn = slot.consistentLsn;
+    const { rows: left } = await pair.source.query<{ bytes: number }>(
+      'select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), $1)::int as bytes',
+      [startLsn],
+    );
+    const rest = 50_000; // of the update
+    const firstCallBytes = (left[0]?.bytes ?? 0) - rest;
     const feed = await SlotFeed.open(
       scope,
       {
@@ -151,7 +157,7 @@ describe('far behind', () => {
         sourceVersion: 160000,
         binary: true,
       },
-      { ...small, toBytes: 1_000, firstCallBytes: 64_000_000, mostCallBytes: 64_000_000 },
+      { ...small, toBytes: 2 * rest, firstCallBytes },
       scope.signal,
     );
     await waitFor(async () => {
