@@ -2,18 +2,22 @@
 // tables. Run while the stream catches up, so that the write stop does not pay for it.
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import { MigrationError } from '../model/errors.ts';
-import type { RelationName } from '../model/relation.ts';
+import { relationKey, type RelationName } from '../model/relation.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 
 const ANALYZE_BATCH = 50;
 
-/** Once a task; each table of a list is analyzed in a transaction of its own. */
+/** Every table once, also those that are added later; each table of a list is analyzed in a transaction of its own. */
 export async function analyzeTarget(scope: TaskScope): Promise<void> {
-  if (scope.checkpoints.get(cutoverNotes.analyzed) === true) return;
+  const noted = scope.checkpoints.get<true | readonly string[]>(cutoverNotes.analyzed) ?? [];
+  if (noted === true) return;
+  const done = new Set(noted);
   const { tables, roots } = schemaPlanOf(scope);
-  const targets: RelationName[] = [...tables, ...roots].map((mapping) => mapping.target);
+  const targets: RelationName[] = [...tables, ...roots]
+    .map((mapping) => mapping.target)
+    .filter((relation) => !done.has(relationKey(relation)));
   if (targets.length === 0) return;
   const session = await scope.target.session({ purpose: 'analyze', signal: scope.signal });
   try {
@@ -29,5 +33,8 @@ export async function analyzeTarget(scope: TaskScope): Promise<void> {
     scope.progress.setWaitingFor(null);
     await session.close();
   }
-  scope.checkpoints.set(cutoverNotes.analyzed, true);
+  scope.checkpoints.set(cutoverNotes.analyzed, [
+    ...done,
+    ...targets.map((relation) => relationKey(relation)),
+  ]);
 }

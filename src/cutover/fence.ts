@@ -115,7 +115,11 @@ export async function forecastFence(scope: TaskScope): Promise<readonly LockHold
   if (scope.spec.options.fence !== 'triggers') await refuseSubscriptions(scope, oids);
   await refuseNewRelatives(scope, oids);
   const holders = await lockHolders(scope.source, oids, WRITING_MODES);
-  return holders.filter((holder) => holder.backendType !== 'autovacuum worker');
+  const sessions =
+    scope.spec.options.fence === 'database-read-only'
+      ? await olderSessions(scope, await serverTime(scope))
+      : [];
+  return [...holders.filter((holder) => holder.backendType !== 'autovacuum worker'), ...sessions];
 }
 
 /**

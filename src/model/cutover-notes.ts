@@ -18,7 +18,7 @@ export const cutoverNotes = {
   /** The write stop that the last dry run has predicted, in ms. */
   forecast: 'forecast',
   certificate: 'certificate',
-  /** Tables of the target have statistics. */
+  /** Keys of the target's tables that have statistics; `true`: all have. */
   analyzed: 'analyzed',
   writeStop: 'writeStop',
   /** ErrorReport: why the last clean-up left something on a server; absent when it left nothing. */

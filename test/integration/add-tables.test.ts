@@ -109,6 +109,17 @@ test('added tables come with their keys, sequences and foreign keys to and from 
   const { statements } = await service.getSchema(id);
   expect(statements.map(({ n }) => n)).toEqual(statements.map((_, n) => n));
   expect(new Set(statements.map(({ object }) => object)).size).toBe(statements.length);
+  // well before the target opens, also what came later: the first queries must not meet plans for empty tables
+  const analyzed = `select distinct tablename::text as name from pg_stats where schemaname = 'public' order by 1`;
+  const withStatistics = ['a_m', 'b_m', 'c_m', 'd1_m', 'd2_m', 'd_m'];
+  await waitFor(async () => (await pair.target.query(analyzed)).rowCount === withStatistics.length);
+  expect((await pair.target.query(analyzed)).rows).toEqual(withStatistics.map((name) => ({ name })));
+  await waitFor(async () => (await service.getTask(id)).cutoverWaitsFor.length === 0);
+  const foreignKeys = `select conname from pg_constraint where contype = 'f' and connamespace = 'public'::regnamespace`;
+  const forecast = await service.forecastCutover(id);
+  expect(forecast).toMatchObject({ blockers: [], targetBlockers: [], problems: [] });
+  expect(forecast.writeStopMs).toBeGreaterThan(0);
+  expect((await pair.target.query(foreignKeys)).rows).toEqual([]); // rehearsed, and taken back
   await complete(service, id);
   const tables = ['a', 'b', 'c', 'd'].map((name) => [name, `${name}_m`] as const);
   await expectEqualTables(pair.source, pair.target, tables);
@@ -121,6 +132,7 @@ test('added tables come with their keys, sequences and foreign keys to and from 
   ]);
   const certificate = await service.getCertificate(id);
   expect(certificate).toMatchObject({ equal: true, schema: { differences: [], equal: true } });
+  expect(certificate.writeStop?.predictedMs).toBe(forecast.writeStopMs);
   expect(certificate.sequences.map(({ source }) => source).sort()).toEqual([
     'public.b_id_seq',
     'public.c_id_seq',

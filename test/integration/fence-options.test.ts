@@ -1,7 +1,7 @@
 // The other ways to stop the source's writers, and what they do not promise.
 import { expect, onTestFinished, test } from 'vitest';
 import { certificateSoFar } from '../../src/cutover/certificate.ts';
-import { armFence, confirmFence, disarmFence, installFence } from '../../src/cutover/fence.ts';
+import { armFence, confirmFence, disarmFence, forecastFence, installFence } from '../../src/cutover/fence.ts';
 import { copySequences } from '../../src/cutover/sequences.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import { runPreflight } from '../../src/preflight/run.ts';
@@ -68,11 +68,15 @@ test('database-read-only waits for the old sessions, refuses new ones, and gives
   const old = await pair.source.connect();
   await old.query('select 1');
   const scope = await planned(pair, { fence: 'database-read-only' });
+  const itself = expect.objectContaining({
+    user: 'postgres',
+    query: 'select 1',
+    ageSeconds: expect.any(Number) as number,
+  }) as unknown;
+  expect(await forecastFence(scope)).toEqual(expect.arrayContaining([itself]));
   const error = await errorOf(armFence(scope));
   expect(error.code).toBe('cutover_timeout');
-  expect(error.details?.['blockers']).toEqual(
-    expect.arrayContaining([expect.objectContaining({ user: 'postgres', query: 'select 1' })]),
-  );
+  expect(error.details?.['blockers']).toEqual(expect.arrayContaining([itself]));
   await disarmFence(scope);
   expect(await settingOf(pair)).toEqual(['default_transaction_read_only=off']);
 
