@@ -208,6 +208,29 @@ describe.each([
   });
 });
 
+test('of many differences twenty are shown and a thousand kept; when those are settled the table is read again', async () => {
+  const run = await syncing(
+    await makePair(),
+    'create table t (id int primary key, v int)',
+    'insert into t select g, g from generate_series(1, 1500) g',
+  );
+  await run.pair.target.query('update t set v = -1 where id <= 1100');
+  const validation = startValidation(run);
+  await untilSettled(validation.scope);
+  expect(viewOf(run.scope).tables).toMatchObject([
+    { state: 'differs', differences: { missing: 0, extra: 0, changed: 1_000 } },
+  ]);
+  expect(viewOf(run.scope).tables[0]?.differences.samples).toHaveLength(20);
+  const kept = noteOf(run.scope, 't')?.differences.map(({ key }) => Number(key[0])) ?? [];
+  await run.pair.target.query('update t set v = id where id = any($1)', [kept]);
+  await waitFor(() => viewOf(run.scope).tables[0]?.differences.changed === 100, 30_000, 'the others');
+  expect(viewOf(run.scope).tables).toMatchObject([{ state: 'verified' }]);
+  await run.pair.target.query('update t set v = id');
+  await waitFor(() => viewOf(run.scope).clean, 30_000, 'clean');
+  await validation.stop();
+  await run.stream.stop();
+});
+
 test('killed after a range it goes on behind it, and a new pass begins anew', async () => {
   const run = await syncing(
     await makePair(),
