@@ -54,7 +54,7 @@ export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Pr
     let generation: Generation | null = null;
     const doneBefore = done;
     try {
-      if (done > 0) await flushTarget(scope);
+      await flushTarget(scope); // markers of a killed process, too
       const markers = await readMarkers(scope, slotIncarnation);
       for (const part of brokenTables(options.parts, markers)) {
         scope.log.warn({ relation: part.relation }, 'a table cut by blocks starts over under a new snapshot');

@@ -672,6 +672,41 @@ describe('rows that a crash of the source takes back', () => {
     expect(rows[0]?.n).toBe((await contentOf(pair.target, 't')).count);
   });
 
+  it('markers that a killed process has left are durable before the copy counts on them', async () => {
+    const server = await startServer({
+      major: 18,
+      settings: { wal_writer_delay: '10s', synchronous_commit: 'off', bgwriter_delay: '10s' },
+    });
+    onTestFinished(() => server.stop());
+    const pair = await makePair();
+    await pair.source.query('create table t (id int); insert into t select generate_series(1, 100)');
+    const targetDb = {
+      ...pair.target.connection,
+      port: server.port,
+      password: server.password,
+      dbname: 'postgres',
+    };
+    const scope = makeScope(pair, { targetDb });
+    await scope.target.query('create table public.t (id int)');
+    await prepareCopy(scope, await makePlan(pair.source, ['t']));
+    failAt(scope, 'copy.marker-committed');
+    await failureOf(copyTables(scope));
+    const again = makeScope(pair, { targetDb }, scope);
+    const flushed = 'select pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn() as flushed';
+    expect((await again.target.query(flushed)).rows).toEqual([{ flushed: false }]);
+    await copyTables(again);
+    expect(isCopyComplete(again)).toBe(true);
+    await server.crash();
+    await server.restart();
+    const count = await waitFor(async () => {
+      const { rows } = await again.target
+        .query<{ n: string }>('select count(*)::text as n from public.t')
+        .catch(() => ({ rows: [] }));
+      return rows[0]?.n;
+    });
+    expect(count).toBe('100');
+  });
+
   it('says what it waits for and goes on as soon as the source has flushed', async () => {
     const pair = await makePair();
     const scope = makeScope(pair);
