@@ -149,15 +149,16 @@ const baseSettings: Readonly<Record<string, string>> = {
 };
 
 // A background job of `sh` reads from /dev/null, hence descriptor 3. The arguments: the folder, then the server's command.
+// The pipe also closes without a word when the server has ended by itself: then there is nobody to signal, and its files
+// stay. A signal that comes before the server listens to signals is lost: it is sent until the server is gone.
 const supervision = `
   exec 3<&0; folder=$1; shift
   "$@" & server=$!
   {
     read -r _ <&3; told=$?
-    kill -INT $server
-    if [ $told -ne 0 ]; then
-      while kill -0 $server; do sleep 0.1; done
-      rm -rf "$folder"
+    if kill -INT $server; then
+      while sleep 0.1; kill -INT $server; do :; done
+      [ $told -eq 0 ] || rm -rf "$folder"
     fi
   } 2>/dev/null &
   wait $server`;
@@ -168,6 +169,10 @@ export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Pro
   const native = binariesOf(options.major, runAs);
   const directory = mkdtempSync(join(options.parent ?? tmpdir(), `dts-pg${options.major}-`));
   if (runAs) chownSync(directory, runAs.uid, runAs.gid);
+  const giveUp = (error: unknown): never => {
+    rmSync(directory, { recursive: true, force: true });
+    throw error;
+  };
   const data = join(directory, 'data');
   const password = randomBytes(12).toString('hex');
   const passwordFile = join(directory, 'password');
@@ -192,7 +197,7 @@ export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Pro
       '--no-sync',
     ],
     runAs,
-  );
+  ).catch(giveUp);
   const port = await freePort();
   const settings = Object.entries({ ...baseSettings, ...options.settings, port: String(port) }).flatMap(
     ([name, value]) => ['-c', `${name}=${value}`],
@@ -212,6 +217,7 @@ export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Pro
     );
     const running = shell;
     let log = '';
+    running.stdin?.on('error', () => undefined); // it has ended before it was told to
     running.stderr?.on('data', (chunk: Buffer) => (log = (log + chunk.toString()).slice(-8_000)));
     let ended = false;
     exited = new Promise((resolve) =>
@@ -243,7 +249,7 @@ export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Pro
   };
   const postmasterPid = (): number =>
     Number(readFileSync(join(data, 'postmaster.pid'), 'utf8').split('\n')[0]);
-  await start();
+  await start().catch(giveUp);
   return {
     major: options.major,
     host: '127.0.0.1',

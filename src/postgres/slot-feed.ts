@@ -26,6 +26,7 @@ import { hasLogicalMessages } from './marker.ts';
 import { readPaced, type ReadPace } from './read-pace.ts';
 import { readServerError } from './server-error.ts';
 import { decodingMemory } from './session-settings.ts';
+import { mayAdvance } from './slot-advance.ts';
 import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
 import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
@@ -143,11 +144,11 @@ export class SlotFeed {
     void this.advance().catch((error: unknown) => this.#fail(fromPostgres(error, { role: 'source' })));
   }
 
-  /** Moves the task's slot to what has been acknowledged. */
+  /** Moves the task's slot to what has been acknowledged; where that is not sound, the walsender will. */
   async advance(): Promise<void> {
     const lsn = this.#acknowledged;
     this.#acknowledged = null;
-    if (lsn === null) return;
+    if (lsn === null || !mayAdvance(this.#options.sourceVersion)) return;
     await this.#scope.source.query(
       `select pg_replication_slot_advance(slot_name, $2::pg_lsn) from pg_replication_slots
        where slot_name = $1 and not active and confirmed_flush_lsn < $2::pg_lsn`,
@@ -241,7 +242,7 @@ export class SlotFeed {
     const advance = `select pg_replication_slot_advance(slot_name, confirmed_flush_lsn)
       from pg_replication_slots where slot_name = ${slot}`;
     const sql = `copy (select data from pg_logical_slot_get_binary_changes(${slot}, ${literal(upto)}, null,
-      ${parameters.join(', ')})) to stdout (format binary); ${isLast ? '' : advance}`;
+      ${parameters.join(', ')})) to stdout (format binary); ${isLast || !mayAdvance(sourceVersion) ? '' : advance}`;
     const length = Buffer.byteLength(sql);
     const message = Buffer.alloc(length + 6);
     message[0] = 0x51;

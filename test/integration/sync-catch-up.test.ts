@@ -3,6 +3,7 @@
 import { describe, expect, it } from 'vitest';
 import { compareLsn, ZERO_LSN, type Lsn } from '../../src/model/lsn.ts';
 import type { CatchUpSizes } from '../../src/postgres/call-size.ts';
+import { sourceVersion } from '../../src/postgres/marker.ts';
 import { SlotFeed } from '../../src/postgres/slot-feed.ts';
 import { slotOf } from '../../src/postgres/slot-record.ts';
 import { taskObjectName } from '../../src/postgres/sql.ts';
@@ -154,7 +155,7 @@ describe('far behind', () => {
         publication: taskObjectName(scope.taskId),
         startLsn,
         ackedLsn: startLsn,
-        sourceVersion: 160000,
+        sourceVersion: await sourceVersion(scope),
         binary: true,
       },
       { ...small, toBytes: 2 * rest, firstCallBytes },
