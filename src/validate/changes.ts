@@ -90,7 +90,9 @@ export async function changedBeyond(
 ): Promise<Map<string, Set<string> | null>> {
   const found = new Map<string, Set<string> | null>();
   const { rows } = await scope.target.query<{ relation: string; keys: string | null }>(
-    `select relation, keys from dts.changed where task_id = $1 and n <> all ($2::bigint[])`,
+    // not `n <> all`: before 15 every row is compared with every number
+    `select c.relation, c.keys from dts.changed c where c.task_id = $1
+       and not exists (select from unnest($2::bigint[]) as known(n) where known.n = c.n)`,
     [scope.taskId, [...known]],
   );
   for (const { relation, keys } of rows) {
