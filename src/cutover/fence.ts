@@ -114,12 +114,7 @@ export async function forecastFence(scope: TaskScope): Promise<readonly LockHold
   const oids = await fencedOids(scope);
   if (scope.spec.options.fence !== 'triggers') await refuseSubscriptions(scope, oids);
   await refuseNewRelatives(scope, oids);
-  const holders = await lockHolders(scope.source, oids, WRITING_MODES);
-  const sessions =
-    scope.spec.options.fence === 'database-read-only'
-      ? await olderSessions(scope, await serverTime(scope))
-      : [];
-  return [...holders.filter((holder) => holder.backendType !== 'autovacuum worker'), ...sessions];
+  return [...(await writersOf(scope, oids)), ...(await sessionsBefore(scope, await armingTime(scope)))];
 }
 
 /**
@@ -193,15 +188,10 @@ export async function removeFence(scope: TaskScope, patienceMs: number = REMOVE_
 }
 
 async function waitForWriters(scope: TaskScope, oids: readonly number[], deadline: number): Promise<void> {
-  const { fence, terminateBlockers } = scope.spec.options;
-  const armedAt = fence === 'database-read-only' ? await serverTime(scope) : null;
-  const writers = async (): Promise<readonly LockHolder[]> =>
-    (await lockHolders(scope.source, oids, WRITING_MODES)).filter(
-      // its ACCESS EXCLUSIVE, for the empty end of a table, writes no rows
-      (holder) => holder.backendType !== 'autovacuum worker',
-    );
-  const sessions = async (): Promise<readonly LockHolder[]> =>
-    armedAt === null ? [] : olderSessions(scope, armedAt);
+  const { terminateBlockers } = scope.spec.options;
+  const armedAt = await armingTime(scope);
+  const writers = (): Promise<readonly LockHolder[]> => writersOf(scope, oids);
+  const sessions = (): Promise<readonly LockHolder[]> => sessionsBefore(scope, armedAt);
   const startedMs = Date.now();
   try {
     let left = (await Promise.all([writers(), sessions()])).flat();
@@ -236,7 +226,19 @@ async function waitForWriters(scope: TaskScope, oids: readonly number[], deadlin
   }
 }
 
-async function serverTime(scope: TaskScope): Promise<string> {
+async function writersOf(scope: TaskScope, oids: readonly number[]): Promise<readonly LockHolder[]> {
+  const holders = await lockHolders(scope.source, oids, WRITING_MODES);
+  // its ACCESS EXCLUSIVE, for the empty end of a table, writes no rows
+  return holders.filter((holder) => holder.backendType !== 'autovacuum worker');
+}
+
+async function sessionsBefore(scope: TaskScope, armedAt: string | null): Promise<readonly LockHolder[]> {
+  return armedAt === null ? [] : olderSessions(scope, armedAt);
+}
+
+/** Now, by the source, where the fence binds only sessions that begin later; null where it binds all. */
+async function armingTime(scope: TaskScope): Promise<string | null> {
+  if (scope.spec.options.fence !== 'database-read-only') return null;
   const { rows } = await scope.source.query<{ now: string }>('select clock_timestamp()::text as now');
   return rows[0]?.now ?? '';
 }
