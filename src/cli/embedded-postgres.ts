@@ -169,8 +169,15 @@ export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Pro
   const native = binariesOf(options.major, runAs);
   const directory = mkdtempSync(join(options.parent ?? tmpdir(), `dts-pg${options.major}-`));
   if (runAs) chownSync(directory, runAs.uid, runAs.gid);
-  const giveUp = (error: unknown): never => {
+  let shell: ChildProcess | null = null;
+  let exited: Promise<void> = Promise.resolve();
+  const stop = async (): Promise<void> => {
+    shell?.stdin?.end('stop\n');
+    await exited;
     rmSync(directory, { recursive: true, force: true });
+  };
+  const giveUp = async (error: unknown): Promise<never> => {
+    await stop();
     throw error;
   };
   const data = join(directory, 'data');
@@ -203,8 +210,6 @@ export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Pro
     ([name, value]) => ['-c', `${name}=${value}`],
   );
 
-  let shell: ChildProcess | null = null;
-  let exited: Promise<void> = Promise.resolve();
   const start = async (): Promise<void> => {
     shell = spawn(
       'sh',
@@ -258,11 +263,7 @@ export async function startEmbeddedPostgres(options: EmbeddedServerOptions): Pro
     password,
     directory,
     url: (dbname) => `postgresql://postgres:${password}@127.0.0.1:${port}/${encodeURIComponent(dbname)}`,
-    async stop() {
-      shell?.stdin?.end('stop\n');
-      await exited;
-      rmSync(directory, { recursive: true, force: true });
-    },
+    stop,
     async crash() {
       process.kill(postmasterPid(), 'SIGKILL');
       shell?.stdin?.end('stop\n');

@@ -1,5 +1,5 @@
 // The whole copy against real servers: every type, every way to stop it, and what a rerun keeps.
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { copyTables } from '../../src/copy/copy-tables.ts';
 import type { MigrationError } from '../../src/model/errors.ts';
 import type { Failpoint } from '../../src/model/failpoints.ts';
@@ -8,8 +8,8 @@ import { waitForFlush } from '../../src/postgres/copy-flush.ts';
 import { isCopyComplete } from '../../src/postgres/copy-state.ts';
 import { contentOf, makePlan, onBoth, prepareCopy } from '../support/copy-plan.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
+import { startForgetfulServer } from '../support/extra-servers.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
-import { startServer } from '../support/servers.ts';
 
 async function failureOf(work: Promise<unknown>): Promise<MigrationError> {
   return work.then(
@@ -622,23 +622,12 @@ describe('locks on the source', () => {
   });
 });
 
-describe('rows that a crash of the source takes back', () => {
+describe('rows that a crash of a server takes back', () => {
   it('a marker waits until the WAL behind its snapshot is flushed', async () => {
-    const server = await startServer({
-      major: 16,
-      settings: { wal_writer_delay: '10s', synchronous_commit: 'off', bgwriter_delay: '10s' },
-    });
-    onTestFinished(() => server.stop());
+    const { server, connection } = await startForgetfulServer(16);
     const pair = await makePair();
     await pair.target.query('create table t (id int)');
-    const scope = makeScope(pair, {
-      sourceDb: {
-        ...pair.source.connection,
-        port: server.port,
-        password: server.password,
-        dbname: 'postgres',
-      },
-    });
+    const scope = makeScope(pair, { sourceDb: connection });
     await scope.source.query('create table public.t (id int)');
     const plan = await makePlan({ ...pair.source, query: (sql, params) => scope.source.query(sql, params) }, [
       't',
@@ -673,19 +662,9 @@ describe('rows that a crash of the source takes back', () => {
   });
 
   it('markers that a killed process has left are durable before the copy counts on them', async () => {
-    const server = await startServer({
-      major: 18,
-      settings: { wal_writer_delay: '10s', synchronous_commit: 'off', bgwriter_delay: '10s' },
-    });
-    onTestFinished(() => server.stop());
+    const { server, connection: targetDb } = await startForgetfulServer(18);
     const pair = await makePair();
     await pair.source.query('create table t (id int); insert into t select generate_series(1, 100)');
-    const targetDb = {
-      ...pair.target.connection,
-      port: server.port,
-      password: server.password,
-      dbname: 'postgres',
-    };
     const scope = makeScope(pair, { targetDb });
     await scope.target.query('create table public.t (id int)');
     await prepareCopy(scope, await makePlan(pair.source, ['t']));

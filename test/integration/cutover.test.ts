@@ -1,5 +1,5 @@
 // The end of a migration: sequences, rehearsal, settling. Every step may be killed and run again; the certificate stays.
-import { describe, expect, onTestFinished, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { cutoverNotes, type DrainNote, type WriteStop } from '../../src/model/cutover-notes.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import type { Failpoint } from '../../src/model/failpoints.ts';
@@ -16,8 +16,8 @@ import { ensureSlot } from '../../src/postgres/slot.ts';
 import { compareTables } from '../../src/validate/compare.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { startForgetfulServer } from '../support/extra-servers.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
-import { startServer } from '../support/servers.ts';
 
 const tables = `
   create table users (id bigserial primary key, name text);
@@ -236,13 +236,7 @@ test('settling goes on after a kill at every point, to the same certificate', as
 
 test('a target that commits asynchronously and crashes right after the point of no return keeps its sequences', async () => {
   const pair = await makePair();
-  const server = await startServer({
-    major: 18,
-    settings: { synchronous_commit: 'off', wal_writer_delay: '10s' },
-  });
-  onTestFinished(() => server.stop());
-  const { port, password } = server;
-  const targetDb = { ...pair.target.connection, port, password, dbname: 'postgres' };
+  const { server, connection: targetDb } = await startForgetfulServer(18);
   const over = { targetDb, options: { keepFence: false } };
   await pair.source.query(tables);
   const scope = makeScope(pair, over);

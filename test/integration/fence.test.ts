@@ -10,9 +10,9 @@ import { armFence, confirmFence, disarmFence, installFence, removeFence } from '
 import { fenceFunction, fenceState, FENCED_SQLSTATE, setFence } from '../../src/cutover/fence-function.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { leaksOf, makePair, waitFor, type TestDatabase } from '../support/databases.ts';
+import { startForgetfulServer } from '../support/extra-servers.ts';
 import { makeProxy, through } from '../support/proxy.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
-import { startServer } from '../support/servers.ts';
 
 const schema = `
   create schema "Sp ace";
@@ -529,16 +529,9 @@ describe('a process that was killed while its COMMIT was on the way', () => {
 });
 
 test('the armed fence outlives a crash of a source that commits asynchronously', async () => {
-  const server = await startServer({
-    major: 16,
-    settings: { synchronous_commit: 'off', wal_writer_delay: '10s', bgwriter_delay: '10s' },
-  });
-  onTestFinished(() => server.stop());
+  const { server, connection } = await startForgetfulServer(16);
   const pair = await makePair();
-  const { port, password } = server;
-  const scope = makeScope(pair, {
-    sourceDb: { ...pair.source.connection, port, password, dbname: 'postgres' },
-  });
+  const scope = makeScope(pair, { sourceDb: connection });
   await scope.source.query('create table public.t (id int)');
   await planFromCatalog(scope);
   await installFence(scope);

@@ -1,5 +1,5 @@
-// Servers of majors that only few tests need: started by those test files, not for every run.
-import { afterAll, beforeAll } from 'vitest';
+// Servers that only few tests need, of other majors or with settings of their own: started by those, not for every run.
+import { afterAll, beforeAll, onTestFinished } from 'vitest';
 import type { EmbeddedMajor, EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
 import { registerServer } from './databases.ts';
 import { startServer } from './servers.ts';
@@ -12,4 +12,18 @@ export function startServers(...majors: readonly EmbeddedMajor[]): void {
     for (const server of servers) registerServer(server.major, server);
   });
   afterAll(async () => void (await Promise.all(servers.map((server) => server.stop()))));
+}
+
+/** A server that takes asynchronous commits back when it crashes; it is stopped with the test. With its connection fields. */
+export async function startForgetfulServer(major: EmbeddedMajor) {
+  const server = await startServer({
+    major,
+    settings: { synchronous_commit: 'off', wal_writer_delay: '10s', bgwriter_delay: '10s' },
+  });
+  onTestFinished(() => server.stop());
+  const { host, port, user, password } = server;
+  return {
+    server,
+    connection: { host, port, user, password, dbname: 'postgres', sslmode: 'disable' },
+  } as const;
 }

@@ -14,6 +14,8 @@ import { withServers, type BenchServers } from '../support/servers.ts';
 import type { Moved } from './application.ts';
 import { measureDeadline } from './deadline.ts';
 import {
+  acceptedPerSecond,
+  binsBetween,
   rowsOf,
   TASK,
   until,
@@ -92,10 +94,9 @@ export async function runCutoverBench(options: BenchOptions): Promise<void> {
 /** Accepted writes per second of the last seconds, once they are nearly what the application aims at. */
 async function fullLoad(application: RunningApplication): Promise<number> {
   for (const deadline = performance.now() + LOAD_DEADLINE_MS; ; await sleep(1_000)) {
-    const { bins } = await application.timeline();
-    const from = Date.now() - LOAD_MS;
-    const accepted = bins.reduce((sum, bin) => sum + (bin.atMs >= from ? bin.accepted : 0), 0);
-    const rate = accepted / (LOAD_MS / 1_000);
+    const timeline = await application.timeline();
+    const nowMs = Date.now();
+    const rate = acceptedPerSecond(binsBetween(timeline, nowMs - LOAD_MS, nowMs), timeline.binMs);
     if (rate >= WRITES_PER_SECOND * 0.98 || performance.now() > deadline) return rate;
   }
 }

@@ -5,7 +5,17 @@ import pg from 'pg';
 import { say, table } from '../support/report.ts';
 import { median } from '../support/rounds.ts';
 import type { BenchServers } from '../support/servers.ts';
-import { DATABASE, rowsOf, TASK, until, untilReady, whole, withMigration } from './migration.ts';
+import {
+  acceptedPerSecond,
+  binsBetween,
+  DATABASE,
+  rowsOf,
+  TASK,
+  until,
+  untilReady,
+  whole,
+  withMigration,
+} from './migration.ts';
 import type { Timeline } from './application.ts';
 
 const DEADLINE_MS = 5_000;
@@ -94,17 +104,16 @@ export async function measureDeadline(
 
 /** `askedMs` to `liftedMs`: from the request to the state that says that the source takes writes again. */
 function givenUp(
-  { bins, binMs }: Timeline,
+  timeline: Timeline,
   {
     askedMs,
     liftedMs,
     fencedMs,
   }: { readonly askedMs: number; readonly liftedMs: number; readonly fencedMs: number },
 ): Given {
-  const between = (from: number, to: number): Timeline['bins'] =>
-    bins.filter(({ atMs }) => atMs >= from && atMs + binMs <= to);
-  const rate = (some: Timeline['bins']): number =>
-    some.reduce((sum, { accepted }) => sum + accepted, 0) / ((some.length * binMs) / 1_000);
+  const { binMs } = timeline;
+  const between = (from: number, to: number): Timeline['bins'] => binsBetween(timeline, from, to);
+  const rate = (some: Timeline['bins']): number => acceptedPerSecond(some, binMs);
   const around = between(askedMs - AROUND_MS, liftedMs + AROUND_MS);
   let pauseMs = 0;
   let emptyMs = 0;

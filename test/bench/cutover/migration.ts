@@ -25,6 +25,15 @@ export const TASK = 'bench';
 export const whole = (value: number): string => Math.round(value).toLocaleString('en');
 export const rowsOf = (gigabytes: number): number => Math.max(1_000, Math.round(gigabytes * ROWS_PER_GB));
 
+/** Those that lie whole within. */
+export function binsBetween({ bins, binMs }: Timeline, fromMs: number, toMs: number): Timeline['bins'] {
+  return bins.filter(({ atMs }) => atMs >= fromMs && atMs + binMs <= toMs);
+}
+
+export function acceptedPerSecond(bins: Timeline['bins'], binMs: number): number {
+  return bins.reduce((sum, { accepted }) => sum + accepted, 0) / ((bins.length * binMs) / 1_000);
+}
+
 export interface RunningApplication {
   /** Writes from now on. */
   begin(): void;
