@@ -23,6 +23,8 @@ export interface ValidationRun {
   readonly startedAt: string;
   /** Keys that differed when they were last looked at, and may only have been late. */
   readonly keysInDoubt: number;
+  /** About how many changed keys the last look has left for the next; absent in notes of older versions. */
+  readonly keysWaiting?: number;
   /** When everything was last settled: every table compared, no key pending. ISO 8601. */
   readonly settledAt: string | null;
   /** Why it stands still; it goes on by itself. */
@@ -105,6 +107,7 @@ export interface ValidationView {
   readonly startedAt: string | null;
   readonly settledAt: string | null;
   readonly keysInDoubt: number;
+  readonly keysWaiting: number;
   /** Every table is compared or left for the cutover, and nothing differs. */
   readonly clean: boolean;
   readonly error: ErrorReport | null;

@@ -50,13 +50,13 @@ export async function compareChanges(
         tableNote(scope.checkpoints, name).differences.map(({ key }) => key),
       );
     for (let after = '0'; ; ) {
-      const { changes, complete } = await readChanges(scope, after);
+      const { changes, waiting } = await readChanges(scope, after);
       for (const [name, keys] of byTable(changes)) {
         const table = tables.get(name);
         if (keys === null) tables.delete(name);
         else if (table) await compareKeys(pair, table, sums, keys);
       }
-      if (complete) break;
+      if (waiting === null) break;
       after = changes.at(-1)?.n ?? after;
     }
     const verdicts = new Map<string, TableVerdict>();

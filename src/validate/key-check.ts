@@ -39,8 +39,8 @@ export interface KeyCheck {
   readonly tables: readonly KeysOfTable[];
   /** Position of the source behind the reads. */
   readonly lsn: Lsn;
-  /** Whether nothing older is left in dts.changed. */
-  readonly complete: boolean;
+  /** About how many keys of dts.changed it has left for another look; null: none. */
+  readonly waiting: number | null;
 }
 
 export class KeyChecker {
@@ -59,7 +59,7 @@ export class KeyChecker {
   /** `recheck`: also the differences that are known. */
   async begin(recheck: boolean): Promise<KeyCheck> {
     const beganAtMs = Date.now();
-    const { changes, complete } = await readChanges(this.#scope);
+    const { changes, waiting } = await readChanges(this.#scope);
     const wanted = new Map<string, Map<string, KeyTexts>>();
     const want = (relation: string, keys: readonly KeyTexts[]): void => {
       const known = wanted.get(relation) ?? new Map<string, KeyTexts>();
@@ -91,7 +91,7 @@ export class KeyChecker {
       rows: changes.map(({ n }) => n),
       tables,
       lsn: rows[0]?.lsn ?? '0/0',
-      complete,
+      waiting,
     };
   }
 
@@ -103,26 +103,33 @@ export class KeyChecker {
 
   /** Call it once the stream has applied `check.lsn`. Returns how many keys are in doubt. */
   async finish(check: KeyCheck): Promise<number> {
-    const targets: RowHashes[] = [];
-    for (const { table, keys } of check.tables)
-      targets.push(await readHashes(this.#pair, table, keys, 'target'));
-    // Read after the rows: what changed in between makes us look again, never believe.
-    const newer = await changedBeyond(this.#scope, new Set(check.rows));
+    const compared = [];
+    for (const each of check.tables) {
+      const targets = await readHashes(this.#pair, each.table, each.keys, 'target');
+      const kinds = each.keys.map((_, n) => differenceOf(each.source[n], targets[n]));
+      compared.push({ ...each, targets, kinds });
+    }
+    // Read after the rows: what changed in between makes us look again, never believe. Of tables that agree nobody asks.
+    const unlike = compared.filter(({ kinds }) => kinds.some((kind) => kind !== null));
+    const newer = await changedBeyond(
+      this.#scope,
+      check.rows,
+      unlike.map(({ table }) => table.name),
+    );
     const again = new Map<string, KeyTexts[]>();
-    for (const [index, { table, keys, source }] of check.tables.entries()) {
+    for (const { table, keys, source, targets, kinds } of compared) {
       const found = new Map<string, RowDifference>();
       const settled = new Set<string>();
       const inDoubt: KeyTexts[] = [];
+      const since = newer.get(table.name);
       for (const [n, key] of keys.entries()) {
         const text = JSON.stringify(key);
-        const target = targets[index]?.[n];
-        const kind = differenceOf(source[n], target);
-        const since = newer.get(table.name);
+        const kind = kinds[n] ?? null;
         const changedSince = since === null || since?.has(text) === true;
         if (kind === null || changedSince) {
           this.#doubts.delete(table.name + text);
           settled.add(text);
-        } else if (this.#looks(table.name + text, `${source[n]}/${target}`) >= LOOKS)
+        } else if (this.#looks(table.name + text, `${source[n]}/${targets[n]}`) >= LOOKS)
           found.set(text, { key, kind });
         else inDoubt.push(key);
       }

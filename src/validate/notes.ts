@@ -110,6 +110,7 @@ export function validationView(
     startedAt: run?.startedAt ?? null,
     settledAt: run?.settledAt ?? null,
     keysInDoubt: run?.keysInDoubt ?? 0,
+    keysWaiting: run?.keysWaiting ?? 0,
     clean: (run?.settledAt ?? null) !== null && isClean(tables.map(({ note }) => note)),
     error: run?.error ?? null,
     repairs: repairsOf(checkpoints).map(repairView),

@@ -86,7 +86,7 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
       if (check !== null && (await isApplied(scope, check))) {
         const inDoubt = await checker.finish(check);
         noteCheck(scope, tables, check, inDoubt);
-        nextCheckMs = Date.now() + CHECK_EVERY_MS;
+        nextCheckMs = check.waiting === null ? Date.now() + CHECK_EVERY_MS : 0;
         check = null;
         onProgress();
       }
@@ -159,6 +159,7 @@ async function beginRun(scope: TaskScope, pass: number): Promise<void> {
         pass,
         startedAt: new Date().toISOString(),
         keysInDoubt: 0,
+        keysWaiting: 0,
         settledAt: null,
         error: null,
       } satisfies ValidationRun);
@@ -252,19 +253,21 @@ function noteCheck(scope: TaskScope, tables: readonly TablePair[], check: KeyChe
   const run = findRun(scope.checkpoints);
   if (!run) return;
   const notes = tables.map((table) => tableNote(scope.checkpoints, table.name));
-  const settled = check.complete && inDoubt === 0 && notes.every(isRead);
-  const settledAt = settled ? new Date(check.beganAtMs).toISOString() : run.settledAt;
+  const settled = check.waiting === null && inDoubt === 0 && notes.every(isRead);
+  const now: ValidationRun = {
+    ...run,
+    settledAt: settled ? new Date(check.beganAtMs).toISOString() : run.settledAt,
+    keysInDoubt: inDoubt,
+    keysWaiting: check.waiting ?? 0,
+    error: null,
+  };
+  const { settledAt } = now;
   const isNews =
     inDoubt !== run.keysInDoubt ||
+    now.keysWaiting !== run.keysWaiting ||
     run.error !== null ||
     Date.parse(settledAt ?? '') - Date.parse(run.settledAt ?? new Date(0).toISOString()) >= NOTE_EVERY_MS;
-  if (isNews)
-    scope.checkpoints.set(validationNotes.run, {
-      ...run,
-      settledAt,
-      keysInDoubt: inDoubt,
-      error: null,
-    } satisfies ValidationRun);
+  if (isNews) scope.checkpoints.set(validationNotes.run, now);
   const fresh = settledAt !== null && !isTooOld(scope, Date.parse(settledAt));
   scope.progress.setValidationClean(fresh && isClean(notes));
 }

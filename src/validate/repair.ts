@@ -118,7 +118,7 @@ async function repairOnce(
     await silenceTriggers(client, { local: true });
     // The applier takes it at the beginning of each batch: from here on none is open.
     await client.query('select 1 from dts.progress where task_id = $1 for update', [scope.taskId]);
-    const since = (await changedBeyond(scope, known)).get(table.name);
+    const since = (await changedBeyond(scope, known, [table.name])).get(table.name);
     const changed = (key: KeyTexts): boolean => since === null || since?.has(JSON.stringify(key)) === true;
     const settled = keys.filter((key) => !changed(key));
     const values = rows.filter(({ n }) => settled.includes(keys[n - 1] ?? [])).map(({ row }) => row);

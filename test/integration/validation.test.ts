@@ -1,7 +1,7 @@
 // The online validation against real servers and a real stream: what it finds, what it does not find, where it goes on,
 // and what it leaves for the write stop.
 import { describe, expect, test } from 'vitest';
-import { validationNotes, type TableValidation } from '../../src/model/validation.ts';
+import { validationNotes, type TableValidation, type ValidationRun } from '../../src/model/validation.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { compareTables } from '../../src/validate/compare.ts';
 import { repairsOf, requestRepair, validationView } from '../../src/validate/notes.ts';
@@ -284,6 +284,38 @@ test('a kill between the comparison of keys and their removal loses none of them
   const second = startValidation(run);
   await waitFor(() => noteOf(run.scope, 't')?.differences.length === 1, 20_000, 'the difference');
   await second.stop();
+});
+
+test('a look takes thousands of small changes, says how many it leaves, and the next one follows at once', async () => {
+  const run = await syncing(
+    await makePair(),
+    'create table t (id int primary key, v int)',
+    'insert into t select g, g from generate_series(1, 12500) g',
+  );
+  const first = startValidation(run);
+  await untilSettled(run.scope);
+  await first.stop();
+  // as the stream leaves them that applies a transaction at a time
+  await run.pair.target.query(
+    `insert into dts.changed (task_id, relation, keys) select task_id, 'public.t', '[["' || g || '"]]'
+     from dts.task, generate_series(1, 12500) g;
+     update t set v = -1 where id in (1, 12500)`,
+  );
+  const second = startValidation(run);
+  const waiting: number[] = [];
+  const { set } = second.scope.checkpoints;
+  second.scope.checkpoints.set = (key, value) => {
+    if (key === validationNotes.run) waiting.push((value as ValidationRun).keysWaiting ?? 0);
+    set(key, value);
+  };
+  await waitFor(() => viewOf(run.scope).tables[0]?.differences.changed === 2, 30_000, 'both differences');
+  await untilSettled(run.scope);
+  await second.stop();
+  expect(viewOf(run.scope)).toMatchObject({ keysWaiting: 0, keysInDoubt: 0 });
+  const [left] = waiting;
+  expect(left).toBeGreaterThan(2_000); // 2,500, by their bytes
+  expect(left).toBeLessThan(3_000);
+  expect(waiting.slice(1).every((count) => count === 0)).toBe(true);
 });
 
 test('the write stop compares only what changed since, and whole tables where that is not known', async () => {

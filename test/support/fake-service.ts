@@ -189,6 +189,7 @@ export class FakeService implements Service {
         startedAt: NOW,
         settledAt: null,
         keysInDoubt: 0,
+        keysWaiting: 0,
         clean: false,
         error: null,
         tables: [],
