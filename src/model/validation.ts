@@ -1,5 +1,6 @@
 // What the online validation knows of each table: kept as one checkpoint a table by src/validate, shown by the API, and
 // what the comparison under the fence relies on. JSON only.
+import type { Role } from './endpoint.ts';
 import type { ErrorReport } from './errors.ts';
 import type { Lsn } from './lsn.ts';
 
@@ -35,8 +36,9 @@ export interface ValidationRun {
  * - `pending`: not begun, or to be read again (TRUNCATE, DDL)
  * - `scanning`: read up to the cursor
  * - `verified`: read to the end; since then only the keys that changed have to be compared
- * - `atCutover`: without a key; compared as a whole under the fence
- * - `differs`: so many keys differ that they are not counted further
+ * - `atCutover`: without a key, and changed since it was last compared (`verifiedLsn`), if ever; compared as a whole, under the
+ *   fence if need be
+ * - `differs`: so many keys differ that they are not counted further; or the table has none
  */
 export type ValidationState = 'pending' | 'scanning' | 'verified' | 'atCutover' | 'differs';
 
@@ -81,6 +83,16 @@ export interface RepairRequest {
   readonly ranges?: readonly KeyRange[] | undefined;
 }
 
+/** How far a repair of ranges has come. */
+export interface RepairPosition {
+  /** Position in `ranges`. */
+  readonly range: number;
+  /** Whose keys are walked. */
+  readonly role: Role;
+  /** The last one that was put right. */
+  readonly after: readonly string[] | null;
+}
+
 export interface Repair {
   readonly id: number;
   readonly table: string;
@@ -91,13 +103,15 @@ export interface Repair {
   readonly rowsRemoved: number;
   /** Keys that changed at every attempt; the validation says whether they differ. */
   readonly keysUnsettled: number;
+  /** Absent before its first batch, and of keys. */
+  readonly position?: RepairPosition;
   readonly error: ErrorReport | null;
   readonly requestedAt: string;
   readonly endedAt: string | null;
 }
 
 /** What the API shows of a repair: how many keys were named, not which. */
-export interface RepairView extends Omit<Repair, 'keys' | 'ranges'> {
+export interface RepairView extends Omit<Repair, 'keys' | 'ranges' | 'position'> {
   readonly keysNamed: number | null;
   readonly rangesNamed: number | null;
 }

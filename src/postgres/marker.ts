@@ -48,3 +48,18 @@ export async function emitMarker(scope: TaskScope, markerId: string): Promise<vo
   // WAL buffers.
   await scope.source.query(`begin; set local synchronous_commit = on; ${marker}; commit`);
 }
+
+/** Prefix of the message that has the stream store its position on the target at once. */
+export function positionPrefix(taskId: string): string {
+  return `${markerPrefix(taskId)}/position`;
+}
+
+/**
+ * For whoever waits until the stream has applied a position: it stores one that no change has brought only every two seconds.
+ * Version 13 has no message for it. Not durable on standbys, for which a commit may wait: it only has to be flushed here.
+ */
+export async function askForPosition(scope: TaskScope): Promise<void> {
+  if (!hasLogicalMessages(await sourceVersion(scope))) return;
+  const message = `select pg_logical_emit_message(true, ${literal(positionPrefix(scope.taskId))}, '')`;
+  await scope.source.query(`begin; set local synchronous_commit = local; ${message}; commit`);
+}

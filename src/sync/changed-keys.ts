@@ -3,9 +3,8 @@
 // compared, whatever dies when.
 //
 //   1 a table with a key   one JSON array of the key's texts per row, old key and new
-//   2 TRUNCATE, or a key   null: the whole table is to be compared again
-//     that is not text
-//   3 a table without one  nothing: it is compared as a whole, always
+//   2 TRUNCATE, a key that null: the whole table is to be compared again
+//     is not text, or none
 import { UNCHANGED, type Tuple } from '../postgres/pgoutput-messages.ts';
 import type { StreamedTable } from './relations.ts';
 import type { Statement } from './statements.ts';
@@ -53,14 +52,13 @@ export class ChangedKeys {
   }
 
   #note(table: StreamedTable, row: Tuple, before: Tuple | null): void {
-    if (table.keyPositions.length === 0) return;
     const known = this.#tables.get(table.key);
     if (known === null) return;
     // An out-of-line key that the update did not touch is not sent again.
     const values = table.keyPositions.map((position) =>
       row[position] === UNCHANGED ? before?.[position] : row[position],
     );
-    if (!values.every((value) => typeof value === 'string')) {
+    if (values.length === 0 || !values.every((value) => typeof value === 'string')) {
       this.#tables.set(table.key, null);
       return;
     }

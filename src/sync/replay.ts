@@ -10,7 +10,7 @@
 //     kept: after 3 it is read again, by a new connection (ReplayInOrder)
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
-import { markerPrefix } from '../postgres/marker.ts';
+import { markerPrefix, positionPrefix } from '../postgres/marker.ts';
 import { decodePgoutput } from '../postgres/pgoutput.ts';
 import type { ChangeMessage } from '../postgres/pgoutput-messages.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -235,6 +235,7 @@ export class Replay {
       case 'message':
         if (message.transactional && message.prefix === markerPrefix(this.#scope.taskId))
           this.#openTransaction().markerId = message.content.toString('utf8');
+        else if (message.prefix === positionPrefix(this.#scope.taskId)) this.#answerNow = true;
         return;
       case 'origin':
       case 'type':

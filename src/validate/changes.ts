@@ -1,8 +1,9 @@
 // dts.changed on the target: what the stream has changed since the validation began, and what differed when it was read.
 // The applier writes it (sync/changed-keys.ts), the validation takes rows out when their keys are settled.
 import { MigrationError } from '../model/errors.ts';
-import type { Lsn } from '../model/lsn.ts';
-import type { TaskScope } from '../postgres/task-scope.ts';
+import { compareLsn, type Lsn } from '../model/lsn.ts';
+import { askForPosition } from '../postgres/marker.ts';
+import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { PATIENT } from '../postgres/transaction-options.ts';
 import type { KeyTexts } from './range-sql.ts';
 
@@ -14,6 +15,7 @@ const ROWS_AT_ONCE = 10_000;
 const BYTES_AT_ONCE = 2_000_000;
 /** Beyond this the stream is faster than we are, and reading the tables again is cheaper than their keys. */
 const MAX_ROWS = 20_000;
+const POLL_MS = 20;
 
 export interface ChangedRow {
   readonly n: string;
@@ -37,6 +39,23 @@ export async function streamPosition(scope: TaskScope): Promise<StreamPosition |
   );
   const row = rows[0];
   return row && { slotIncarnation: row.slot, appliedLsn: row.applied, tracking: row.tracking };
+}
+
+/** False when the stream has not applied `lsn` within `waitMs`. */
+export async function waitApplied(
+  scope: TaskScope,
+  lsn: Lsn,
+  waitMs: number,
+  signal: AbortSignal,
+): Promise<boolean> {
+  const deadline = Date.now() + waitMs;
+  await askForPosition(scope);
+  for (;;) {
+    const position = await streamPosition(scope);
+    if (position && compareLsn(position.appliedLsn, lsn) >= 0) return true;
+    if (Date.now() > deadline) return false;
+    await sleep(POLL_MS, signal);
+  }
 }
 
 /** From its commit on every batch of the stream writes its keys down: the UPDATE waits for the batch that has the lock. */

@@ -13,7 +13,7 @@ import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { compareChanges } from './delta.ts';
 import { combineDigest, digestSql, limitsOf, type DigestRow } from './digest.ts';
 import { compareLargeObjects } from './large-objects.ts';
-import { tableNote } from './notes.ts';
+import { saveTableNote, tableNote } from './notes.ts';
 import { closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
 import { verifySourceColumns } from './source-columns.ts';
 
@@ -50,10 +50,13 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
     const pair = await openPair(scope, signal);
     try {
       for (let table = queue.shift(); table !== undefined && !signal.aborted; table = queue.shift()) {
-        verdicts.set(relationKey(table.source), {
-          ...(await compareTable(table, pair, recode)),
-          verifiedLsn: tableNote(scope.checkpoints, relationKey(table.source)).verifiedLsn,
-        });
+        const name = relationKey(table.source);
+        const verdict = await compareTable(table, pair, recode);
+        const note = tableNote(scope.checkpoints, name);
+        verdicts.set(name, { ...verdict, verifiedLsn: note.verifiedLsn });
+        // of the others the API shows keys, which the online validation finds
+        if (!verdict.equal && table.keyColumns.length === 0)
+          saveTableNote(scope.checkpoints, name, { ...note, state: 'differs' });
         scope.progress.setWaitingFor(`the comparison, ${verdicts.size} of ${tables.length} tables done`);
         scope.failpoint('validate.mid-tables');
       }

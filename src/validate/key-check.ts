@@ -11,10 +11,11 @@
 // for a synchronous standby), and then the target is ahead of our read.
 import type { Lsn } from '../model/lsn.ts';
 import type { RowDifference } from '../model/validation.ts';
+import { askForPosition } from '../postgres/marker.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { changedBeyond, readChanges, replaceChanges } from './changes.ts';
 import { differenceOf, readHashes, withColumns, type RowHashes } from './keys.ts';
-import { saveTableNote, tableNote, unread } from './notes.ts';
+import { saveTableNote, tableNote } from './notes.ts';
 import type { KeyTexts } from './range-sql.ts';
 import type { TablePair } from './ranges.ts';
 import type { SidePair } from './sessions.ts';
@@ -47,13 +48,21 @@ export class KeyChecker {
   readonly #scope: TaskScope;
   readonly #pair: SidePair;
   readonly #tables: ReadonlyMap<string, TablePair>;
+  readonly #readAgain: (relation: string) => void;
   /** Looks that found the same difference, by table and key. */
   readonly #doubts = new Map<string, { readonly seen: string; readonly looks: number }>();
 
-  constructor(scope: TaskScope, pair: SidePair, tables: ReadonlyMap<string, TablePair>) {
+  /** `readAgain`: told of tables whose keys no longer tell what changed, before that is taken out of dts.changed. */
+  constructor(
+    scope: TaskScope,
+    pair: SidePair,
+    tables: ReadonlyMap<string, TablePair>,
+    readAgain: (relation: string) => void,
+  ) {
     this.#scope = scope;
     this.#pair = pair;
     this.#tables = tables;
+    this.#readAgain = readAgain;
   }
 
   /** `recheck`: also the differences that are known. */
@@ -67,7 +76,7 @@ export class KeyChecker {
       wanted.set(relation, known);
     };
     for (const { relation, keys } of changes) {
-      if (keys === null) this.readAgain(relation);
+      if (keys === null) this.#readAgain(relation);
       else want(relation, keys);
     }
     if (recheck)
@@ -86,6 +95,7 @@ export class KeyChecker {
     const { rows } = await this.#pair.source.client.query<{ lsn: Lsn }>(
       'select pg_current_wal_insert_lsn()::text as lsn',
     );
+    if (tables.length > 0) await askForPosition(this.#scope);
     return {
       beganAtMs,
       rows: changes.map(({ n }) => n),
@@ -93,12 +103,6 @@ export class KeyChecker {
       lsn: rows[0]?.lsn ?? '0/0',
       waiting,
     };
-  }
-
-  /** A table whose keys no longer tell what changed is read from its beginning. */
-  readAgain(relation: string): void {
-    const note = tableNote(this.#scope.checkpoints, relation);
-    if (note.state !== 'atCutover') saveTableNote(this.#scope.checkpoints, relation, unread);
   }
 
   /** Call it once the stream has applied `check.lsn`. Returns how many keys are in doubt. */
@@ -167,7 +171,7 @@ export class KeyChecker {
     });
     const differences = [...kept, ...named];
     // Those beyond what is kept are not known by their keys: the table has not been read to its end.
-    if (differences.length === 0 && note.state === 'differs') return this.readAgain(table.name);
+    if (differences.length === 0 && note.state === 'differs') return this.#readAgain(table.name);
     const sampled = await withColumns(this.#pair, table, differences.slice(0, SAMPLED));
     const all = [...sampled, ...differences.slice(SAMPLED)];
     saveTableNote(this.#scope.checkpoints, table.name, {

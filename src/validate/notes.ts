@@ -80,7 +80,7 @@ export function saveRepair(checkpoints: Checkpoints, repair: Repair): void {
   );
 }
 
-function repairView({ keys, ranges, ...rest }: Repair): RepairView {
+function repairView({ keys, ranges, position: _, ...rest }: Repair): RepairView {
   return { ...rest, keysNamed: keys?.length ?? null, rangesNamed: ranges?.length ?? null };
 }
 

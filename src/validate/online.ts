@@ -17,10 +17,20 @@ import { unfinishedTables } from '../postgres/copy-state.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { overflow, replaceChanges, startTracking, streamPosition } from './changes.ts';
 import { KeyChecker, type KeyCheck } from './key-check.ts';
-import { findRun, isClean, isRead, repairsOf, saveRepair, saveTableNote, tableNote } from './notes.ts';
+import { KeylessTables } from './keyless.ts';
+import {
+  findRun,
+  isClean,
+  isRead,
+  repairsOf,
+  saveRepair,
+  saveTableNote,
+  tableNote,
+  unread,
+} from './notes.ts';
 import type { KeyTexts } from './range-sql.ts';
 import { RangeReader, tablePair, type TablePair } from './ranges.ts';
-import { repairTable } from './repair.ts';
+import { repairSome } from './repair.ts';
 import { BY_KEY, closePair, openPair, rowFormOf, type SidePair } from './sessions.ts';
 import { readForms } from './table-forms.ts';
 
@@ -35,6 +45,9 @@ const POLL_MS = 50;
 const NOTE_RANGES_MS = 100;
 /** Of one note: it is read as a whole. */
 const NOTE_KEYS = 10_000;
+
+/** A table whose keys no longer tell what changed is read from its beginning. */
+type ReadAgain = (relation: string) => void;
 
 /**
  * Runs until `scope.signal` aborts. `pass`: how often a new run was asked for; a higher one begins anew. Trouble is
@@ -67,19 +80,24 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
     .tables.filter(({ source }) => !leftOut.has(relationKey(source)))
     .map((plan) => tablePair(plan, form, scope.spec.options.validationMaxRowsPerSecond ?? undefined));
   const pair = await openPair(scope, scope.signal, BY_KEY);
+  const keyless = new KeylessTables(scope, tables);
   let ranges: RangeReader | null = null;
   try {
-    const checker = new KeyChecker(scope, pair, new Map(tables.map((table) => [table.name, table])));
+    const readAgain: ReadAgain = (relation) => {
+      if (!keyless.changed(relation)) saveTableNote(scope.checkpoints, relation, unread);
+    };
+    const byName = new Map(tables.map((table) => [table.name, table]));
+    const checker = new KeyChecker(scope, pair, byName, readAgain);
     let check: KeyCheck | null = null;
     let nextCheckMs = 0;
     let nextRecheckMs = 0;
     while (isDeepStrictEqual(unfinishedTables(scope), unfinished)) {
       if (check === null && Date.now() >= nextCheckMs) {
-        await dropOverflow(scope, checker);
+        await dropOverflow(scope, readAgain);
         const recheck = Date.now() >= nextRecheckMs;
         if (recheck) {
           nextRecheckMs = Date.now() + RECHECK_EVERY_MS;
-          await readChangedTablesAgain(scope, checker, tables);
+          await readChangedTablesAgain(scope, readAgain, tables);
         }
         check = await checker.begin(recheck);
       }
@@ -97,6 +115,7 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
       }
       // between two looks: both read dts.changed
       if (check === null && (await repairNext(scope, pair, tables, leftOut))) nextRecheckMs = 0;
+      keyless.poll();
       const next = tables.find((table) => !isRead(tableNote(scope.checkpoints, table.name)));
       if (next) {
         // connections of its own: a look at some keys does not wait for a range
@@ -109,11 +128,11 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
       await sleep(POLL_MS, scope.signal);
     }
   } finally {
-    await Promise.all([closePair(pair), ranges?.close()]);
+    await Promise.all([closePair(pair), ranges?.close(), keyless.close()]);
   }
 }
 
-/** Carries out the oldest request; false when there is none. A lost connection leaves it to the next attempt. */
+/** Goes on with the oldest request; false when there is none. A lost connection leaves it to the next attempt. */
 async function repairNext(
   scope: TaskScope,
   pair: SidePair,
@@ -124,19 +143,18 @@ async function repairNext(
     ({ state, table }) => state === 'pending' && !leftOut.has(table),
   );
   if (!repair) return false;
-  const end = (result: Pick<Repair, 'state'> & Partial<Repair>): void =>
-    saveRepair(scope.checkpoints, { ...repair, ...result, endedAt: new Date().toISOString() });
+  let now = repair;
+  const save = (next: Repair): void => saveRepair(scope.checkpoints, (now = next));
   const table = tables.find(({ name }) => name === repair.table);
   try {
     if (!table)
       throw new MigrationError('invalid_request', `${repair.table} is not a table of the migration`);
-    const { written, removed, unsettled } = await repairTable(scope, pair, table, repair);
-    end({ state: 'done', rowsWritten: written, rowsRemoved: removed, keysUnsettled: unsettled });
+    await repairSome(scope, pair, table, repair, save);
   } catch (error) {
     scope.signal.throwIfAborted();
     const failure = asMigrationError(error);
     if (failure.kind === 'aborted' || failure.code === 'connection_failed') throw failure;
-    end({ state: 'failed', error: failure.toReport() });
+    save({ ...now, state: 'failed', endedAt: new Date().toISOString(), error: failure.toReport() });
   }
   return true;
 }
@@ -225,7 +243,7 @@ async function isApplied(scope: TaskScope, check: KeyCheck): Promise<boolean> {
 /** What DDL has done to their rows is on no stream. */
 async function readChangedTablesAgain(
   scope: TaskScope,
-  checker: KeyChecker,
+  readAgain: ReadAgain,
   tables: readonly TablePair[],
 ): Promise<void> {
   const forms = await readForms(
@@ -234,14 +252,14 @@ async function readChangedTablesAgain(
   );
   for (const { name } of tables) {
     const { state, form } = tableNote(scope.checkpoints, name);
-    if (state !== 'pending' && form !== forms.get(name)) checker.readAgain(name);
+    if (state !== 'pending' && state !== 'atCutover' && form !== forms.get(name)) readAgain(name);
   }
 }
 
-async function dropOverflow(scope: TaskScope, checker: KeyChecker): Promise<void> {
+async function dropOverflow(scope: TaskScope, readAgain: ReadAgain): Promise<void> {
   const rows = await overflow(scope);
   if (rows.length === 0) return;
-  for (const relation of new Set(rows.map((row) => row.relation))) checker.readAgain(relation);
+  for (const relation of new Set(rows.map((row) => row.relation))) readAgain(relation);
   await replaceChanges(
     scope,
     rows.map(({ n }) => n),

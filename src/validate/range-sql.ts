@@ -63,6 +63,17 @@ function isBuiltIn(type: string): boolean {
   return !type.includes('.');
 }
 
+/**
+ * `using`: by the operator that belongs to the `>` of the conditions, where a type of a user may have an order of its own
+ * (citext under our search_path); whoever walks the key would leave rows out between one page and the next.
+ */
+function keyOrder(table: ComparedTable): string {
+  const [only, ...others] = table.key;
+  return only !== undefined && others.length === 0 && !isBuiltIn(only.type)
+    ? `t.${ident(only.name)} using <`
+    : keyList(table);
+}
+
 /** max() is cheaper than to collect the strip's keys, where there is one that follows the order of the index. */
 const hasMax =
   /^(smallint|integer|bigint|oid|date|numeric(\(\d+,-?\d+\))?|timestamp(\(\d\))? with(out)? time zone)$/;
@@ -77,25 +88,18 @@ export function stripsSql(
   { strips, stripRows }: { readonly strips: number; readonly stripRows: number },
 ): RangeStatement {
   const { text, values } = inRange(table, { after, upTo: null });
-  const [only, ...others] = table.key;
   const last = table.key.map((column, n) => {
     const value = `t.${ident(column.name)}`;
     // of the last row, which need not have the greatest value of each column; texts, because of arrays no array can be made
     const taken =
-      others.length === 0 && hasMax.test(column.type)
+      table.key.length === 1 && hasMax.test(column.type)
         ? `max(${value})`
         : `(array_agg(${outputText(value)}))[count(*)::int]`;
     return `${taken} as k${n}`;
   });
-  // `using`: by the operator that belongs to the `>` of the conditions, where a type of a user may have an order of its own
-  // (citext under our search_path); a strip would leave rows out between itself and the next one
-  const order =
-    only !== undefined && others.length === 0 && !isBuiltIn(only.type)
-      ? `t.${ident(only.name)} using <`
-      : keyList(table);
   const strip = (condition: string): string =>
     `select count(*) as rows, sum(${rowHash(table.columns, table.form)}) as sum, ${last.join(', ')}
-     from (select t.* from ${rowsOf(table)} ${condition} order by ${order} limit ${stripRows}) as t`;
+     from (select t.* from ${rowsOf(table)} ${condition} order by ${keyOrder(table)} limit ${stripRows}) as t`;
   const behind = `where (${keyList(table)}) > (${table.key.map(({ type }, n) => `s.k${n}::${type}`).join(', ')})`;
   return {
     text: `with recursive strip as (
@@ -157,11 +161,12 @@ export function rowHashesSql(table: ComparedTable, ranges: readonly KeyRange[]):
   );
 }
 
-/** `key` (text[]) of every row of the range, `limit` at most. */
+/** `key` (text[]) of the first `limit` rows of the range, in the order of the key. */
 export function keysSql(table: ComparedTable, range: KeyRange, limit: number): RangeStatement {
   const { text, values } = inRange(table, range);
   return {
-    text: `select array[${keyTexts(table)}] as key from ${rowsOf(table)} ${text} limit ${limit}`,
+    text: `select array[${keyTexts(table)}] as key from ${rowsOf(table)} ${text}
+      order by ${keyOrder(table)} limit ${limit}`,
     values,
   };
 }

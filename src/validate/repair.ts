@@ -1,5 +1,6 @@
 // Puts rows of the target right while the stream runs: exactly the asked ones, as they are on the source at the position
-// that the target has applied. Run by the online validation between its looks, because it reads dts.changed too.
+// that the target has applied. Run by the online validation between its looks, because it reads dts.changed too; some
+// batches of keys (repair-keys.ts) at a time, each like this:
 //
 //   1 the notes of dts.changed so far
 //   2 the barrier: every transaction that ran at that moment has ended. So whatever the target has applied by 1, our read
@@ -10,86 +11,57 @@
 //
 // A change that comes later finds the row it expects. Nothing here needs the copy's markers.
 import { MigrationError } from '../model/errors.ts';
-import { compareLsn, type Lsn } from '../model/lsn.ts';
+import type { Lsn } from '../model/lsn.ts';
 import type { Repair } from '../model/validation.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { silenceTriggers } from '../postgres/existing-tables.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { allEndedBelow, describeWriters, newTransactionId, writersSince } from '../postgres/writers.ts';
-import { changedBeyond, noteNumbers, streamPosition } from './changes.ts';
-import { tableNote } from './notes.ts';
+import { changedBeyond, noteNumbers, waitApplied } from './changes.ts';
+import { repairKeys } from './repair-keys.ts';
 import { ask, type TablePair } from './ranges.ts';
-import { keysSql, rowsSql, spelledSql, type KeyTexts } from './range-sql.ts';
+import { rowsSql, type KeyTexts } from './range-sql.ts';
 import type { SidePair } from './sessions.ts';
 
-/** Keys of one target transaction: the applier waits for it. */
-const KEYS_AT_ONCE = 500;
 const ATTEMPTS = 5;
 /** Longest wait for older transactions of the source, and for the stream. */
 const WAIT_MS = 30_000;
 const POLL_MS = 20;
-/** Keys of all ranges of one request. */
-const MAX_REPAIR_KEYS = 100_000;
+/** Before the validation looks at what has changed meanwhile. */
+const SLICE_MS = 2_000;
 
-export interface Repaired {
-  readonly written: number;
-  readonly removed: number;
-  /** Keys that changed at every attempt. */
-  readonly unsettled: number;
-}
-
-/** Errors: `invalid_request` for too many keys, `deadline_exceeded` naming who is waited for, those of the servers. */
-export async function repairTable(
+/**
+ * Goes on with the repair where it stands, for a while; `save` notes how far it has come. Errors: `deadline_exceeded` naming
+ * who is waited for, those of the servers.
+ */
+export async function repairSome(
   scope: TaskScope,
   pair: SidePair,
   table: TablePair,
   repair: Repair,
-): Promise<Repaired> {
-  const keys = await wantedKeys(scope, pair, table, repair);
-  const done = { written: 0, removed: 0, unsettled: 0 };
-  for (let from = 0; from < keys.length; from += KEYS_AT_ONCE) {
-    let left: readonly KeyTexts[] = keys.slice(from, from + KEYS_AT_ONCE);
+  save: (repair: Repair) => void,
+): Promise<void> {
+  const untilMs = Date.now() + SLICE_MS;
+  let now = repair;
+  for await (const { keys, position } of repairKeys(scope.checkpoints, pair, table, repair)) {
+    const done = { written: 0, removed: 0 };
+    let left: readonly KeyTexts[] = keys;
     for (let attempt = 1; left.length > 0 && attempt <= ATTEMPTS; attempt++)
       left = await repairOnce(scope, pair, table, left, done);
-    done.unsettled += left.length;
+    now = {
+      ...now,
+      rowsWritten: now.rowsWritten + done.written,
+      rowsRemoved: now.rowsRemoved + done.removed,
+      keysUnsettled: now.keysUnsettled + left.length,
+    };
+    if (position === null) continue;
+    now = { ...now, position };
+    save(now);
+    scope.failpoint('repair.batch-noted');
+    if (Date.now() >= untilMs) return;
   }
-  return done;
-}
-
-async function wantedKeys(
-  scope: TaskScope,
-  pair: SidePair,
-  table: TablePair,
-  repair: Repair,
-): Promise<KeyTexts[]> {
-  const wanted = new Map<string, KeyTexts>();
-  const want = (key: KeyTexts): void => void wanted.set(JSON.stringify(key), key);
-  // what the stream notes of a key is compared with it: see `changed` in repairOnce
-  if (repair.keys !== null)
-    for (const { key } of await ask<{ key: string[] }>(
-      pair.source,
-      spelledSql(table.source, repair.keys),
-      table,
-      'source',
-    ))
-      want(key);
-  if (repair.keys === null && repair.ranges === null)
-    for (const { key } of tableNote(scope.checkpoints, table.name).differences) want(key);
-  for (const range of repair.ranges ?? [])
-    for (const role of ['source', 'target'] as const)
-      for (const { key } of await ask<{ key: string[] }>(
-        pair[role],
-        keysSql(table[role], range, MAX_REPAIR_KEYS + 1),
-        table,
-        role,
-      ))
-        want(key);
-  if (wanted.size > MAX_REPAIR_KEYS)
-    throw new MigrationError('invalid_request', `the ranges hold more than ${MAX_REPAIR_KEYS} keys`, {
-      hint: 'ask for smaller ranges, one request after the other',
-    });
-  return [...wanted.values()];
+  save({ ...now, state: 'done', endedAt: new Date().toISOString() });
 }
 
 /** Returns the keys that changed meanwhile. */
@@ -111,7 +83,11 @@ async function repairOnce(
   const { rows: lsns } = await pair.source.client.query<{ lsn: Lsn }>(
     'select pg_current_wal_insert_lsn()::text as lsn',
   );
-  await waitApplied(scope, lsns[0]?.lsn ?? '0/0');
+  const lsn = lsns[0]?.lsn ?? '0/0';
+  if (!(await waitApplied(scope, lsn, WAIT_MS, scope.signal)))
+    throw new MigrationError('deadline_exceeded', `target: the stream has not applied ${lsn} yet`, {
+      hint: 'ask for the repair again when the lag is smaller',
+    });
   const { client } = pair.target;
   try {
     await client.query('begin');
@@ -175,19 +151,6 @@ async function passBarrier(scope: TaskScope): Promise<void> {
         `source: the repair waits for ${describeWriters(await writersSince(scope.source, startedMs))}`,
         { hint: 'end these transactions, then ask for the repair again', details: { role: 'source' } },
       );
-    await sleep(POLL_MS, scope.signal);
-  }
-}
-
-async function waitApplied(scope: TaskScope, lsn: Lsn): Promise<void> {
-  const deadline = Date.now() + WAIT_MS;
-  for (;;) {
-    const position = await streamPosition(scope);
-    if (position && compareLsn(position.appliedLsn, lsn) >= 0) return;
-    if (Date.now() > deadline)
-      throw new MigrationError('deadline_exceeded', `target: the stream has not applied ${lsn} yet`, {
-        hint: 'ask for the repair again when the lag is smaller',
-      });
     await sleep(POLL_MS, scope.signal);
   }
 }

@@ -1,5 +1,6 @@
 // The online validation against real servers and a real stream: what it finds, what it does not find, where it goes on,
 // and what it leaves for the write stop.
+import { isDeepStrictEqual } from 'node:util';
 import { describe, expect, test } from 'vitest';
 import { validationNotes, type TableValidation, type ValidationRun } from '../../src/model/validation.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
@@ -357,6 +358,87 @@ test('the write stop compares only what changed since, and whole tables where th
   expect(noteOf(run.scope, 'big')?.differences).toEqual([{ key: ['8'], kind: 'changed', columns: ['v'] }]);
 });
 
+test('a table without a key is compared beside the stream, as a multiset, for as long as nobody changes it', async () => {
+  const run = await syncing(
+    await makePair({ source: 13 }),
+    `create table twins (v int); create table gone (v text); alter table twins replica identity full;
+     create table bag (v jsonb); alter table bag replica identity full`,
+    `insert into twins values (1), (1), (2); insert into gone values ('a'), (null);
+     insert into bag select jsonb_build_object('n', g % 100) from generate_series(1, 3000) g`,
+  );
+  const { source, target } = run.pair;
+  await target.query(`delete from gone where v is null; insert into gone values ('')`);
+  const validation = startValidation(run);
+  const states = () => Object.fromEntries(viewOf(run.scope).tables.map(({ table, state }) => [table, state]));
+  const settled = { 'public.bag': 'verified', 'public.gone': 'differs', 'public.twins': 'verified' };
+  await waitFor(() => isDeepStrictEqual(states(), settled), 30_000, 'all compared');
+  expect(viewOf(run.scope).clean).toBe(false);
+  expect(noteOf(run.scope, 'twins')).toMatchObject({ rows: 3, verifiedLsn: expect.any(String) as string });
+  // known to differ, it is read again until it does not
+  await target.query(`update gone set v = null where v = ''`);
+  await waitFor(() => viewOf(run.scope).clean && states()['public.gone'] === 'verified', 30_000, 'equal');
+
+  const verifiedAt = noteOf(run.scope, 'twins')?.verifiedLsn;
+  await source.query('delete from twins where v = 2; insert into twins values (1)');
+  await drainStream(run.scope, run.pair, run.stream);
+  await waitFor(
+    () => (noteOf(run.scope, 'twins')?.verifiedLsn ?? '') !== verifiedAt,
+    30_000,
+    'verified anew',
+  );
+  await untilSettled(run.scope);
+  expect(states()['public.twins']).toBe('verified');
+  await validation.stop();
+  // what nobody has changed since costs the write stop nothing; what somebody has is compared as a whole
+  await source.query('insert into twins values (7)');
+  await drainStream(run.scope, run.pair, run.stream);
+  const { tables } = await compareTables(run.scope);
+  expect(tables.map(({ table, method, sourceRows, equal }) => [table, method, sourceRows, equal])).toEqual([
+    ['public.bag', 'changes', 0, true],
+    ['public.gone', 'changes', 0, true],
+    ['public.twins', 'full', 4, true],
+  ]);
+  await target.query('delete from twins where v = 7');
+  await compareTables(run.scope);
+  expect(states()['public.twins']).toBe('differs');
+});
+
+test('a table without a key that changes while it is compared is compared again', async () => {
+  const run = await syncing(
+    await makePair(),
+    'create table bag (v int); alter table bag replica identity full',
+    'insert into bag values (1)',
+  );
+  const blocker = await run.pair.target.connect();
+  await blocker.query('begin; lock table bag in access exclusive mode');
+  const validation = startValidation(run);
+  const compared = (): number =>
+    validation.scope.failpointsHit.filter((name) => name === 'validate.keyless-compared').length;
+  validation.scope.failpoint = (name) => void validation.scope.failpointsHit.push(name);
+  let comparedWhenVerified = 0;
+  const { set } = validation.scope.checkpoints;
+  validation.scope.checkpoints.set = (key, value) => {
+    if ((value as TableValidation).state === 'verified') comparedWhenVerified ||= compared();
+    set(key, value);
+  };
+  await waitFor(async () => {
+    const { rows } = await run.pair.target.query(
+      `select from pg_locks where relation = 'bag'::regclass and not granted`,
+    );
+    return rows.length > 0;
+  });
+  // a change that the stream has applied and written down, and that a look at the keys takes out again
+  await run.pair.target.query(
+    `insert into dts.changed (task_id, relation, keys) select task_id, 'public.bag', null from dts.task`,
+  );
+  await untilSettled(run.scope);
+  expect(noteOf(run.scope, 'bag')?.state).toBe('atCutover');
+  await blocker.query('rollback');
+  await waitFor(() => noteOf(run.scope, 'bag')?.state === 'verified', 30_000, 'verified');
+  expect(comparedWhenVerified).toBe(2);
+  await validation.stop();
+});
+
 test('a repair puts exactly the named rows right, under writers, and forgets none when killed', async () => {
   const run = await syncing(
     await makePair({ source: 13 }),
@@ -431,6 +513,46 @@ test('a repair puts exactly the named rows right, under writers, and forgets non
   await second.stop();
   expect(await contents(run.scope, target, 'target')).toEqual(await contents(run.scope, source, 'source'));
   expect((await compareTables(run.scope)).tables.every(({ equal }) => equal)).toBe(true);
+});
+
+test('a repair of a range walks it on both sides, however long it is, and goes on where it was killed', async () => {
+  const run = await syncing(
+    await makePair(),
+    'create table t (k text collate "C", id int, v int, primary key (k, id))',
+    `insert into t select 'k' || g % 7, g, g from generate_series(1, 6000) g`,
+  );
+  const { source, target } = run.pair;
+  // lost but for a few, and more rows than a batch that never were
+  await target.query(`delete from t where id % 50 <> 0; insert into t select 'k3', -g, g from generate_series(1, 700) g;
+    insert into t values ('k9', 1, 1)`);
+  let batches = 0;
+  const first = startValidation(run);
+  first.scope.failpoint = (name) => {
+    if (name !== 'repair.batch-noted' || ++batches < 4) return;
+    first.scope.controller.abort();
+    throw new Error('killed');
+  };
+  await untilSettled(run.scope);
+  requestRepair(run.scope.checkpoints, {
+    table: 'public.t',
+    ranges: [
+      { after: null, upTo: ['k3', '1000000'] },
+      { after: ['k3', '1000000'], upTo: null },
+    ],
+  });
+  await first.ended;
+  const [stands] = repairsOf(run.scope.checkpoints);
+  expect(stands).toMatchObject({ state: 'pending', rowsWritten: 2_000, position: { role: 'source' } });
+  const second = startValidation(run);
+  await waitFor(() => repairsOf(run.scope.checkpoints)[0]?.state === 'done', 30_000, 'the repair');
+  expect(repairsOf(run.scope.checkpoints)[0]).toMatchObject({
+    rowsWritten: 6_000, // each once
+    rowsRemoved: 120 + 701,
+    keysUnsettled: 0,
+  });
+  await waitFor(() => viewOf(run.scope).clean, 30_000, 'clean');
+  await second.stop();
+  expect(await contents(run.scope, target, 'target')).toEqual(await contents(run.scope, source, 'source'));
 });
 
 test('a repair knows a key under any spelling, so that what changes meanwhile is left to the stream', async () => {

@@ -85,10 +85,10 @@ test('what cannot be named by its key marks the whole table, and stays so within
   expect(taken(changed)).toEqual({ 'public.t': null, 'public.keyless': null });
 });
 
-test('a table without a key is left out, and a batch begins empty', () => {
+test('a table without a key is named as a whole, and a batch begins empty', () => {
   const changed = new ChangedKeys('t');
-  changed.noteRow(table([]), null, ['1']);
-  expect(taken(changed)).toEqual({});
+  changed.noteRow(table([]), ['1'], null);
+  expect(taken(changed)).toEqual({ 'public.t': null });
   changed.noteRow(table([0]), null, ['1']);
   expect(taken(changed)).toEqual({ 'public.t': [['1']] });
   expect(taken(changed)).toEqual({});

@@ -115,6 +115,13 @@ async function replay(
 }
 
 describe('the replay', () => {
+  it('stores the position of an idle stream at once for whoever asks, and of no other message', async () => {
+    const asked = (prefix: string): Promise<string[]> =>
+      replay([[begin('0/100'), marker('', prefix), commit('0/200'), keepalive('0/200')], []]);
+    expect(await asked('dts/task/position')).toEqual(['commit 0/200', 'ack 0/200']);
+    expect(await asked('dts/other/position')).toEqual([]);
+  });
+
   it('commits many source transactions at once and acknowledges after the commit', async () => {
     const items = [
       begin('0/2000'),
