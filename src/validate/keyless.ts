@@ -9,6 +9,7 @@
 //     others, three times in a row                       → differs
 //
 // Once is not enough, for the reason that key-check.ts gives.
+import { asMigrationError, type MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
 import type { TableValidation } from '../model/validation.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -52,7 +53,7 @@ export class KeylessTables {
   readonly #stop = new AbortController();
   readonly #signal: AbortSignal;
   #running: Promise<void> | null = null;
-  #failure: unknown = null;
+  #failure: MigrationError | null = null;
 
   constructor(scope: TaskScope, tables: readonly TablePair[]) {
     this.#scope = scope;
@@ -78,7 +79,7 @@ export class KeylessTables {
       const isQuiet = now - attempts.changedAtMs >= attempts.tookMs;
       if (state === 'verified' || now < attempts.nextMs || !isQuiet) continue;
       this.#running = this.#compare(table, attempts)
-        .catch((error: unknown) => void (this.#failure = error))
+        .catch((error: unknown) => void (this.#failure = asMigrationError(error)))
         .finally(() => void (this.#running = null));
       return;
     }
