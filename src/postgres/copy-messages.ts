@@ -3,6 +3,8 @@
 // (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-COPY), and each message costs it a wake-up, so
 // one message per row is taken apart and put together again as one per 128 KiB.
 
+import { BufferPool } from './buffer-pool.ts';
+
 const COPY_DATA = 0x64; // d
 const READY_FOR_QUERY = 0x5a; // Z
 /** CopyOutResponse, CopyDone, CommandComplete, Error, Notice, ParameterStatus, Notification. */
@@ -12,7 +14,7 @@ const HEADER_BYTES = 5;
 const MOVE_BY_CALL = 40;
 
 /** Payload bytes of a CopyData message that we send. */
-export const FRAME_BYTES = 128 * 1024;
+export const FRAME_BYTES = 128 * 1024 - HEADER_BYTES;
 
 export interface CopyOutSink {
   /** Rows' bytes without their headers; valid during the call only. */
@@ -124,10 +126,12 @@ function move(chunk: Buffer, view: DataView, at: number, from: number, to: numbe
   return at;
 }
 
+/** Of all streams: a copy of thousands of small tables would make new memory for each. */
+const frames = new BufferPool(4 * 1024 * 1024);
+
 /** Gathers payload into CopyData messages of FRAME_BYTES. Frames are reused: `release` gives one back. */
 export class CopyInFramer {
   readonly #write: (message: Buffer, frame: Buffer) => void;
-  readonly #free: Buffer[] = [];
   #frame: Buffer | null = null;
   #fill = 0;
 
@@ -137,7 +141,7 @@ export class CopyInFramer {
 
   append(bytes: Buffer): void {
     for (let from = 0; from < bytes.length; ) {
-      this.#frame ??= this.#free.pop() ?? Buffer.allocUnsafeSlow(HEADER_BYTES + FRAME_BYTES);
+      this.#frame ??= frames.take(HEADER_BYTES + FRAME_BYTES);
       const take = Math.min(bytes.length - from, FRAME_BYTES - this.#fill);
       bytes.copy(this.#frame, HEADER_BYTES + this.#fill, from, from + take);
       from += take;
@@ -159,6 +163,6 @@ export class CopyInFramer {
   }
 
   release(frame: Buffer): void {
-    this.#free.push(frame);
+    frames.give(frame);
   }
 }
