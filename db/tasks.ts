@@ -37,13 +37,20 @@ export interface TaskQuery {
 
 export class TaskStore {
   readonly #store: Store;
+  readonly #find: { get(values: { id: string }): TaskRow | undefined };
 
   constructor(store: Store) {
     this.#store = store;
+    // built once: it is asked for every view
+    this.#find = store.orm
+      .select()
+      .from(task)
+      .where(eq(task.id, sql.placeholder('id')))
+      .prepare();
   }
 
   find(id: string): TaskRow | undefined {
-    return this.#store.orm.select().from(task).where(eq(task.id, id)).get();
+    return this.#find.get({ id });
   }
 
   /** Newest first. */
