@@ -57,11 +57,16 @@ export async function watchSourceLag(
   waits: Waits,
   signal: AbortSignal,
 ): Promise<void> {
+  let isTold = false;
   while (!signal.aborted) {
     try {
       const limit = scope.spec.options.maxSourceLagBytes;
       const lag = limit === null ? null : await worstLag(scope);
-      const isLagging = limit !== null && lag !== null && lag.bytes > limit;
+      // the preflight says so, too; but the limit may be newer
+      if (lag === 'hidden' && !isTold)
+        scope.log.warn({}, 'max_source_lag_bytes has no effect: the role is no member of pg_read_all_stats');
+      isTold = lag === 'hidden';
+      const isLagging = limit !== null && lag !== null && lag !== 'hidden' && lag.bytes > limit;
       pace.isLagging = isLagging;
       waits.set(
         'source lag',
@@ -76,11 +81,15 @@ export async function watchSourceLag(
   }
 }
 
-async function worstLag({ source }: TaskScope): Promise<{ name: string; bytes: number } | null> {
-  const { rows } = await source.query<{ name: string; bytes: number }>(
+/** Of the standbys that show one; `hidden` when our role sees none of those that there are. */
+async function worstLag({ source }: TaskScope): Promise<{ name: string; bytes: number } | 'hidden' | null> {
+  const { rows } = await source.query<{ name: string; bytes: number | null }>(
     `select application_name as name, pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)::float8 as bytes
-       from pg_stat_replication where replay_lsn is not null and application_name not like 'dts/%'
-      order by 2 desc limit 1`,
+       from pg_stat_replication
+      where (replay_lsn is not null or state is null) and application_name not like 'dts/%'
+      order by 2 desc nulls last limit 1`,
   );
-  return rows[0] ?? null;
+  const [worst] = rows;
+  if (!worst) return null;
+  return worst.bytes === null ? 'hidden' : { name: worst.name, bytes: worst.bytes };
 }

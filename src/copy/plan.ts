@@ -94,18 +94,33 @@ export function cutTable(wanted: number, facts: TableFacts): PartRange[] | null 
   }));
 }
 
-/** At most `wanted - 1` bounds between equal shares of the histogram, strictly ascending. */
+/**
+ * At most `wanted - 1` bounds between equal shares of the histogram, strictly ascending. A histogram has a hundred buckets
+ * unless somebody asked for more: of whole numbers a bucket is cut further, as if they were spread evenly in it.
+ */
 function innerBounds(type: RangeType, histogram: readonly string[], wanted: number): string[] {
   const buckets = histogram.length - 1;
-  const count = Math.min(wanted, buckets);
+  const count = type === 'integer' ? wanted : Math.min(wanted, buckets);
   const bounds: string[] = [];
   for (let at = 1; at < count; at++) {
-    const bound = histogram[Math.round((at * buckets) / count)];
-    const last = bounds.at(-1);
-    if (bound === undefined) continue;
-    if (last === undefined || positionOf(type, bound) > positionOf(type, last)) bounds.push(bound);
+    const bound =
+      type === 'integer'
+        ? between(histogram, (at * buckets) / count)
+        : histogram[Math.round((at * buckets) / count)];
+    const last = bounds.at(-1) ?? histogram[0];
+    if (bound === undefined || last === undefined) continue;
+    if (positionOf(type, bound) > positionOf(type, last)) bounds.push(bound);
   }
   return bounds;
+}
+
+/** The number at a place of the histogram, 0 to its last bucket's end. */
+function between(histogram: readonly string[], place: number): string | undefined {
+  const from = Math.floor(place);
+  const [low, high] = [histogram[from], histogram[from + 1] ?? histogram[from]];
+  if (low === undefined || high === undefined) return undefined;
+  const width = Number(BigInt(high) - BigInt(low));
+  return (BigInt(low) + BigInt(Math.floor(width * (place - from)))).toString();
 }
 
 /**

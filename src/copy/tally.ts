@@ -13,6 +13,8 @@ interface Counts {
 
 interface TableTally {
   readonly total: number;
+  /** By the statistics. */
+  readonly rowsEstimated: number;
   readonly done: Map<number, Marker>;
   readonly running: Map<number, Counts>;
 }
@@ -43,8 +45,8 @@ export class Tally {
     }
     if (isLive) scope.progress.addTables([...tables.values()]);
     else scope.progress.setTables([...tables.values()]);
-    for (const { table, partsTotal } of tables.values()) {
-      this.#tables.set(table, { total: partsTotal, done: new Map(), running: new Map() });
+    for (const { table, partsTotal, rowsEstimated } of tables.values()) {
+      this.#tables.set(table, { total: partsTotal, rowsEstimated, done: new Map(), running: new Map() });
       // what a former run showed of parts that were not finished is not true any more
       this.#show(table, { state: 'pending', partsTotal });
     }
@@ -94,13 +96,15 @@ export class Tally {
   }
 
   #show(relation: string, patch: Partial<TableProgress>, durable = false): void {
-    const { done, running } = this.#of(relation);
+    const table = this.#of(relation);
+    const { done, running } = table;
     const all: Counts[] = [...done.values(), ...running.values()];
     this.#scope.progress.updateTable(
       relation,
       {
         ...patch,
         partsDone: done.size,
+        rowsEstimated: rowsExpected(table),
         rowsCopied: all.reduce((sum, { rows }) => sum + rows, 0),
         bytesCopied: all.reduce((sum, { bytes }) => sum + bytes, 0),
       },
@@ -111,8 +115,18 @@ export class Tally {
   #of(relation: string): TableTally {
     const table = this.#tables.get(relation);
     if (table) return table;
-    const made: TableTally = { total: 1, done: new Map(), running: new Map() };
+    const made: TableTally = { total: 1, rowsEstimated: 0, done: new Map(), running: new Map() };
     this.#tables.set(relation, made);
     return made;
   }
+}
+
+/** Parts are cut into equal shares: those that are finished tell better than the statistics what is in the others. */
+function rowsExpected({ total, rowsEstimated, done, running }: TableTally): number {
+  if (done.size === 0) return rowsEstimated;
+  const rows = (counts: Iterable<Counts>): number[] => [...counts].map((each) => each.rows);
+  const finished = rows(done.values()).reduce((sum, count) => sum + count, 0);
+  const share = finished / done.size;
+  const begun = rows(running.values()).reduce((sum, count) => sum + Math.max(count, share), 0);
+  return Math.round(finished + begun + share * (total - done.size - running.size));
 }

@@ -30,7 +30,7 @@ export interface CopyStreamOptions {
   readonly copyOut: string;
   readonly copyIn: string;
   readonly signal: AbortSignal;
-  /** Goes into every error: relation and part. */
+  /** Goes into every error: relation and part; of the source's also how many rows it had sent, of the target's its line. */
   readonly context: ErrorContext & { readonly relation: string };
   readonly pace?: StreamPace;
   /** After each message sent to the target, with the counts so far. A throw ends the copy. */
@@ -167,7 +167,7 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
       await copyOut.finished;
       sourceIsAsked = false;
     } catch (error) {
-      failure ??= copyError(error, 'source', context);
+      failure ??= copyError(error, 'source', { ...context, rowsRead: walker.messages });
       if (to.stream.writable) to.sendCopyFail('the source failed');
       await copyIn.finished.catch(() => undefined);
       throw failure;

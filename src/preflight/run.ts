@@ -29,6 +29,7 @@ import { assessReplicationRole, readRole } from './replication-role.ts';
 import { checkWayBackOnSource, checkWayBackOnTarget } from './reverse.ts';
 import { assessRowSecurity, readRestrictedTables } from './row-security.ts';
 import { assessSlots, readSlots } from './slots.ts';
+import { checkStandbyLag } from './standby-lag.ts';
 import { assessTablePrivileges, readTablePrivileges } from './table-privileges.ts';
 import { assessSelection } from './tables.ts';
 import { assessTargetNames, readTargetNames, targetNames } from './target-names.ts';
@@ -155,6 +156,7 @@ async function checkSource(
     ...assessTablePrivileges(tables, role.name),
     ...assessRowSecurity(restricted, role.name),
     ...assessActivity(activity, scope.spec.options.fence),
+    ...(await checkStandbyLag(ask, scope.spec.options.maxSourceLagBytes, role.name)),
     ...(scope.spec.options.fence === 'database-read-only'
       ? assessRolesPast(await rolesPastReadOnly(scope.source))
       : []),

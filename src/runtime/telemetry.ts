@@ -65,6 +65,8 @@ export class TaskTelemetry implements ProgressPort {
     if (!known) return;
     const next = { ...known, ...patch };
     this.#tables.set(table, next);
+    // shares that were measured against another estimate say nothing about the rate
+    if (next.rowsEstimated !== known.rowsEstimated) this.#samples = [];
     this.#sample();
     if (durable) {
       this.#saveSoon(table);

@@ -197,7 +197,13 @@ describe('when an end fails', () => {
     expect(failure).toMatchObject({
       code: 'copy_failed',
       kind: 'operator',
-      details: { role: 'source', relation: 'public.t', part: 0, sqlstate: '22012' },
+      details: {
+        role: 'source',
+        relation: 'public.t',
+        part: 0,
+        sqlstate: '22012',
+        rowsRead: 49_999,
+      },
     });
     expect(failure.cause).toBeInstanceOf(Error);
     await expectUsable(ends.source);

@@ -102,6 +102,18 @@ type ObstacleOf = readonly [name: string, (stage: Stage) => Obstacle];
 
 const onSource: readonly ObstacleOf[] = [
   [
+    'a role that does not see the lag of standbys which the copy is to wait for',
+    ({ role }) => ({
+      code: 'standby_lag_hidden',
+      spoil: 'select',
+      severity: 'warning',
+      object: role,
+      remedy: `grant pg_read_all_stats to "${role}"`,
+      request: { options: { maxSourceLagBytes: 2_000_000 } },
+      undo: `revoke pg_read_all_stats from ${role}`,
+    }),
+  ],
+  [
     'a role without REPLICATION',
     ({ role }) => ({
       code: 'role_lacks_replication',

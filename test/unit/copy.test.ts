@@ -259,11 +259,15 @@ describe('the plan', () => {
   it('leaves a small table whole', () => expect(cutTable(1, facts())).toBe(null));
   it('cuts by the key where the heap follows it, at bounds of the histogram, both ends open', () => {
     expect(cutTable(2, facts())).toEqual([keyRange(null, '20'), keyRange('20', null)]);
-    expect(cutTable(99, facts())).toEqual([
-      keyRange(null, '10'),
-      keyRange('10', '20'),
-      keyRange('20', '30'),
-      keyRange('30', null),
+    const days = {
+      column: 'd',
+      type: 'date',
+      correlation: 1,
+      bounds: ['2020-01-01', '2020-02-01', '2020-05-01'],
+    } as const;
+    expect(cutTable(99, facts({ key: days }))).toEqual([
+      { kind: 'key', column: 'd', type: 'date', from: null, to: '2020-02-01' },
+      { kind: 'key', column: 'd', type: 'date', from: '2020-02-01', to: null },
     ]);
     const repeated = {
       column: 'id',
@@ -272,6 +276,22 @@ describe('the plan', () => {
       bounds: ['1', '5', '5', '5', '9'],
     } as const;
     expect(cutTable(4, facts({ key: repeated }))).toEqual([keyRange(null, '5'), keyRange('5', null)]);
+  });
+  it('cuts buckets of whole numbers further where there are too few', () => {
+    const bounds = (wanted: number, ...histogram: string[]): (string | null)[] => {
+      const key = { column: 'id', type: 'integer', correlation: 1, bounds: histogram } as const;
+      return (cutTable(wanted, facts({ key })) ?? []).map((range) =>
+        range.kind === 'key' ? range.to : null,
+      );
+    };
+    expect(bounds(6, '0', '100', '1000', '1003')).toEqual(['50', '100', '550', '1000', '1001', null]);
+    expect(bounds(8, '7', '9')).toEqual(['8', null]);
+    const [low, high] = ['-9223372036854775808', '9223372036854775807'];
+    expect(bounds(4, low, high)).toEqual(['-4611686018427387904', '0', '4611686018427387904', null]);
+    const shares = bounds(401, ...Array.from({ length: 101 }, (_, n) => String(n * 1_000_000)));
+    expect(shares).toHaveLength(401);
+    const widths = shares.slice(1, -1).map((bound, n) => Number(bound) - Number(shares[n]));
+    expect(Math.max(...widths) - Math.min(...widths)).toBeLessThanOrEqual(1);
   });
   it('cuts by blocks where there is no such key, without gaps and with an open end', () => {
     for (const key of [null, disorder])

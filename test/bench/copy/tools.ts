@@ -180,6 +180,18 @@ function copyStreams(work: Work): Tool {
   };
 }
 
+/** Its time with what somebody who uses it has to do by hand afterwards. */
+function followedBy(finish: () => Promise<void>, tool: Tool): Tool {
+  return {
+    ...tool,
+    async run() {
+      const costs = await tool.run();
+      await finish();
+      return costs;
+    },
+  };
+}
+
 /** The initial synchronisation of a subscription; into tables that exist, with their keys and indexes where asked for. */
 function subscription(work: Work, makeIndexes: () => Promise<void>): Tool {
   const { source, target, sourceDb, targetDb, tables, jobs, withIndexes } = work;
@@ -229,10 +241,10 @@ export function toolsFor(
   };
   add('pgcopydb', pgcopydb(work));
   add('pg_restore', dumpAndRestore(work));
-  if (!work.withIndexes) {
-    add('psql', psqlPipe(work));
-    tools.push(copyStreams(work));
-  }
+  // these two copy rows and nothing else
+  const finish = work.withIndexes ? makeIndexes : () => Promise.resolve();
+  add('psql', followedBy(finish, psqlPipe(work)));
+  tools.push(followedBy(finish, copyStreams(work)));
   tools.push(subscription(work, makeIndexes));
   return { tools, missing };
 }
