@@ -10,7 +10,13 @@ import type { Certificate } from '../model/certificate.ts';
 import type { Role } from '../model/endpoint.ts';
 import { TaskConnections } from '../postgres/task-connections.ts';
 import type { LargeObjectsCheck } from '../validate/large-objects.ts';
-import { verifyCertificate, type TableCheck } from '../validate/verify-certificate.ts';
+import {
+  verifyCertificate,
+  type CertificateCheck,
+  type SequenceCheck,
+  type TableCheck,
+} from '../validate/verify-certificate.ts';
+import type { StructureChange } from '../validate/verify-structure.ts';
 
 export interface VerifyOptions {
   /** `postgresql://` URLs; a password is better given by `PGPASSWORD`-like variables of the environment. */
@@ -45,9 +51,10 @@ export async function verify(
       );
       if (!check.hashMatches)
         write('FAILED  the file is not the certificate that was made: its hash differs');
-      for (const sequence of check.sequences.filter(({ holds }) => !holds))
-        write(`FAILED  sequence ${sequence.target}: ${sequence.found} is behind ${sequence.certified}`);
+      for (const change of check.structure.changes) write(lineOfStructure(change));
+      for (const sequence of check.sequences.filter(({ holds }) => !holds)) write(lineOfSequence(sequence));
       if (check.largeObjects) write(lineOfLargeObjects(check.largeObjects));
+      for (const note of notesOn(certificate, check)) write(`note    ${note}`);
       write(check.passed ? 'the certificate holds' : 'the certificate does not hold');
       return check.passed ? 0 : 1;
     } finally {
@@ -61,15 +68,46 @@ export async function verify(
 }
 
 function lineOf(check: TableCheck): string {
+  const now = check.missing ?? `differs now (${check.sourceRows} and ${check.targetRows} rows)`;
   const faults = [
     ...(check.certifiedEqual ? [] : ['differed when it was certified']),
-    ...(check.equal ? [] : [`differs now (${check.sourceRows} and ${check.targetRows} rows)`]),
+    ...(check.equal ? [] : [now]),
     ...(check.sourceUnchanged === false ? ['the source has changed since'] : []),
   ];
   const name = check.table === check.target ? check.table : `${check.table} → ${check.target}`;
   return faults.length === 0
     ? `ok      ${name}: ${check.sourceRows} rows`
     : `FAILED  ${name}: ${faults.join('; ')}`;
+}
+
+function lineOfStructure({ role, table, parts }: StructureChange): string {
+  return `FAILED  structure of ${table} on the ${role}: its ${parts.join(' and ')} have changed since`;
+}
+
+function lineOfSequence({ target, certified, found }: SequenceCheck): string {
+  if (!found) return `FAILED  sequence ${target}: it is gone on the target`;
+  return found.lastValue === certified.lastValue
+    ? `FAILED  sequence ${target}: it would hand out ${found.lastValue} once more`
+    : `FAILED  sequence ${target}: ${found.lastValue} is behind ${certified.lastValue}`;
+}
+
+/** What the answer does not cover, or what was known when the certificate was made; none of it is a fault of today. */
+function notesOn({ tables, digests, schema }: Certificate, { structure }: CertificateCheck): string[] {
+  const partial = tables.filter(({ method }) => method === 'changes').length;
+  const why = digests?.reason ? ` (${digests.reason})` : '';
+  const differences = schema?.differences.join(', ') ?? '';
+  return [
+    ...(partial === 0
+      ? []
+      : [
+          `${partial} of ${tables.length} tables were certified by the keys that had changed last${why}: whether their source has changed since is not known`,
+        ]),
+    ...structure.unknown.map((reason) => `structure was not looked at: ${reason}`),
+    ...(schema?.error ? [`the schemas could not be compared when it was certified: ${schema.error}`] : []),
+    ...(schema && schema.differencesTotal > 0
+      ? [`the schemas had ${schema.differencesTotal} differences when it was certified: ${differences}`]
+      : []),
+  ];
 }
 
 function lineOfLargeObjects({ count, sourceUnchanged, differing }: LargeObjectsCheck): string {

@@ -12,9 +12,9 @@ import { MigrationError } from '../model/errors.ts';
 import type { SchemaVerdict } from '../model/schema-plan.ts';
 import type {
   Certificate,
+  CertifiedTable,
   SchemaSummary,
   SequenceVerdict,
-  TableVerdict,
   WriteStopReport,
 } from '../model/certificate.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -45,7 +45,9 @@ export function certificateSoFar(scope: TaskScope): Partial<Certificate> {
 
 export interface CertifiedFacts {
   readonly targetVersion: string;
-  readonly tables: readonly TableVerdict[];
+  readonly tables: readonly CertifiedTable[];
+  /** Why digests of some tables are of the last changes only; null when none are, or nobody knows. */
+  readonly partialDigests: string | null;
   readonly schema: SchemaVerdict | null;
   readonly unvalidated: readonly string[];
   readonly afterOpen: Certificate['afterOpen'];
@@ -91,7 +93,8 @@ export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certif
     openedAt === null
   )
     throw new MigrationError('internal', 'a step of the cutover has left no note to certify');
-  const content = {
+  const isPartial = facts.tables.some(({ method }) => method === 'changes');
+  const content: Omit<Certificate, 'hash'> = {
     taskId: scope.taskId,
     fence: scope.spec.options.fence,
     sourceVersion,
@@ -99,6 +102,9 @@ export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certif
     fenceLsn,
     markerLsn,
     tables: facts.tables,
+    digests: isPartial
+      ? { extent: 'changes', reason: facts.partialDigests }
+      : { extent: 'whole', reason: null },
     sequences: sequences ?? [],
     validatedAt,
     armedAt,

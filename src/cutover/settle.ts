@@ -19,6 +19,7 @@ import { callHook } from './hooks.ts';
 import { runPhases } from './planned-statements.ts';
 import { removeTargetFence, unfenceTarget } from './reverse.ts';
 import { restoreSequences } from './sequences.ts';
+import { withStructures } from './structures.ts';
 import { isOpened, noteOpened } from './write-stop.ts';
 
 /** VALIDATE waits for VACUUM and DDL only; the application is not held up by it. */
@@ -28,6 +29,9 @@ const OPENING_LOCK_TIMEOUT = '5s';
 
 /** The application waits. */
 const MARK_TIMEOUT_MS = 2_000;
+
+const OPENED_BEFORE = 'it was made by another attempt than the one that had opened the target';
+const NO_SNAPSHOT = 'a server did not answer in time just before the target opened';
 
 /**
  * Sequences, where the target has lost them; foreign keys and triggers, which opens the target; VALIDATE, ANALYZE where
@@ -62,7 +66,9 @@ export async function settle(
 
 /** Whole digests as of the opening; made by validate/snapshots.ts. */
 export interface HeldSnapshots {
-  digest(verdicts: readonly TableVerdict[]): Promise<readonly TableVerdict[]>;
+  digest(
+    verdicts: readonly TableVerdict[],
+  ): Promise<{ readonly tables: readonly TableVerdict[]; readonly fault: string | null }>;
   close(): Promise<void>;
 }
 
@@ -79,7 +85,8 @@ async function certify(
   const verdicts = scope.checkpoints.get<VerdictsNote>(cutoverNotes.verdicts);
   const sequences = scope.checkpoints.get<readonly SequenceVerdict[]>(cutoverNotes.sequences);
   if (!verdicts || !sequences) throw new MigrationError('internal', 'no verdicts or sequences to certify');
-  // Once it is open the sequences are the application's, and its rows are not what was certified.
+  // Once it is open the sequences are the application's, and its rows are not what was certified: nothing gives whole
+  // digests of the moment of opening any more, and the certificate says so.
   const opened = isOpened(scope);
   const wanted = !opened && verdicts.tables.some((table) => table.method === 'changes');
   const holding = wanted ? hold(scope) : Promise.resolve(null);
@@ -105,13 +112,22 @@ async function certify(
     await runPhases(scope, { phases: ['refresh'], lockTimeout: LOCK_TIMEOUT });
     const unvalidated = await validateConstraints(scope);
     await analyzeTarget(scope);
-    const tables = snapshots ? await snapshots.digest(verdicts.tables) : verdicts.tables;
+    const { tables, fault } = snapshots
+      ? await snapshots.digest(verdicts.tables)
+      : { tables: verdicts.tables, fault: opened ? OPENED_BEFORE : NO_SNAPSHOT };
     const schema = await compareSchema(scope);
     const { rows } = await scope.target.query<{ version: string }>(
       `select current_setting('server_version') as version`,
     );
     const targetVersion = rows[0]?.version ?? 'unknown';
-    const certificate = makeCertificate(scope, { targetVersion, tables, schema, unvalidated, afterOpen });
+    const certificate = makeCertificate(scope, {
+      targetVersion,
+      tables: await withStructures(scope, tables),
+      partialDigests: fault,
+      schema,
+      unvalidated,
+      afterOpen,
+    });
     scope.checkpoints.set(cutoverNotes.certificate, certificate);
     return certificate;
   } finally {

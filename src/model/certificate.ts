@@ -27,6 +27,21 @@ export interface TableVerdict {
   readonly verifiedLsn: Lsn | null;
 }
 
+/** Fingerprints; equal as long as that part of the table is what it was, under the same major. */
+export interface TableStructure {
+  /** Names, types, NOT NULL, defaults, identities, collations, in their order. */
+  readonly columns: string;
+  /** Keys, unique, exclusion, CHECK and foreign key constraints. */
+  readonly constraints: string;
+  /** Those that belong to no constraint. */
+  readonly indexes: string;
+}
+
+export interface CertifiedTable extends TableVerdict {
+  /** When the certificate was made; null for a side that could not be asked. Absent in older certificates. */
+  readonly structure?: { readonly source: TableStructure | null; readonly target: TableStructure | null };
+}
+
 /** Of all together; each was compared by itself. */
 export interface LargeObjectsVerdict {
   readonly count: number;
@@ -88,7 +103,13 @@ export interface Certificate {
   readonly fenceLsn: Lsn;
   /** Commit of the drain marker, applied on the target. */
   readonly markerLsn: Lsn;
-  readonly tables: readonly TableVerdict[];
+  readonly tables: readonly CertifiedTable[];
+  /**
+   * `whole`: digests of all tables are of every row. `changes`: those of some (their `method`) are of the last changes only, and
+   * `reason` tells why: what `dts verify` finds on the source later cannot be told from what was there. Absent in older
+   * certificates.
+   */
+  readonly digests?: { readonly extent: 'whole' | 'changes'; readonly reason: string | null };
   readonly sequences: readonly SequenceVerdict[];
   readonly validatedAt: string;
   /** Source writes were refused from here on; with `fence: none` they were not. ISO 8601. */

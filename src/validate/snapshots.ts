@@ -14,9 +14,14 @@ import { closePair, needsRecoding, openPair, type SidePair } from './sessions.ts
 const SNAPSHOT_TIMEOUT_MS = 3_000;
 
 interface HeldSnapshots {
-  /** The verdicts, those by `changes` replaced by whole digests where the servers gave them in time. */
-  digest(verdicts: readonly TableVerdict[]): Promise<readonly TableVerdict[]>;
+  /** The verdicts, those by `changes` replaced by whole digests where the servers gave them in time; else `fault` tells why not. */
+  digest(verdicts: readonly TableVerdict[]): Promise<Digested>;
   close(): Promise<void>;
+}
+
+interface Digested {
+  readonly tables: readonly TableVerdict[];
+  readonly fault: string | null;
 }
 
 /** Null when a side does not answer in time. Errors: `aborted`. */
@@ -48,15 +53,21 @@ async function digestAll(
   scope: TaskScope,
   verdicts: readonly TableVerdict[],
   pair: SidePair,
-): Promise<readonly TableVerdict[]> {
+): Promise<Digested> {
   const plans = new Map(schemaPlanOf(scope).tables.map((plan) => [relationKey(plan.source), plan]));
-  const deadline = Date.now() + scope.spec.options.validationTimeoutMs;
+  const { validationTimeoutMs } = scope.spec.options;
+  const deadline = Date.now() + validationTimeoutMs;
+  let fault: string | null = null;
   const result: TableVerdict[] = [...verdicts];
   try {
     const recode = await needsRecoding(scope);
     for (const [index, verdict] of verdicts.entries()) {
       const plan = plans.get(verdict.table);
-      if (verdict.method === 'full' || !plan || Date.now() > deadline) continue;
+      if (verdict.method === 'full' || !plan) continue;
+      if (Date.now() > deadline) {
+        fault = `reading whole tables took longer than ${validationTimeoutMs} ms`;
+        break;
+      }
       scope.progress.setWaitingFor(`the certificate's digests, ${index} of ${verdicts.length} tables done`);
       const whole = await compareTable(plan, pair, recode);
       result[index] = { ...whole, verifiedLsn: verdict.verifiedLsn };
@@ -64,9 +75,11 @@ async function digestAll(
   } catch (error) {
     if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
     // Row-level security that begins with the opening, a lock, a lost connection: what was compared still holds.
-    scope.log.warn({ err: fromPostgres(error) }, 'the certificate lacks digests of some tables');
+    const known = fromPostgres(error);
+    fault = `a whole table could not be read: ${known.message}`;
+    scope.log.warn({ err: known }, 'the certificate lacks digests of some tables');
   } finally {
     scope.progress.setWaitingFor(null);
   }
-  return result;
+  return { tables: result, fault };
 }

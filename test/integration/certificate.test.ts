@@ -145,7 +145,12 @@ test('the certificate has whole digests of the moment of opening, although the a
     task_id: scope.taskId,
     certificate: { fence: 'triggers', fence_lsn: certificate.fenceLsn, equal: true },
   });
-  expect(certificate).toMatchObject({ equal: true, afterOpen: 'done', fence: 'triggers' });
+  expect(certificate).toMatchObject({
+    equal: true,
+    afterOpen: 'done',
+    fence: 'triggers',
+    digests: { extent: 'whole', reason: null },
+  });
   expect(
     certificate.tables.map(({ table, method, sourceRows, targetRows, equal }) => [
       table,
@@ -198,6 +203,37 @@ test('the certificate has whole digests of the moment of opening, although the a
   await pair.source.query('drop schema dts cascade');
 });
 
+test('a certificate made after a restart says that its digests are of the last changes, and so does its check', async () => {
+  const { pair, scope, stopStream } = await verified({ keepFence: false });
+  await fenced(scope);
+  await prepareTarget(scope);
+  await stopStream();
+  const dying = makeScope(pair, { options: { keepFence: false } }, scope);
+  dying.failpoint = (name) => {
+    if (name === 'finalize.opened') throw new Error('killed');
+  };
+  await expect(settle(dying, holdSnapshots)).rejects.toThrow('killed');
+  await pair.target.query(`insert into users values (5000, 'the application')`);
+  const { certificate } = await settle(scope, holdSnapshots);
+  expect(certificate.digests).toEqual({
+    extent: 'changes',
+    reason: 'it was made by another attempt than the one that had opened the target',
+  });
+  expect(certificate.tables.map(({ method }) => method)).toEqual(['full', 'changes']);
+  await pair.target.query('delete from users where id = 5000');
+  const file = join(mkdtempSync(join(tmpdir(), 'dts-certificate-')), 'certificate.json');
+  writeFileSync(file, JSON.stringify(toSnake(certificate)));
+  const lines: string[] = [];
+  const env = { DTS_SOURCE_URL: pair.source.url, DTS_TARGET_URL: pair.target.url };
+  expect(await verify(file, {}, env, (line) => lines.push(line))).toBe(0);
+  expect(lines).toEqual([
+    'ok      public.notes: 2 rows',
+    'ok      public.users: 1000 rows',
+    'note    1 of 2 tables were certified by the keys that had changed last (it was made by another attempt than the one that had opened the target): whether their source has changed since is not known',
+    'the certificate holds',
+  ]);
+});
+
 test('a failing before_open lifts the fence and changes nothing, a failing after_open is only told', async () => {
   const { pair, scope, stopStream } = await verified();
   let status = 503;
@@ -212,7 +248,11 @@ test('a failing before_open lifts the fence and changes nothing, a failing after
   await prepareTarget(told);
   status = 500;
   await stopStream();
-  const { certificate } = await settle(told, holdSnapshots);
+  const { certificate } = await settle(told, () => Promise.resolve(null)); // as when a server does not answer
+  expect(certificate.digests).toEqual({
+    extent: 'changes',
+    reason: expect.stringContaining('answer') as string,
+  });
   expect(certificate.afterOpen).toMatchObject({ code: 'hook_failed' });
   expect(endpoint.calls.map(({ body }) => body.hook)).toEqual([
     'before_open',
