@@ -5,20 +5,20 @@ import { randomBytes, randomUUID } from 'node:crypto';
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import { MigrationError, type ErrorReport } from '../model/errors.ts';
 import type { ComparisonForecast, CutoverForecast, ForecastStep } from '../model/forecast.ts';
+import type { Hook } from '../model/task-options.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { emitMarker } from '../postgres/marker.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { writersSince } from '../postgres/writers.ts';
 import { forecastFence } from './fence.ts';
+import { readingSteps } from './forecast-reading.ts';
+import { titleOf } from './hooks.ts';
 import { rehearsePhases } from './planned-statements.ts';
 
 const MARKER_TIMEOUT_MS = 10_000;
 const POLL_MS = 10;
 /** The stream waits behind our lock requests. */
 const LOCK_TIMEOUT = '1s';
-/** What a pair of modest servers compares in a second. */
-const KEYS_PER_SECOND = 20_000;
-const ROWS_PER_SECOND = 500_000;
 const SEQUENCES_AT_ONCE = 200;
 /** Transactions on the target that are younger end by themselves. */
 const LONG_MS = 2_000;
@@ -49,7 +49,10 @@ export async function forecastCutover(
   const rehearsal = await attempt(() =>
     rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT }),
   );
-  const { reverse } = scope.spec.options;
+  const {
+    reverse,
+    hooks: { beforeOpen },
+  } = scope.spec.options;
   const targetWriters = reverse
     ? await attempt(() => writersSince(scope.target, Date.now() - LONG_MS))
     : null;
@@ -78,13 +81,7 @@ export async function forecastCutover(
           : `and as long as ${blockers.length} transactions that write now take to end`,
     },
     { step: 'drain', ms: drain.ms, detail: 'measured: a marker, from the source to the target' },
-    {
-      step: 'compare',
-      ms:
-        6 * roundTripMs +
-        (comparison.keys / KEYS_PER_SECOND + comparison.wholeRows / ROWS_PER_SECOND) * 1_000,
-      detail: `${comparison.keys} changed keys, ${comparison.wholeTables} whole tables of about ${comparison.wholeRows} rows`,
-    },
+    ...readingSteps(comparison, roundTripMs),
     {
       step: 'sequences',
       ms: Math.ceil(sequences.length / SEQUENCES_AT_ONCE) * 3 * roundTripMs,
@@ -96,6 +93,7 @@ export async function forecastCutover(
       detail: 'measured: rehearsed and rolled back; a cutover rehearses them and runs them',
     },
     ...(reverse ? [wayBack] : []),
+    ...(beforeOpen ? [hookStep(beforeOpen)] : []),
   ];
   const rounded = steps.map((step) => ({ ...step, ms: Math.ceil(step.ms) }));
   const writeStopMs = rounded.reduce((sum, step) => sum + step.ms, 0);
@@ -106,6 +104,15 @@ export async function forecastCutover(
     blockers,
     targetBlockers,
     problems,
+  };
+}
+
+/** It is not called: what it does may not be undone. */
+function hookStep(hook: Hook): ForecastStep {
+  return {
+    step: 'before_open',
+    ms: 0,
+    detail: `and as long as the hook ${titleOf(hook, 'beforeOpen')} takes, which is not known: at most ${hook.timeoutMs} ms, after which the cutover fails and the source takes writes again`,
   };
 }
 

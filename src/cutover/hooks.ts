@@ -16,7 +16,6 @@ const BETWEEN_ATTEMPTS_MS = 1_000;
 
 interface Call {
   readonly hook: Hook;
-  /** Of the hook with where it leads, for people. */
   readonly title: string;
   readonly timeoutMs: number;
   /** JSON. */
@@ -52,17 +51,21 @@ export async function callHook(
   }
 }
 
+/** The hook with where it leads, for people. */
+export function titleOf({ command, url }: Hook, name: HookName): string {
+  const where = command === undefined ? `at ${new URL(url ?? '').host}` : `(command ${command})`;
+  return `${snakeName(name)} ${where}`;
+}
+
 function callOf(scope: TaskScope, hook: Hook, name: HookName, certificate: Partial<Certificate>): Call {
   const { taskId, incarnation, spec } = scope;
   const { host, port, dbname } = spec.targetDb;
   const direction = directionOf(spec);
   const idempotencyKey = `${incarnation}/${certificate.fenceLsn ?? ''}/${name}`;
   const moment = snakeName(name);
-  const where =
-    hook.command === undefined ? `at ${new URL(hook.url ?? '').host}` : `(command ${hook.command})`;
   return {
     hook,
-    title: `${moment} ${where}`,
+    title: titleOf(hook, name),
     timeoutMs: hook.timeoutMs,
     body: JSON.stringify(
       toSnake({ hook: moment, taskId, direction, opens: { host, port, dbname }, certificate }),

@@ -2,17 +2,32 @@
 import type { ErrorReport } from './errors.ts';
 
 export interface ForecastStep {
-  /** `reverse`: with options.reverse, the slot of the way back. */
-  readonly step: 'fence' | 'drain' | 'compare' | 'sequences' | 'statements' | 'reverse';
+  /**
+   * `copy`: unlogged tables and large objects, where there are any. `reverse`: with options.reverse, the slot of the way back.
+   * `before_open`: the hook, where there is one; how long it takes is its own business, so its `ms` are 0.
+   */
+  readonly step:
+    | 'fence'
+    | 'drain'
+    | 'copy'
+    | 'compare'
+    | 'sequences'
+    | 'statements'
+    | 'reverse'
+    | 'before_open';
   readonly ms: number;
   readonly detail: string;
 }
 
-/** What the comparison under the fence would have to read. */
+/** What the comparison under the fence would have to read. Sizes are those of the source's disk. */
 export interface ComparisonForecast {
   readonly keys: number;
   readonly wholeTables: number;
   readonly wholeRows: number;
+  /** Copied under the fence, then compared as a whole; not among the tables above. */
+  readonly unlogged: { readonly tables: number; readonly rows: number; readonly bytes: number };
+  /** Copied under the fence, then compared. */
+  readonly largeObjects: { readonly objects: number; readonly bytes: number };
 }
 
 /** A transaction that the fence would wait for. */
@@ -39,7 +54,7 @@ export interface TargetBlocker {
 
 export interface CutoverForecast {
   readonly steps: readonly ForecastStep[];
-  /** The steps together, without what the blockers take. */
+  /** The steps together, without what the blockers and the hook take. */
   readonly writeStopMs: number;
   readonly blockers: readonly Blocker[];
   /**

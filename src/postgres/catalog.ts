@@ -226,7 +226,7 @@ async function readKeys(client: PoolClient, oids: readonly number[]): Promise<Ma
  * never analyzed (reltuples −1, before 14: 0), the heap over the width of a row. The size functions lock the relation,
  * so behind an ACCESS EXCLUSIVE lock the caller falls back to pg_class.
  */
-async function readSizes(
+export async function readSizes(
   side: Side,
   oids: readonly number[],
 ): Promise<Map<number, { rows: number; bytes: number }>> {

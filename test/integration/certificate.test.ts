@@ -15,6 +15,7 @@ import { prepareTarget } from '../../src/cutover/prepare-target.ts';
 import { settle } from '../../src/cutover/settle.ts';
 import { cutoverNotes } from '../../src/model/cutover-notes.ts';
 import { MigrationError } from '../../src/model/errors.ts';
+import type { ComparisonForecast, ForecastStep } from '../../src/model/forecast.ts';
 import type { PlannedStatement } from '../../src/model/schema-plan.ts';
 import { toSnake } from '../../src/model/case.ts';
 import { schemaPlanOf, saveSchemaPlan } from '../../src/postgres/task-scope.ts';
@@ -26,6 +27,14 @@ import { holdSnapshots } from '../../src/validate/snapshots.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { copyAll, drainStream, prepare, startStream } from '../support/replication.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+
+const comparison: ComparisonForecast = {
+  keys: 0,
+  wholeTables: 0,
+  wholeRows: 0,
+  unlogged: { tables: 0, rows: 0, bytes: 0 },
+  largeObjects: { objects: 0, bytes: 0 },
+};
 
 const ddl = `create table users (id int primary key, name text); create table notes (body text);
   alter table notes replica identity full; create sequence s;`;
@@ -306,7 +315,6 @@ test('the dry run names transactions on the target that the slot of the way back
   const busy = await pair.target.connect();
   await busy.query('begin; create temporary table unfinished (id int)');
   const { rows } = await busy.query<{ pid: number }>('select pg_backend_pid() as pid');
-  const comparison = { keys: 0, wholeTables: 0, wholeRows: 0 };
   const back = makeScope(pair, { options: { reverse: true } }, scope);
   await waitFor(async () => (await forecastCutover(back, comparison)).targetBlockers.length > 0);
   const blocked = await forecastCutover(back, comparison);
@@ -333,7 +341,7 @@ test('the dry run names transactions on the target that the slot of the way back
 test('the dry run measures how long the slot of the way back takes, and leaves none', async () => {
   const { pair, scope } = await verified();
   const back = makeScope(pair, { options: { reverse: true } }, scope);
-  const forecast = await forecastCutover(back, { keys: 0, wholeTables: 0, wholeRows: 0 });
+  const forecast = await forecastCutover(back, comparison);
   expect(forecast.problems).toEqual([]);
   const step = forecast.steps.at(-1);
   expect(step).toMatchObject({ step: 'reverse', detail: expect.stringContaining('measured') as string });
@@ -343,4 +351,49 @@ test('the dry run measures how long the slot of the way back takes, and leaves n
     'select slot_name from pg_replication_slots where database = current_database()',
   );
   expect(rows).toEqual([]);
+});
+
+test('the dry run counts what is copied under the fence, and says that nobody knows how long the hook takes', async () => {
+  const { pair, scope } = await verified();
+  const before = await forecastCutover(scope, await forecastComparison(scope));
+  await pair.source.query(`create unlogged table cache (k int primary key, v text);
+    insert into cache select n, repeat('v', 100) from generate_series(1, 20000) n; analyze cache;
+    select lo_from_bytea(70001, convert_to(repeat('x', 4000000), 'UTF8')), lo_create(70002)`);
+  const [table = expect.unreachable()] = schemaPlanOf(scope).tables;
+  const cache = { schema: 'public', name: 'cache' };
+  const unlogged = [{ ...table, source: cache, target: cache, rowsEstimated: 0, bytesEstimated: 0 }];
+  saveSchemaPlan(scope, { ...schemaPlanOf(scope), unlogged, largeObjects: true });
+  const hooks = { beforeOpen: { command: 'repoint', timeoutMs: 7_000 } };
+  const told = makeScope(pair, { options: { hooks } }, scope);
+  const comparing = await forecastComparison(told);
+  expect(comparing).toMatchObject({ keys: 0, wholeTables: 1, unlogged: { tables: 1, rows: 20_000 } });
+  expect(comparing.unlogged.bytes).toBeGreaterThan(2_000_000);
+  expect(comparing.largeObjects.objects).toBe(2);
+
+  const forecast = await forecastCutover(told, comparing);
+  expect(forecast.problems).toEqual([]);
+  const steps = new Map(forecast.steps.map((step) => [step.step, step]));
+  expect([...steps.keys()]).toEqual([
+    'fence',
+    'drain',
+    'copy',
+    'compare',
+    'sequences',
+    'statements',
+    'before_open',
+  ]);
+  expect(steps.get('copy')?.ms).toBeGreaterThan(50);
+  expect(steps.get('copy')?.detail).toMatch(
+    /^1 unlogged tables of about \d+ bytes, 2 large objects of about \d+ bytes$/,
+  );
+  const compareOf = (steps: readonly ForecastStep[]): number =>
+    steps.find(({ step }) => step === 'compare')?.ms ?? 0;
+  expect(compareOf(forecast.steps)).toBeGreaterThan(compareOf(before.steps) + 40);
+  expect(steps.get('compare')?.detail).toContain('1 unlogged tables of about 20000 rows, 2 large objects');
+  expect(steps.get('before_open')).toMatchObject({
+    ms: 0,
+    detail: expect.stringMatching(/before_open \(command repoint\).* at most 7000 ms/) as string,
+  });
+  expect(forecast.writeStopMs).toBe(forecast.steps.reduce((sum, { ms }) => sum + ms, 0));
+  expect(before.steps.map(({ step }) => step)).not.toContain('copy');
 });
