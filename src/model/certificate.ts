@@ -35,6 +35,8 @@ export interface TableStructure {
   readonly constraints: string;
   /** Those that belong to no constraint. */
   readonly indexes: string;
+  /** And whether they fire. */
+  readonly triggers: string;
 }
 
 export interface CertifiedTable extends TableVerdict {

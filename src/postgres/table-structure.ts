@@ -5,6 +5,7 @@ import { createHash } from 'node:crypto';
 import type { TableStructure } from '../model/certificate.ts';
 import { relationKey, type RelationName } from '../model/relation.ts';
 import type { Side } from './connections.ts';
+import { DTS_SCHEMA } from './sql.ts';
 
 /** Tables looked into by one statement. */
 const BATCH = 500;
@@ -17,6 +18,7 @@ interface Printed {
   readonly columns: string;
   readonly constraints: string;
   readonly indexes: string;
+  readonly triggers: string;
 }
 
 /**
@@ -26,6 +28,7 @@ interface Printed {
  * - constraints that one of the same table stands above: a foreign key has one for each partition of the table that it
  *   references, and partitions come and go
  * - NOT NULL constraints (in pg_constraint from 18 on): attnotnull says the same
+ * - triggers of ours: the fence, of either direction
  * - indexes that are not valid: REINDEX CONCURRENTLY has one while it runs, and leaves it behind when it fails
  *
  * Indexes of constraints are printed with these.
@@ -44,7 +47,10 @@ const structureSql = `
     (select coalesce(json_agg(pg_get_indexdef(x.indexrelid) order by ic.relname), '[]')::text
      from pg_index x join pg_class ic on ic.oid = x.indexrelid
      where x.indrelid = c.oid and x.indisvalid
-       and not exists (select from pg_constraint k where k.conindid = x.indexrelid and k.contype in ('p', 'u', 'x'))) as indexes
+       and not exists (select from pg_constraint k where k.conindid = x.indexrelid and k.contype in ('p', 'u', 'x'))) as indexes,
+    (select coalesce(json_agg(json_build_array(pg_get_triggerdef(t.oid), t.tgenabled) order by t.tgname), '[]')::text
+     from pg_trigger t join pg_proc f on f.oid = t.tgfoid join pg_namespace fn on fn.oid = f.pronamespace
+     where t.tgrelid = c.oid and not t.tgisinternal and fn.nspname <> '${DTS_SCHEMA}') as triggers
   from unnest($1::text[], $2::text[]) as w(schema, name)
     join pg_namespace n on n.nspname = w.schema join pg_class c on c.relnamespace = n.oid and c.relname = w.name`;
 
@@ -63,11 +69,12 @@ export async function readStructures(
       names,
       timeoutMs === undefined ? {} : { timeoutMs },
     );
-    for (const { schema, name, columns, constraints, indexes } of rows)
+    for (const { schema, name, columns, constraints, indexes, triggers } of rows)
       found.set(relationKey({ schema, name }), {
         columns: fingerprint(columns),
         constraints: fingerprint(constraints),
         indexes: fingerprint(indexes),
+        triggers: fingerprint(triggers),
       });
   }
   return found;

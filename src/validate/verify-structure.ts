@@ -5,7 +5,12 @@ import { parseRelationName } from '../model/relation.ts';
 import type { Side } from '../postgres/connections.ts';
 import { readStructures } from '../postgres/table-structure.ts';
 
-const parts = ['columns', 'constraints', 'indexes'] as const satisfies readonly (keyof TableStructure)[];
+const parts = [
+  'columns',
+  'constraints',
+  'indexes',
+  'triggers',
+] as const satisfies readonly (keyof TableStructure)[];
 
 export interface StructureChange {
   readonly role: 'source' | 'target';

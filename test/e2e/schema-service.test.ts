@@ -4,6 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { expect, test } from 'vitest';
 import { makePair, waitFor } from '../support/databases.ts';
 import { cutOver, makeDataDir, migrationBody, startService } from '../support/service-process.ts';
+import { verifyCertificateOf } from '../support/verify.ts';
 
 test('views, filled materialized views and unlogged tables arrive with the rows of the write stop', async () => {
   const pair = await makePair();
@@ -35,6 +36,18 @@ test('views, filled materialized views and unlogged tables arrive with the rows 
     findings: expect.arrayContaining([
       expect.objectContaining({ code: 'table_unlogged', severity: 'warning', object: 'public.sessions' }),
     ]) as unknown,
+  });
+  // what the service still did to either side after it had made the certificate is no change
+  const { body: certificate } = await service.call('GET', `/migrations/${id}/certificate`);
+  expect(await verifyCertificateOf(pair, certificate)).toEqual({
+    code: 0,
+    lines: [
+      'ok      public.users: 101 rows',
+      'ok      public.caches: 2 rows',
+      'ok      public.sessions: 31 rows',
+      'ok      large objects: 0',
+      'the certificate holds',
+    ],
   });
   const { rows } = await pair.target.query(`
     select (select n from counts) as counted, (select count(*)::int from names) as names,

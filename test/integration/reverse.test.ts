@@ -7,6 +7,7 @@ import type { TaskView } from '../../src/model/task.ts';
 import { expectEqualTables, rowsOf } from '../support/compare.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair, type TestDatabase } from '../support/databases.ts';
 import { reaches, startLibrary } from '../support/library.ts';
+import { verifyCertificateOf } from '../support/verify.ts';
 import { loadShop, shopTables, startWriters } from '../support/shop.ts';
 
 const FENCED = '25006';
@@ -365,6 +366,7 @@ test('tables that stood before, also one without a key, are followed back and fo
     ['public.log', 'public.log'],
   ];
   await reaches(service, 'stood_reverse', 'syncingWal');
+  expect(await verifyCertificateOf(pair, forward.certificate)).toMatchObject({ code: 0 });
   await pair.target.query(`update item set name = 'after' where id % 2 = 0; delete from item where id % 7 = 0;
     insert into item values (100, 'new'); update log set what = 'after' where at = 3; delete from log where at = 4;
     insert into log values (3, 'after'), (11, 'new')`);
@@ -376,6 +378,8 @@ test('tables that stood before, also one without a key, are followed back and fo
   expect(reversed.certificate).toMatchObject({ equal: true });
   expect(await identitiesOf(pair.target)).toEqual(['item i', 'log d']);
   await reaches(service, 'stood_forward_2', 'syncingWal');
+  const turned = { source: pair.target, target: pair.source };
+  expect(await verifyCertificateOf(turned, reversed.certificate)).toMatchObject({ code: 0 });
   await pair.source.query(`update log set what = 'forward' where at = 3; delete from item where id = 100`);
   await caughtUp(service, 'stood_forward_2', pair.source);
   await expectEqualTables(pair.source, pair.target, both);
@@ -398,6 +402,7 @@ test('a table without a key has an identity on the target before it is published
   const forward = await migrate(service, pair, 'bare', '', { replicaIdentity: 'full' });
   expect(forward.certificate).toMatchObject({ equal: true, schema: { equal: true, differences: [] } });
   await reaches(service, 'bare_reverse', 'syncingWal');
+  expect(await verifyCertificateOf(pair, forward.certificate)).toMatchObject({ code: 0 });
   await pair.target.query(`update log set what = 'after' where at < 5; delete from log where at = 7`);
   await caughtUp(service, 'bare_reverse', pair.target);
   await expectEqualTables(pair.target, pair.source, [['public.log', 'public.log']]);

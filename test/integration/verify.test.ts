@@ -1,14 +1,9 @@
 // `dts verify`: a certificate holds for as long as nobody changes what it says, and names what has become of the rest.
-import { mkdtempSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { verify } from '../../src/cli/verify.ts';
 import { liftFence } from '../../src/cutover/clean-up.ts';
 import { armFence, installFence } from '../../src/cutover/fence.ts';
 import { prepareTarget } from '../../src/cutover/prepare-target.ts';
 import { settle } from '../../src/cutover/settle.ts';
-import { toSnake } from '../../src/model/case.ts';
 import { certificateHash } from '../../src/model/certificate-hash.ts';
 import type { Certificate } from '../../src/model/certificate.ts';
 import { cutoverNotes, type DrainNote } from '../../src/model/cutover-notes.ts';
@@ -18,6 +13,7 @@ import { compareTables } from '../../src/validate/compare.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { makePair, makeRole, type DatabasePair } from '../support/databases.ts';
 import { makeScope } from '../support/scope.ts';
+import { verifyCertificateOf, type Verified } from '../support/verify.ts';
 
 const sourceDdl = `
   create table users (id int primary key, name text not null default 'nobody', secret text, check (id > 0));
@@ -26,6 +22,8 @@ const sourceDdl = `
   create table days (day date primary key, n int) partition by range (day);
   create table days_1 partition of days for values from ('2026-01-01') to ('2026-02-01');
   create table notes (day date references days, note text);
+  create function stamp() returns trigger language plpgsql as 'begin return new; end';
+  create trigger stamp before update on users for each row execute function stamp();
   create sequence s; create sequence down increment -1;
   insert into users select n, 'u' || n, 'x' from generate_series(1, 9) n;
   insert into orders select n, n % 2, n from generate_series(1, 9) n;
@@ -44,15 +42,15 @@ const targetDdl = `
   insert into new.orders select n, 1, n from generate_series(1, 9, 2) n;
   insert into new.days_1 values ('2026-01-07', 1)`;
 
-interface Verified {
+interface Certified {
   readonly pair: DatabasePair;
   readonly certificate: Certificate;
-  /** Writes the certificate as `change` makes it, and verifies the file. */
-  check(change?: Partial<Certificate>, env?: NodeJS.ProcessEnv): Promise<{ code: number; lines: string[] }>;
+  /** Verifies the certificate as `change` makes it. */
+  check(change?: Partial<Certificate>, env?: NodeJS.ProcessEnv): Promise<Verified>;
 }
 
 /** A migration that is over, its fence lifted. */
-async function certified(): Promise<Verified> {
+async function certified(): Promise<Certified> {
   const pair = await makePair({ source: 13 });
   await pair.source.query(sourceDdl);
   await pair.target.query(targetDdl);
@@ -87,14 +85,10 @@ async function certified(): Promise<Verified> {
   await compareTables(scope);
   await prepareTarget(scope);
   const { certificate } = await settle(scope);
-  await liftFence(scope);
-  const file = join(mkdtempSync(join(tmpdir(), 'dts-verify-')), 'certificate.json');
-  const check: Verified['check'] = async (change = {}, over = {}) => {
+  await liftFence(scope); // takes the triggers of the fence away
+  const check: Certified['check'] = (change = {}, env = {}) => {
     const changed = { ...certificate, ...change };
-    writeFileSync(file, JSON.stringify(toSnake({ ...changed, hash: certificateHash(changed) })));
-    const lines: string[] = [];
-    const env = { DTS_SOURCE_URL: pair.source.url, DTS_TARGET_URL: pair.target.url, ...over };
-    return { code: await verify(file, {}, env, (line) => lines.push(line)), lines };
+    return verifyCertificateOf(pair, { ...changed, hash: certificateHash(changed) }, env);
   };
   return { pair, certificate, check };
 }
@@ -106,7 +100,7 @@ const rows = [
   'ok      public.days_1 → new.days_1: 1 rows',
 ];
 
-function failed({ code, lines }: { code: number; lines: string[] }): string[] {
+function failed({ code, lines }: Verified): string[] {
   expect(code).toBe(1);
   return lines.filter((line) => line.startsWith('FAILED'));
 }
@@ -159,7 +153,7 @@ test('a certificate holds while nothing has changed, whatever differed between t
   );
 });
 
-test('a table whose columns, constraints or indexes have changed since does not hold, on either side', async () => {
+test('a table whose columns, constraints, indexes or triggers have changed since does not hold, on either side', async () => {
   const { pair, check } = await certified();
   const changes: readonly (readonly [
     'source' | 'target',
@@ -174,6 +168,12 @@ test('a table whose columns, constraints or indexes have changed since does not 
       'alter table users alter name drop not null',
       'alter table users alter name set not null',
       'columns',
+    ],
+    [
+      'source',
+      'alter table users disable trigger stamp',
+      'alter table users enable trigger stamp',
+      'triggers',
     ],
     [
       'target',
