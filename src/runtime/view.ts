@@ -9,7 +9,8 @@ import type { ErrorReport } from '../model/errors.ts';
 import { reverseNotes, type ReverseNote } from '../model/reverse.ts';
 import { isEnded, taskCommands, type TaskCommandType } from '../model/task-state.ts';
 import type { TaskProgress } from '../model/progress.ts';
-import type { TaskSpec, TaskView } from '../model/task.ts';
+import type { TaskOptions } from '../model/task-options.ts';
+import type { TaskView } from '../model/task.ts';
 import { restingSlotOf } from './slot-watch.ts';
 import { persistedSnapshotOf } from './restore.ts';
 import { progressPercent } from './telemetry.ts';
@@ -100,10 +101,13 @@ function withCopying(detail: TaskProgress, context: TaskContext): TaskProgress {
   return { ...detail, copying: tables === null ? null : (detail.copying ?? { tables, ...notBegun }) };
 }
 
-/** The guards of the cutover in words, those that are closed. */
-function closedGates(context: TaskContext, spec: TaskSpec, detail: TaskProgress): string[] {
-  const { cutoverMaxLagBytes, cutoverMaxValidationAgeMs } = spec.options;
-  const lag = detail.sync === null ? 'is not known yet' : `is ${detail.sync.lagBytes} bytes`;
+/** The guards of the cutover in words, those that are closed. `lagBytes`: null when nothing was sampled yet. */
+export function closedGates(
+  context: TaskContext,
+  { cutoverMaxLagBytes, cutoverMaxValidationAgeMs }: TaskOptions,
+  lagBytes: number | null,
+): string[] {
+  const lag = lagBytes === null ? 'is not known yet' : `is ${lagBytes} bytes`;
   const copying = copyingOf(context);
   return [
     ...(copying === null ? [] : [`${copying} to be done`]),
@@ -124,6 +128,7 @@ export function taskView(
   const snapshot = readableSnapshot(row);
   const context = snapshot?.context ?? initialContext({ taskId: row.id, spec: row.spec });
   const ended = isEnded(row.state);
+  const lagBytes = detail.sync?.lagBytes ?? null;
   const waits = row.state === 'paused' || row.state === 'retrying';
   return {
     id: row.id,
@@ -134,12 +139,12 @@ export function taskView(
     findings: context.findings,
     error: row.crash ?? leftoverOf(row, notes) ?? context.error,
     retryAt: row.state === 'retrying' ? context.retryAt : null,
-    lagBytes: detail.sync?.lagBytes ?? null,
+    lagBytes,
     connections,
     detail: withCopying(detail, context),
     restingSlot: restingSlotOf(notes, row.id, row.state),
     allowedCommands: row.crash || ended || !snapshot ? [] : acceptedCommands(snapshot),
-    cutoverWaitsFor: row.state === 'syncingWal' ? closedGates(context, row.spec, detail) : [],
+    cutoverWaitsFor: row.state === 'syncingWal' ? closedGates(context, row.spec.options, lagBytes) : [],
     ...writeStopOf(notes, row.id),
     cleanupPending: row.cleanupPending,
     reverseTask: reverseTaskOf(notes, row.id),

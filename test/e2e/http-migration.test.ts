@@ -191,6 +191,53 @@ test('the same database can be source and target under a suffix', async () => {
   expect(await rowsOf(source, 'public.users_copy')).toEqual(await rowsOf(source, 'public.users'));
 });
 
+test('a cutover whose gates are closed says why, stays asked for, and begins when they open', async () => {
+  const pair = await makePair();
+  await pair.source.query(`create table t (id int primary key, v text);
+    insert into t select g, repeat('x', 200) from generate_series(1, 100) g`);
+  const service = await startService({ dataDir: makeDataDir() });
+  const options = {
+    keep_fence: false,
+    cutover_max_lag_bytes: 500_000,
+    cutover_max_validation_age_ms: 60_000,
+  };
+  const id = await startMigration(service, migrationBody(pair, { options }));
+  await service.reaches(id, 'syncingWal');
+  const waitsFor = async (...gates: readonly RegExp[]): Promise<unknown> =>
+    waitFor(async () => {
+      const { body } = await service.call('GET', `/migrations/${id}/status`);
+      expect(body).toMatchObject({ state: 'syncingWal', fenced: false });
+      const given = body['cutover_waits_for'] as readonly string[];
+      return given.length === gates.length && gates.every((gate, n) => gate.test(given[n] ?? ''));
+    });
+  await waitsFor();
+  const equal = /^the online validation to find everything equal within 60000 ms$/;
+  await pair.target.query(`update t set v = 'another' where id = 7`);
+  await service.call('POST', `/migrations/${id}/validate`);
+  await waitFor(async () => {
+    const { body } = await service.call('GET', `/migrations/${id}/validation`);
+    return JSON.stringify(body).includes('"changed":1');
+  });
+  await waitsFor(equal);
+  const blocker = await pair.target.connect();
+  await blocker.query('begin; lock table t in exclusive mode');
+  await pair.source.query(
+    `update t set v = (select string_agg(md5((t.id * g)::text), '') from generate_series(1, 300) g)`,
+  );
+  await waitsFor(/^the lag, which is \d{6,} bytes, to be at most 500000 bytes$/, equal);
+
+  const asked = await service.call('POST', `/migrations/${id}/cutover`);
+  expect(asked).toMatchObject({ status: 200, body: { state: 'syncingWal' } });
+  expect(asked.body['cutover_waits_for']).toHaveLength(2);
+  expect((await service.call('POST', `/migrations/${id}/cutover`)).status).toBe(200);
+  await pair.source.query(`insert into t values (0, 'writes go on')`);
+  await blocker.query('rollback');
+  // the stream has put the row right that differed
+  await service.reaches(id, 'completed');
+  expect((await service.call('GET', `/migrations/${id}/status`)).body['cutover_waits_for']).toEqual([]);
+  await expectEqualTables(pair.source, pair.target, [['t', 't']]);
+});
+
 test('PAUSE in syncing closes every connection, keeps the slot, and RESUME loses nothing', async () => {
   const pair = await makePair();
   await loadShop(pair.source, 500);

@@ -88,6 +88,7 @@ export function makeTask(
   };
   return {
     actor,
+    spec,
     get state(): TaskState {
       return taskStateOf(actor.getSnapshot().value);
     },

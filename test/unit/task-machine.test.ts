@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../src/model/errors.ts';
 import { reverseSpec } from '../../src/model/reverse.ts';
 import type { TaskState } from '../../src/model/task-state.ts';
-import { acceptedCommands } from '../../src/runtime/view.ts';
+import { acceptedCommands, closedGates } from '../../src/runtime/view.ts';
 import { activities, driveTo, makeTask, settledOutput, type Task } from '../support/driven-task.ts';
 
 describe('tables are copied beside the stream', () => {
@@ -137,6 +137,45 @@ describe('the way to completed', () => {
     expect(task.state).toBe('syncingWal');
     task.stream({ type: 'CAUGHT_UP' });
     expect(task.state).toBe('stoppingWrites');
+  });
+
+  test('CUTOVER says of each closed gate what it waits for, and begins when there is none left', async () => {
+    const task = await driveTo('syncingWal', {
+      cutoverMaxLagBytes: 1_000,
+      cutoverMaxValidationAgeMs: 60_000,
+    });
+    const waitsFor = (lagBytes: number | null): string[] =>
+      closedGates(task.context, task.spec.options, lagBytes);
+    const fence = 'the write fence to be installed';
+    const validation = 'the online validation to find everything equal within 60000 ms';
+    task.send({ type: 'CUTOVER' });
+    const unknown = 'the lag, which is not known yet, to be at most 1000 bytes';
+    expect(waitsFor(null)).toEqual([fence, unknown, validation]);
+    task.stream({ type: 'CAUGHT_UP' });
+    expect(waitsFor(10)).toEqual([fence, validation]);
+    await task.done('installFence');
+    expect(waitsFor(10)).toEqual([validation]);
+    task.stream({ type: 'FELL_BEHIND' });
+    expect(waitsFor(5_000)).toEqual(['the lag, which is 5000 bytes, to be at most 1000 bytes', validation]);
+    task.send({ type: 'VALIDATION_CLEAN' });
+    task.send({ type: 'RECOPY', tables: ['public.a', 'public.b', 'public.c', 'public.d', 'public.e'] });
+    task.stream({ type: 'CAUGHT_UP' });
+    task.send({ type: 'VALIDATION_CLEAN' });
+    expect(waitsFor(10)).toEqual(['the copy of public.a, public.b, public.c and 2 more to be done']);
+    await task.done('copyBeside', { findings: [] });
+    await task.done('installFence');
+    expect(waitsFor(10)).toEqual([validation]); // what was copied is compared, too
+    expect(task.state).toBe('syncingWal');
+    task.send({ type: 'VALIDATION_NOT_CLEAN' });
+    task.send({ type: 'VALIDATION_CLEAN' });
+    expect(task.state).toBe('stoppingWrites');
+  });
+
+  test('a cutover that needs no online validation does not speak of it', async () => {
+    const task = await driveTo('syncingWal');
+    task.stream({ type: 'CAUGHT_UP' });
+    await task.done('installFence');
+    expect(closedGates(task.context, task.spec.options, 0)).toEqual([]);
   });
 
   test('a blocking finding pauses before anything is made', async () => {
