@@ -99,16 +99,20 @@ function dyingAt(
 }
 
 describe.each([13, 16] as const)('source %i', (major) => {
-  test('sequences arrive exactly, also those that count down, were never called or ran ahead of the rows', async () => {
+  test('sequences arrive exactly, also those that count down, have begun again, were never called or ran ahead of the rows', async () => {
     const pair = await makePair({ source: major });
     const sequences = `
       create sequence untouched start 7; create sequence down increment -3 minvalue -100 maxvalue 100 start 50;
       create sequence big; create sequence cached cache 50; create sequence "Od d";
+      create sequence round maxvalue 3 cycle; create sequence "round down" increment -1 minvalue -3 cycle;
+      create sequence "at its end" maxvalue 3 cycle; create sequence "down untouched" increment -2 cycle;
       create table t (id bigserial primary key, n int generated always as identity);`;
     await pair.source.query(sequences);
     await pair.target.query(sequences);
     await pair.source.query(`select nextval('down'), nextval('down'), setval('big', 9223372036854775807),
       nextval('cached'), setval('"Od d"', 42, false);
+      select nextval('round'), nextval('"round down"') from generate_series(1, 5);
+      select nextval('"at its end"') from generate_series(1, 3);
       insert into t default values; insert into t default values; delete from t`);
     const scope = makeScope(pair);
     await planFromCatalog(scope);
@@ -117,17 +121,34 @@ describe.each([13, 16] as const)('source %i', (major) => {
     const by = new Map(verdicts.map(({ source, lastValue, isCalled }) => [source, [lastValue, isCalled]]));
     expect(Object.fromEntries(by)).toEqual({
       'public.Od d': ['42', false],
+      'public.at its end': ['3', true],
       'public.big': ['9223372036854775807', true],
       'public.cached': ['50', true],
       'public.down': ['47', true],
+      'public.down untouched': ['-1', false],
+      'public.round': ['2', true],
+      'public.round down': ['-2', true],
       'public.t_id_seq': ['2', true],
       'public.t_n_seq': ['2', true],
       'public.untouched': ['7', false],
     });
     const { rows } = await pair.target.query(
-      `select nextval('untouched') as untouched, nextval('down') as down, nextval('"Od d"') as odd, nextval('cached') as cached`,
+      `select nextval('untouched') as untouched, nextval('down') as down, nextval('"Od d"') as odd, nextval('cached') as cached,
+        nextval('round') as round, nextval('"round down"') as "roundDown", nextval('"at its end"') as again,
+        nextval('"down untouched"') as "downUntouched"`,
     );
-    expect(rows).toEqual([{ untouched: '7', down: '44', odd: '42', cached: '51' }]);
+    expect(rows).toEqual([
+      {
+        untouched: '7',
+        down: '44',
+        odd: '42',
+        cached: '51',
+        round: '3',
+        roundDown: '-3',
+        again: '1',
+        downUntouched: '-1',
+      },
+    ]);
     expect((await pair.target.query('insert into t default values returning id, n')).rows).toEqual([
       { id: '3', n: 3 },
     ]);
