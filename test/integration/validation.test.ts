@@ -92,21 +92,38 @@ const changedValues: readonly (readonly [what: string, type: string, value: stri
   ['an element of an array', 'text[]', `'{a,NULL}'`, `'{a,"NULL"}'`],
   ['an interval that is equal', 'interval', `'1 day'`, `'24 hours'`],
   ['a range', 'int4range', `'[1,5)'`, `'[1,6)'`],
+  ['a transaction id', 'xid8', `'4294967297'`, `'1'`],
+  ['a snapshot', 'pg_snapshot', `'10:20:10,14'`, `'10:20:10,15'`],
+  ['an end of a segment', 'lseg', `'[(0,0),(1,1)]'`, `'[(1,1),(0,0)]'`],
+  ['a line that is equal', 'line', `'{1,-1,2}'`, `'{2,-2,4}'`],
+  ['the end of a path', 'path', `'[(0,0),(1,1)]'`, `'((0,0),(1,1))'`],
+  ['a polygon that is the same', 'polygon', `'((0,0),(1,1),(2,0))'`, `'((1,1),(2,0),(0,0))'`],
+  ['a mode of a jsonpath', 'jsonpath', `'$.a'`, `'strict $.a'`],
+  ['a weight of a tsvector', 'tsvector', `'a:1A b:2'`, `'a:1B b:2'`],
+  ['an operator of a tsquery', 'tsquery', `'a & b'`, `'a | b'`],
+  ['a label of an enum', 'mood', `'sad'`, `'ok'`],
+  ['the scale in a domain', 'positive', '1.0', '1.00'],
+  ['a field of a composite type', 'pair', `'(1,x)'`, `'(1,"x ")'`],
+  ['an element of a composite type', 'pair[]', `array['(1,x)'::pair]`, `array['(1,)'::pair]`],
+  ['what a collation calls equal', 'text collate loose', `'Käse'`, `'kase'`],
 ];
+const changedTypes = `create type mood as enum ('ok', 'sad'); create type pair as (a int, b text);
+  create domain positive as numeric check (value > 0);
+  create collation loose (provider = icu, locale = 'und-u-ks-level1', deterministic = false);`;
 
 describe.each([
-  [13, 18],
-  [18, 16],
-] as const)('source %i, target %i', (source, target) => {
+  [13, 18, []],
+  [18, 16, [['a range of many', 'int4multirange', `'{[1,5),[7,9)}'`, `'{[1,5),[7,10)}'`]]],
+] as const)('source %i, target %i', (source, target, ofItsOwn) => {
   test('every difference is reported with its key, and none that is not there', async () => {
     const pair = await makePair({ source, target });
-    const ddl = changedValues.map(([, type], n) => `create table t${n} (id int primary key, v ${type});`);
-    const rows = changedValues.map(
-      ([, , value], n) => `insert into t${n} values (1, ${value}), (2, ${value});`,
-    );
+    const values = [...changedValues, ...ofItsOwn];
+    const ddl = values.map(([, type], n) => `create table t${n} (id int primary key, v ${type});`);
+    const rows = values.map(([, , value], n) => `insert into t${n} values (1, ${value}), (2, ${value});`);
     const run = await syncing(
       pair,
-      `${ddl.join('\n')}
+      `${changedTypes}
+       ${ddl.join('\n')}
        create table gone (a text, b numeric, v int, primary key (b, a));
        create table added (id uuid primary key, v int);
        create table swapped (id bigint primary key, v int, w int);
@@ -116,7 +133,7 @@ describe.each([
        insert into swapped values (1, 10, 11), (2, 20, 21);
        insert into "jsonb keys" values ('2020-01-01 00:00:00.123456+01', '{"b": 1, "a": 2}'), ('infinity', '[]');`,
     );
-    for (const [n, [, , , other]] of changedValues.entries())
+    for (const [n, [, , , other]] of values.entries())
       await pair.target.query(`update t${n} set v = ${other} where id = 2`);
     await pair.target.query(`delete from gone where a = 'x,"y';
       insert into added values ('00000000-0000-0000-0000-00000000000a', 1);
@@ -129,7 +146,7 @@ describe.each([
     const found = Object.fromEntries(
       view.tables.map(({ table, differences: { samples, ...counts } }) => [table, { samples, counts }]),
     );
-    for (const [n, [what]] of changedValues.entries())
+    for (const [n, [what]] of values.entries())
       expect(found[`public.t${n}`], what).toEqual({
         counts: { missing: 0, extra: 0, changed: 1 },
         samples: [{ key: { id: '2' }, kind: 'changed', columns: ['v'] }],
@@ -149,7 +166,7 @@ describe.each([
     // repaired on the target, they are no differences any more
     await pair.target.query(`delete from added; update swapped set v = 30 - v;
       insert into gone values ('x,"y', 1.5, 1)`);
-    for (const [n, [, , value]] of changedValues.entries())
+    for (const [n, [, , value]] of values.entries())
       await pair.target.query(`update t${n} set v = ${value} where id = 2`);
     await waitFor(() => viewOf(run.scope).clean, 30_000, 'clean');
     await waitFor(() => validation.scope.cleans.at(-1) === true, 10_000, 'said to be clean');
