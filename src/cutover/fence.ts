@@ -171,7 +171,9 @@ export async function allowWrites(scope: TaskScope, lifting: Lifting = {}): Prom
 
 /** Allows writes again, at once and on all tables; the triggers stay. Also right when there is no fence. */
 export async function disarmFence(scope: TaskScope, lifting: Lifting = {}): Promise<void> {
+  scope.failpoint('fence.lifting');
   await allowWrites(scope, lifting);
+  scope.failpoint('fence.lifted');
   scope.checkpoints.delete(cutoverNotes.fence);
   noteLifted(scope);
 }

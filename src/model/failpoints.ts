@@ -29,6 +29,8 @@ export const failpoints = [
   'ddl.column-widened',
   'fence.installed',
   'fence.armed',
+  'fence.lifting',
+  'fence.lifted',
   'drain.marker-emitted',
   'drain.marker-applied',
   'validate.range-compared',

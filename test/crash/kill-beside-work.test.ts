@@ -108,6 +108,44 @@ test('killed with the fence armed, the source takes writes again after the resta
   await expectMigrated(service, id, pair);
 });
 
+test.each([
+  ['syncingWal', 'cutover_timeout'],
+  ['paused', 'cutover_interrupted'],
+] as const)(
+  'killed twice while the fence is lifted, the source takes writes again and the task is %s',
+  async (state, code) => {
+    const pair = await makeTable();
+    const killed = new KilledService();
+    const id = pair.source.dbname;
+    const write = async (): Promise<unknown> =>
+      pair.source.query(`update t set v = 'after the kill' where id = 2`);
+    const writer = await pair.source.connect();
+    await killed.killedAt('fence.lifting', async (armed) => {
+      const hurried = state === 'syncingWal' ? { cutover_timeout_ms: 1_000 } : {};
+      await startMigration(armed, body(pair, hurried));
+      await waitFor(async () => {
+        const { body: status } = await armed.call('GET', `/migrations/${id}/status`);
+        return status['state'] === 'syncingWal' && (status['cutover_waits_for'] as unknown[]).length === 0;
+      });
+      await writer.query('begin; delete from t where id = 1');
+      await armed.call('POST', `/migrations/${id}/cutover`);
+      if (state !== 'paused') return;
+      await armed.reaches(id, 'stoppingWrites');
+      await armed.call('POST', `/migrations/${id}/pause`);
+    });
+    await writer.query('commit');
+    await expect(write()).rejects.toMatchObject({ code: '25006' });
+    await killed.killedAt('fence.lifted', async () => undefined);
+    await write();
+    const service = await killed.start();
+    await waitFor(async () => (await service.status(id)).state === state, 30_000, state);
+    expect(await service.status(id)).toMatchObject({ fenced: false, error: { code } });
+    await write();
+    if (state === 'paused') await service.call('POST', `/migrations/${id}/resume`);
+    await expectMigrated(service, id, pair);
+  },
+);
+
 test('a whole database, killed at each place of its own, arrives identical', async () => {
   const pair = await makePair();
   await pair.source.query(`
