@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createParser, type EventSourceMessage } from 'eventsource-parser';
-import { expect, onTestFinished, test } from 'vitest';
+import { describe, expect, onTestFinished, test } from 'vitest';
 import { expectEqualTables, rowsOf } from '../support/compare.ts';
 import { leaksOf, makePair, waitFor } from '../support/databases.ts';
 import {
@@ -236,6 +236,49 @@ test('a cutover whose gates are closed says why, stays asked for, and begins whe
   await service.reaches(id, 'completed');
   expect((await service.call('GET', `/migrations/${id}/status`)).body['cutover_waits_for']).toEqual([]);
   await expectEqualTables(pair.source, pair.target, [['t', 't']]);
+});
+
+describe.each(['database-read-only', 'none'] as const)('fence %s', (fence) => {
+  test('a migration is completed, and its certificate says what kept the writers away', async () => {
+    const pair = await makePair();
+    await pair.source.query(`create table t (id int primary key, v text);
+      insert into t select g, 'v' || g from generate_series(1, 100) g`);
+    const service = await startService({ dataDir: makeDataDir() });
+    const options = { fence, terminate_blockers: true };
+    const id = await startMigration(service, migrationBody(pair, { options }));
+    await service.reaches(id, 'syncingWal');
+    const application = await pair.source.connect();
+    await application.query(`update t set v = 'streamed' where id < 10`);
+    expect((await leaksOf(pair.source)).filter((leak) => leak.includes('trigger'))).toEqual([]);
+    await cutOver(service, id);
+    await expectEqualTables(pair.source, pair.target, [['t', 't']]);
+    const { body: certificate } = await service.call('GET', `/migrations/${id}/certificate`);
+    expect(certificate).toMatchObject({
+      fence,
+      equal: true,
+      schema: { equal: true },
+      tables: [{ table: 'public.t', source_rows: 100, equal: true }],
+    });
+    const stops = fence !== 'none';
+    expect(await service.status(id)).toMatchObject({ fenced: stops, error: null, cleanup_pending: false });
+
+    const write = async (): Promise<unknown> =>
+      (await pair.source.connect()).query('insert into t values (101)');
+    if (stops) {
+      await expect(application.query('insert into t values (101)')).rejects.toThrow(); // its session is gone
+      await expect(write()).rejects.toMatchObject({ code: '25006' });
+      expect((await service.call('DELETE', `/migrations/${id}`)).status).toBe(409);
+      expect((await service.call('POST', `/migrations/${id}/unfence`)).status).toBe(200);
+      expect(await service.status(id)).toMatchObject({ fenced: false });
+    }
+    await write();
+    const settings = await pair.source.query(
+      `select from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase
+        where d.datname = current_database()`,
+    );
+    expect(settings.rowCount).toBe(0);
+    expect((await service.call('DELETE', `/migrations/${id}`)).status).toBe(204);
+  });
 });
 
 test('PAUSE in syncing closes every connection, keeps the slot, and RESUME loses nothing', async () => {

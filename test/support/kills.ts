@@ -25,12 +25,20 @@ export class KilledService {
   }
 
   /**
-   * A service with the place armed, brought there by `drive`, which may fail when the service dies before it has answered.
-   * It is dead when this resolves. What `drive` met is told when the service outlives it.
+   * A service with the place armed, brought there by `drive`, which may fail when the service dies before it has answered,
+   * and is not called when a restored task comes by before the service listens. It is dead when this resolves. What
+   * `drive` met is told when the service outlives it.
    */
   async killedAt(place: Place, drive: (service: ServiceProcess) => Promise<unknown>): Promise<void> {
     const [name, nth] = typeof place === 'string' ? [place, 1] : place;
-    const service = await this.#restart(`${name}:${nth}`);
+    const service = await this.#restart(`${name}:${nth}`).catch((error: unknown) => {
+      const { cause } = error as { readonly cause?: { readonly signal?: unknown } };
+      if (cause?.signal !== 'SIGKILL') throw error;
+    });
+    if (!service) {
+      this.#running = null;
+      return;
+    }
     let end: Awaited<ServiceProcess['exited']> | undefined;
     void service.exited.then((exit) => (end = exit));
     let failure: unknown;

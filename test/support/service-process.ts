@@ -49,7 +49,7 @@ export function makeDataDir(): string {
 
 const terminal = new Set(['completed', 'cancelled', 'failed', 'paused']);
 
-/** Starts `dts serve` on a free port; it is killed when the test ends. */
+/** Starts `dts serve` on a free port; it is killed when the test ends. Rejects with its end as the cause when it ends first. */
 export async function startService(options: {
   dataDir: string;
   failpoint?: string;
@@ -83,7 +83,7 @@ export async function startService(options: {
       const { msg, url: listening } = JSON.parse(line) as { msg?: string; url?: string };
       if (msg === 'DTS is listening' && listening !== undefined) resolve(listening);
     });
-    void exited.then(() => reject(new Error(`the service ended: ${log.join('\n')}`)));
+    void exited.then((exit) => reject(new Error(`the service ended: ${log.join('\n')}`, { cause: exit })));
   });
   const call = async <T>(
     method: string,
