@@ -332,6 +332,67 @@ test('a cutover that turns back after the arming leaves no slot, and the next on
   await service.unfenceTask('shop');
 });
 
+/** What of ours a change of the database could be sent by. */
+async function sendersOf(database: TestDatabase): Promise<string[]> {
+  const { rows } = await database.query<{ name: string }>(
+    `select 'slot ' || slot_name as name from pg_replication_slots where database = current_database()
+     union all select 'publication ' || pubname from pg_publication order by 1`,
+  );
+  return rows.map(({ name }) => name);
+}
+
+test('what one direction applies is sent by nobody: each leg has one slot and one publication, and rows are written once', async () => {
+  const pair = await makePair();
+  await pair.source.query('create table t (id int primary key, n int); insert into t values (1, 0), (2, 0)');
+  const armed: string[][] = [];
+  const hook = createServer((_request, response) => {
+    void (async () => {
+      armed.push(await sendersOf(pair.source), await sendersOf(pair.target));
+      response.writeHead(200).end();
+    })();
+  });
+  await new Promise<void>((resolve) => hook.listen(0, '127.0.0.1', resolve));
+  onTestFinished(() => void hook.close());
+  const { port } = hook.address() as AddressInfo;
+  const service = startLibrary();
+  const hooks = { beforeOpen: { url: `http://127.0.0.1:${port}/` } };
+  await migrate(service, pair, 'once', '', { hooks });
+  // nobody writes while both are there
+  expect(armed).toEqual([
+    ['publication dts_once', 'slot dts_once'],
+    ['publication dts_once_reverse', 'slot dts_once_reverse'],
+  ]);
+
+  const followed = async (id: string, next: string, from: TestDatabase, to: TestDatabase): Promise<void> => {
+    await reaches(service, id, 'syncingWal');
+    expect(await sendersOf(from)).toEqual([`publication dts_${id}`, `slot dts_${id}`]);
+    const sends = async (): Promise<string[]> =>
+      (await sendersOf(to)).filter((name) => name !== `publication dts_${next}`); // made in good time
+    expect(await sends()).toEqual([]);
+    for (let n = 0; n < 5; n++) await from.query('update t set n = n + 1');
+    await from.query('insert into t select max(id) + 1, 0 from t');
+    const written = `select xmin::text, ctid::text, id, n from t order by id`;
+    const before = (await from.query(written)).rows;
+    await caughtUp(service, id, from);
+    // whatever had come back would have been sent by now
+    await from.query('create table if not exists later (id int); insert into later values (1)');
+    await caughtUp(service, id, from);
+    expect((await from.query(written)).rows).toEqual(before);
+    await expectEqualTables(from, to, [['t', 't']]);
+    expect(await sends()).toEqual([]);
+    const { detail } = await service.getTask(id);
+    expect(detail.sync?.changesApplied).toBe(5 * (before.length - 1) + 1);
+  };
+  await followed('once_reverse', 'once_forward_2', pair.target, pair.source);
+  await service.rollback('once');
+  await reaches(service, 'once_reverse', 'completed');
+  await followed('once_forward_2', 'once_reverse_2', pair.source, pair.target);
+  await service.finish('once');
+  await reaches(service, 'once_forward_2', 'completed');
+  await service.unfenceTask('once_reverse');
+  for (const side of [pair.source, pair.target]) expect(await sendersOf(side)).toEqual([]);
+});
+
 test('ids of reverse tasks are kept free', async () => {
   const pair = await makePair();
   const service = startLibrary();
