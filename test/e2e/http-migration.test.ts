@@ -238,6 +238,79 @@ test('a cutover whose gates are closed says why, stays asked for, and begins whe
   await expectEqualTables(pair.source, pair.target, [['t', 't']]);
 });
 
+test('a settled validation tells of each table how much was read, and up to where', async () => {
+  const pair = await makePair();
+  await pair.source.query(`create table plain (id int primary key, v int); create table bare (v int);
+    alter table bare replica identity full; create table empty (id int primary key);
+    insert into plain select g, g from generate_series(1, 30000) g; insert into bare values (1), (1); analyze`);
+  const service = await startService({ dataDir: makeDataDir() });
+  const id = await startMigration(service, migrationBody(pair, { options: { keep_fence: false } }));
+  await service.reaches(id, 'syncingWal');
+  const lsnOf = async (): Promise<unknown> =>
+    (await pair.source.query('select pg_current_wal_lsn()::text as lsn')).rows[0]?.['lsn'];
+  await pair.source.query('delete from plain where id > 25000');
+  const [before, asked] = [await lsnOf(), Date.now()];
+  expect((await service.call('POST', `/migrations/${id}/validate`)).status).toBe(200);
+  const body = await waitFor(async () => {
+    const answer = await service.call('GET', `/migrations/${id}/validation`);
+    const { settled_at, tables } = answer.body as { settled_at: string | null; tables: { rows: number }[] };
+    const read = tables.find(({ rows }) => rows === 25_000) && Date.parse(settled_at ?? '') > asked;
+    return read ? answer.body : null;
+  });
+  const whole = { differences: { missing: 0, extra: 0, changed: 0, samples: [] } };
+  const verified = {
+    state: 'verified',
+    verified_lsn: expect.stringMatching(/^[0-9A-F]+\/[0-9A-F]+$/) as unknown,
+  };
+  expect(body).toEqual({
+    started_at: expect.any(String) as unknown,
+    settled_at: expect.any(String) as unknown,
+    keys_in_doubt: 0,
+    keys_waiting: 0,
+    clean: true,
+    error: null,
+    repairs: [],
+    tables: [
+      {
+        table: 'public.bare',
+        target: 'public.bare',
+        state: 'atCutover',
+        rows: 0,
+        rows_estimated: 2,
+        ranges: 0,
+        verified_lsn: null,
+        ...whole,
+      },
+      {
+        table: 'public.empty',
+        target: 'public.empty',
+        rows: 0,
+        rows_estimated: 0,
+        ranges: 1,
+        ...verified,
+        ...whole,
+      },
+      {
+        table: 'public.plain',
+        target: 'public.plain',
+        rows: 25_000,
+        rows_estimated: 30_000,
+        ranges: 1,
+        ...verified,
+        ...whole,
+      },
+    ],
+  });
+  const { tables } = body as { tables: { verified_lsn: string }[] };
+  const positions = [before, tables[2]?.verified_lsn, await lsnOf()];
+  const { rows } = await pair.source.query(
+    'select $1::pg_lsn <= $2::pg_lsn as later, $2::pg_lsn <= $3::pg_lsn as reached',
+    positions,
+  );
+  expect(rows).toEqual([{ later: true, reached: true }]);
+  await cutOver(service, id);
+});
+
 describe.each(['database-read-only', 'none'] as const)('fence %s', (fence) => {
   test('a migration is completed, and its certificate says what kept the writers away', async () => {
     const pair = await makePair();
