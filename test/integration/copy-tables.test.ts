@@ -456,6 +456,114 @@ describe('an error', () => {
   );
 });
 
+/**
+ * Lets `left` pieces of work go on one after the other, each as soon as `jobs` of them wait; resolves with the most that
+ * were ever seen waiting together.
+ */
+async function mostWaiting(
+  jobs: number,
+  left: number,
+  waiting: () => Promise<readonly string[]>,
+  release: (name: string) => Promise<unknown>,
+): Promise<number> {
+  let most = 0;
+  for (; left > 0; left--) {
+    const [next = ''] = await waitFor(async () => {
+      const names = await waiting();
+      most = Math.max(most, names.length);
+      return names.length >= Math.min(jobs, left) ? names : null;
+    });
+    await release(next);
+  }
+  return most;
+}
+
+describe.each([1, 3])('jobs: %i', (jobs) => {
+  const names = ['a', 'b', 'c', 'd', 'e'];
+
+  it('so many tables are copied at once, on as many connections of each side', async () => {
+    const pair = await makePair();
+    for (const name of names) await onBoth(pair, `create table ${name} (id int)`);
+    for (const name of names) await pair.source.query(`insert into ${name} values (1)`);
+    const scope = makeScope(pair, { options: { copyJobs: jobs } });
+    await prepareCopy(scope, await makePlan(pair.source, names));
+    const gates = new Map(
+      await Promise.all(
+        names.map(async (name) => {
+          const gate = await pair.target.connect();
+          await gate.query(`begin; lock table ${name} in share mode`);
+          return [name, gate] as const;
+        }),
+      ),
+    );
+    const copying = copyTables(scope);
+    let connections = 0;
+    const waiting = async (): Promise<string[]> => {
+      for (const side of [pair.source, pair.target]) {
+        const open = (await openSessions(side)).filter((name) => name.endsWith('/copy'));
+        connections = Math.max(connections, open.length);
+      }
+      const { rows } = await pair.target.query<{ name: string }>(
+        `select l.relation::regclass::text as name from pg_locks l join pg_stat_activity using (pid)
+          where not l.granted and datname = current_database() and application_name ~ '/copy$'`,
+      );
+      return rows.map(({ name }) => name);
+    };
+    const release = (name: string): Promise<unknown> | undefined => gates.get(name)?.query('commit');
+    expect(await mostWaiting(jobs, names.length, waiting, async (name) => release(name))).toBe(jobs);
+    await copying;
+    expect(connections).toBe(jobs);
+  });
+
+  it('so many indexes are built at once, with the memory that such a build may have', async () => {
+    const pair = await makePair();
+    for (const name of names) await onBoth(pair, `create table ${name} (id int)`);
+    for (const name of names) await pair.source.query(`insert into ${name} values (1)`);
+    // what a build sees is shown by locks that it holds, and it waits for one that the test has
+    await pair.target.query(`create function gate(int, int) returns int immutable language plpgsql as $$ begin
+      perform pg_advisory_xact_lock_shared(2, (pg_size_bytes(current_setting('maintenance_work_mem')) / 1024)::int);
+      perform pg_advisory_xact_lock_shared(3, current_setting('max_parallel_maintenance_workers')::int);
+      perform pg_advisory_xact_lock_shared(1, $1);
+      return $2; end $$`);
+    const index = (name: string, n: number) => ({
+      phase: 'index' as const,
+      sql: `create index on public.${name} using ${name === 'a' ? 'hash' : 'btree'} (public.gate(${n}, id))`,
+      table: `public.${name}`,
+    });
+    const scope = makeScope(pair, { options: { indexJobs: jobs } });
+    await prepareCopy(scope, await makePlan(pair.source, names, names.map(index)));
+    const gate = await pair.target.connect();
+    for (const n of names.keys()) await gate.query('select pg_advisory_lock(1, $1)', [n]);
+    const copying = copyTables(scope);
+    await waitFor(() => [...scope.tables.values()].every(({ state }) => state === 'indexing'));
+    const seen = new Map<string, { memory: number; workers: number }>();
+    const waiting = async (): Promise<string[]> => {
+      const { rows } = await pair.target.query<{ n: string; memory: number; workers: number }>(
+        `select w.objid::text as n, m.objid::int as memory, p.objid::int as workers
+           from pg_locks w join pg_locks m using (pid, database) join pg_locks p using (pid, database)
+          where w.locktype = 'advisory' and w.classid = 1 and not w.granted and m.locktype = 'advisory' and m.classid = 2
+            and p.locktype = 'advisory' and p.classid = 3
+            and w.database = (select oid from pg_database where datname = current_database())`,
+      );
+      for (const { n, ...settings } of rows) seen.set(n, settings);
+      return rows.map(({ n }) => n);
+    };
+    const release = (n: string): Promise<unknown> => gate.query('select pg_advisory_unlock(1, $1)', [n]);
+    expect(await mostWaiting(jobs, names.length, waiting, release)).toBe(jobs);
+    await copying;
+    const { rows } = await pair.target.query<{ own: number }>(
+      `select (pg_size_bytes(current_setting('maintenance_work_mem')) / 1024)::int as own`,
+    );
+    const [own = 0, most = 0] = [rows[0]?.own, seen.get('0')?.memory]; // a hash index gets all that one build may have
+    expect(own).toBe(64 * 1024);
+    expect(most).toBeGreaterThanOrEqual(own);
+    expect(most).toBeLessThanOrEqual(1024 ** 2);
+    for (const { memory, workers } of [...seen.entries()].flatMap(([n, one]) => (n === '0' ? [] : [one])))
+      expect(memory).toBe(Math.min(most, 32 * 1024 * (1 + workers)));
+    expect(seen.size).toBe(names.length);
+  });
+});
+
 describe('max_bytes_per_second', () => {
   it('slows the copy of all streams together, and holds at once when it is changed', async () => {
     const pair = await makePair();
