@@ -103,15 +103,21 @@ function withCopying(detail: TaskProgress, context: TaskContext): TaskProgress {
 
 /** The guards of the cutover in words, those that are closed. `lagBytes`: null when nothing was sampled yet. */
 export function closedGates(
-  context: TaskContext,
+  snapshot: TaskSnapshot,
   { cutoverMaxLagBytes, cutoverMaxValidationAgeMs }: TaskOptions,
   lagBytes: number | null,
 ): string[] {
+  const { context } = snapshot;
+  const isAt = (step: 'installing' | 'installingLater' | 'spacing'): boolean =>
+    snapshot.matches({ replicating: { flow: { syncingWal: step } } });
+  // installed again after a copy beside the stream
+  const installs = !context.fenceInstalled || isAt('installing') || isAt('installingLater');
   const lag = lagBytes === null ? 'is not known yet' : `is ${lagBytes} bytes`;
   const copying = copyingOf(context);
   return [
     ...(copying === null ? [] : [`${copying} to be done`]),
-    ...(context.fenceInstalled ? [] : ['the write fence to be installed']),
+    ...(installs ? ['the write fence to be installed'] : []),
+    ...(isAt('spacing') ? [`the pause after a failed cutover, until ${context.deadlineAt}`] : []),
     ...(context.caughtUp ? [] : [`the lag, which ${lag}, to be at most ${cutoverMaxLagBytes} bytes`]),
     ...(!context.needsValidation || context.validationClean
       ? []
@@ -144,7 +150,8 @@ export function taskView(
     detail: withCopying(detail, context),
     restingSlot: restingSlotOf(notes, row.id, row.state),
     allowedCommands: row.crash || ended || !snapshot ? [] : acceptedCommands(snapshot),
-    cutoverWaitsFor: row.state === 'syncingWal' ? closedGates(context, row.spec.options, lagBytes) : [],
+    cutoverWaitsFor:
+      snapshot && row.state === 'syncingWal' ? closedGates(snapshot, row.spec.options, lagBytes) : [],
     ...writeStopOf(notes, row.id),
     cleanupPending: row.cleanupPending,
     reverseTask: reverseTaskOf(notes, row.id),

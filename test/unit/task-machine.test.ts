@@ -145,7 +145,7 @@ describe('the way to completed', () => {
       cutoverMaxValidationAgeMs: 60_000,
     });
     const waitsFor = (lagBytes: number | null): string[] =>
-      closedGates(task.context, task.spec.options, lagBytes);
+      closedGates(task.actor.getSnapshot(), task.spec.options, lagBytes);
     const fence = 'the write fence to be installed';
     const validation = 'the online validation to find everything equal within 60000 ms';
     task.send({ type: 'CUTOVER' });
@@ -163,6 +163,7 @@ describe('the way to completed', () => {
     task.send({ type: 'VALIDATION_CLEAN' });
     expect(waitsFor(10)).toEqual(['the copy of public.a, public.b, public.c and 2 more to be done']);
     await task.done('copyBeside', { findings: [] });
+    expect(waitsFor(10)).toEqual([fence, validation]);
     await task.done('installFence');
     expect(waitsFor(10)).toEqual([validation]); // what was copied is compared, too
     expect(task.state).toBe('syncingWal');
@@ -171,11 +172,24 @@ describe('the way to completed', () => {
     expect(task.state).toBe('stoppingWrites');
   });
 
+  test('an automatic cutover that failed is not tried again at once, and says until when', async () => {
+    const task = await driveTo('stoppingWrites', { cutover: 'auto' });
+    await task.fail('armFence', 'cutover_timeout');
+    await task.done('disarmFence');
+    await task.done('installFence');
+    expect(task.state).toBe('syncingWal');
+    expect(closedGates(task.actor.getSnapshot(), task.spec.options, 0)).toEqual([
+      `the pause after a failed cutover, until ${task.context.deadlineAt}`,
+    ]);
+    await task.done('deadline');
+    expect(task.state).toBe('stoppingWrites');
+  });
+
   test('a cutover that needs no online validation does not speak of it', async () => {
     const task = await driveTo('syncingWal');
     task.stream({ type: 'CAUGHT_UP' });
     await task.done('installFence');
-    expect(closedGates(task.context, task.spec.options, 0)).toEqual([]);
+    expect(closedGates(task.actor.getSnapshot(), task.spec.options, 0)).toEqual([]);
   });
 
   test('a blocking finding pauses before anything is made', async () => {
