@@ -185,6 +185,15 @@ describe('the way to completed', () => {
     expect(task.state).toBe('stoppingWrites');
   });
 
+  test('a person who asks for the cutover need not wait for that pause', async () => {
+    const task = await driveTo('stoppingWrites', { cutover: 'auto' });
+    await task.fail('armFence', 'cutover_timeout');
+    await task.done('disarmFence');
+    await task.done('installFence');
+    task.send({ type: 'CUTOVER' });
+    expect(task.state).toBe('stoppingWrites');
+  });
+
   test('a cutover that needs no online validation does not speak of it', async () => {
     const task = await driveTo('syncingWal');
     task.stream({ type: 'CAUGHT_UP' });
