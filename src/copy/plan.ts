@@ -35,9 +35,12 @@ export function partKey(part: { readonly relation: string; readonly part: number
  */
 const PART_BYTES = 256 * 1024 ** 2;
 
+/** Of a table: each is a row of dts.part, and looked at whenever progress is shown. */
+const MOST_PARTS = 10_000;
+
 /** Parts that a table of so many bytes should have; `partBytes` is the option, null its default. */
 export function partsWanted(bytes: number, partBytes: number | null): number {
-  return Math.max(1, Math.ceil(bytes / (partBytes ?? PART_BYTES)));
+  return Math.max(1, Math.min(MOST_PARTS, Math.ceil(bytes / (partBytes ?? PART_BYTES))));
 }
 
 /** What decides how a table is cut. */

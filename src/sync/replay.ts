@@ -470,7 +470,7 @@ export class Replay {
   #onCommitted(batch: Batch): void {
     this.#scope.failpoint('sync.committed-not-acknowledged');
     this.#feed.acknowledge(this.#applier.appliedLsn);
-    this.#answerNow = false;
+    if (this.#isStored()) this.#answerNow = false; // what it was asked behind may not be
     this.#storedAt = Date.now();
     if (batch.changes > 0 || batch.marker !== null) {
       this.#figures.changesApplied += batch.changes;

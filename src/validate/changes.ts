@@ -162,7 +162,7 @@ export async function replaceChanges(
 export async function overflow(scope: TaskScope): Promise<{ n: string; relation: string }[]> {
   const { rows } = await scope.target.query<{ n: string; relation: string }>(
     `select n::text, relation from dts.changed where task_id = $1
-       and (select count(*) from dts.changed where task_id = $1) > $2`,
+       and (select count(*) from dts.changed where task_id = $1 and keys is not null) > $2`,
     [scope.taskId, MAX_ROWS],
   );
   return rows;

@@ -40,6 +40,8 @@ const CHECK_EVERY_MS = 500;
 const RECHECK_EVERY_MS = 5_000;
 /** Between notes that only say that all is still well. */
 const NOTE_EVERY_MS = 2_000;
+/** A repair that has waited in vain holds the looks up for as long as it waits. */
+const REPAIR_AGAIN_MS = 30_000;
 const POLL_MS = 50;
 /** Of ranges between two notes: each waits for both disks. */
 const NOTE_RANGES_MS = 100;
@@ -91,6 +93,7 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
     let check: KeyCheck | null = null;
     let nextCheckMs = 0;
     let nextRecheckMs = 0;
+    let nextRepairMs = 0;
     while (isDeepStrictEqual(unfinishedTables(scope), unfinished)) {
       if (check === null && Date.now() >= nextCheckMs) {
         await dropOverflow(scope, readAgain);
@@ -114,7 +117,11 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
         check = null;
       }
       // between two looks: both read dts.changed
-      if (check === null && (await repairNext(scope, pair, tables, leftOut))) nextRecheckMs = 0;
+      if (check === null && Date.now() >= nextRepairMs) {
+        const repaired = await repairNext(scope, pair, tables, leftOut);
+        if (repaired === 'some') nextRecheckMs = 0;
+        if (repaired === 'later') nextRepairMs = Date.now() + REPAIR_AGAIN_MS;
+      }
       keyless.poll();
       const next = tables.find((table) => !isRead(tableNote(scope.checkpoints, table.name)));
       if (next) {
@@ -132,17 +139,20 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
   }
 }
 
-/** Goes on with the oldest request; false when there is none. A lost connection leaves it to the next attempt. */
+/**
+ * Goes on with the oldest request. A lost connection leaves it to the next attempt; so does a wait that was too long, where a
+ * walk over ranges would have to begin again.
+ */
 async function repairNext(
   scope: TaskScope,
   pair: SidePair,
   tables: readonly TablePair[],
   leftOut: ReadonlySet<string>,
-): Promise<boolean> {
+): Promise<'none' | 'some' | 'later'> {
   const repair = repairsOf(scope.checkpoints).findLast(
     ({ state, table }) => state === 'pending' && !leftOut.has(table),
   );
-  if (!repair) return false;
+  if (!repair) return 'none';
   let now = repair;
   const save = (next: Repair): void => saveRepair(scope.checkpoints, (now = next));
   const table = tables.find(({ name }) => name === repair.table);
@@ -154,9 +164,13 @@ async function repairNext(
     scope.signal.throwIfAborted();
     const failure = asMigrationError(error);
     if (failure.kind === 'aborted' || failure.code === 'connection_failed') throw failure;
+    if (failure.code === 'deadline_exceeded' && now.position) {
+      save({ ...now, error: failure.toReport() });
+      return 'later';
+    }
     save({ ...now, state: 'failed', endedAt: new Date().toISOString(), error: failure.toReport() });
   }
-  return true;
+  return 'some';
 }
 
 /** Goes on with the run that stands, or begins one: first the notes go, then the stream starts to write changes down. */
@@ -250,9 +264,10 @@ async function readChangedTablesAgain(
     scope.source,
     tables.map(({ plan }) => plan.source),
   );
-  for (const { name } of tables) {
+  for (const { name, source } of tables) {
     const { state, form } = tableNote(scope.checkpoints, name);
-    if (state !== 'pending' && state !== 'atCutover' && form !== forms.get(name)) readAgain(name);
+    const isBelieved = source.key.length === 0 ? state === 'verified' : state !== 'pending';
+    if (isBelieved && form !== forms.get(name)) readAgain(name);
   }
 }
 

@@ -1,6 +1,7 @@
 // Which keys a repair has to put right, batch by batch: the named ones, the known differences, or whatever lies in ranges of
-// the key on either side. Of a range there may be millions, so they are walked in the order of the index: first the source's
-// keys, then the target's that the source does not have. A row that comes or goes behind the walk is the stream's.
+// the key on either side. Of a range there may be millions, so they are walked in the order of the index, and only rows that are
+// not the same are put right: first the source's keys, then the target's that the source does not have. A row that comes
+// or goes behind the walk is the stream's.
 import type { Role } from '../model/endpoint.ts';
 import type { KeyRange, Repair, RepairPosition } from '../model/validation.ts';
 import type { Checkpoints } from '../postgres/task-scope.ts';
@@ -12,6 +13,8 @@ import type { SidePair } from './sessions.ts';
 
 /** Keys of one target transaction: the applier waits for it. */
 const KEYS_AT_ONCE = 500;
+/** Keys of a range that are looked at together. */
+const PAGE_KEYS = 5_000;
 
 export interface RepairBatch {
   readonly keys: readonly KeyTexts[];
@@ -28,8 +31,7 @@ export async function* repairKeys(
 ): AsyncGenerator<RepairBatch> {
   if (repair.ranges === null || repair.keys !== null) {
     const keys = await namedKeys(checkpoints, pair, table, repair);
-    for (let from = 0; from < keys.length; from += KEYS_AT_ONCE)
-      yield { keys: keys.slice(from, from + KEYS_AT_ONCE), position: null };
+    for (const batch of batchesOf(keys)) yield { keys: batch, position: null };
   }
   const begun = repair.position ?? { range: 0, role: 'source', after: null };
   for (const [range, bounds] of (repair.ranges ?? []).entries()) {
@@ -53,18 +55,28 @@ async function* keysOfRange(
   for (let from = after; ; ) {
     const found = await ask<{ key: string[] }>(
       pair[role],
-      keysSql(table[role], { after: from, upTo }, KEYS_AT_ONCE),
+      keysSql(table[role], { after: from, upTo }, PAGE_KEYS),
       table,
       role,
     );
     const keys = found.map(({ key }) => key);
     const last = keys.at(-1);
     if (!last) return;
-    const position = { range, role, after: last };
-    const known = role === 'target' ? await readHashes(pair, table, keys, 'source') : [];
-    yield { keys: keys.filter((_, n) => known[n] === undefined), position };
+    const source = await readHashes(pair, table, keys, 'source');
+    const target = role === 'source' ? await readHashes(pair, table, keys, 'target') : [];
+    const unlike = keys.filter((_, n) =>
+      role === 'source' ? source[n] !== target[n] : source[n] === undefined,
+    );
+    const batches = batchesOf(unlike);
+    for (const batch of batches.slice(0, -1)) yield { keys: batch, position: { range, role, after: from } };
+    yield { keys: batches.at(-1) ?? [], position: { range, role, after: last } };
     from = last;
   }
+}
+
+function batchesOf(keys: readonly KeyTexts[]): (readonly KeyTexts[])[] {
+  const count = Math.ceil(keys.length / KEYS_AT_ONCE);
+  return Array.from({ length: count }, (_, n) => keys.slice(n * KEYS_AT_ONCE, (n + 1) * KEYS_AT_ONCE));
 }
 
 async function namedKeys(

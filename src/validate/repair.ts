@@ -56,7 +56,7 @@ export async function repairSome(
       keysUnsettled: now.keysUnsettled + left.length,
     };
     if (position === null) continue;
-    now = { ...now, position };
+    now = { ...now, position, error: null };
     save(now);
     scope.failpoint('repair.batch-noted');
     if (Date.now() >= untilMs) return;

@@ -243,6 +243,7 @@ describe('the plan', () => {
     [640 * megabyte, null, 3],
     [100_000 * megabyte, null, 391],
     [10 * megabyte, megabyte, 10],
+    [100_000 * megabyte, megabyte, 10_000],
     [0, megabyte, 1],
   ])('wants for %i bytes with part_bytes %s %i parts', (bytes, partBytes, parts) => {
     expect(partsWanted(bytes, partBytes)).toBe(parts);
