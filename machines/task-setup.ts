@@ -147,6 +147,8 @@ export const taskSetup = setup({
     isBehind: ({ context }) => !context.caughtUp,
     isCaughtUp: ({ context }) => context.caughtUp,
     mustWaitForAuto: ({ context }) => context.auto && context.cutoverFailures > 0,
+    /** By a person, since the last cutover failed. */
+    isAskedFor: ({ context }) => context.cutoverFailures === 0,
     after: ({ context }, next: TaskContext['afterUnfencing']) => context.afterUnfencing === next,
   },
   actions: {

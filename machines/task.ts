@@ -22,7 +22,7 @@
 // 4. States tagged `dormant` need no actor and no connection; the manager stops the child there.
 // 5. A reverse task (context.isReverse) is made in `queued` and begins at syncingWal: its slot stands, both sides are equal.
 // 6. Effects that must happen are invokes (run again after a restart); plain actions may be lost by a crash.
-import { assign, not, raise } from 'xstate';
+import { assign, raise } from 'xstate';
 import type { ErrorReport } from '../src/model/errors.ts';
 import { isBlocked } from '../src/model/finding.ts';
 import { initialContext, type TaskContext } from './task-context.ts';
@@ -230,7 +230,7 @@ export const taskMachine = taskSetup.createMachine({
                 },
                 installingLater: { invoke: { ...deadline, onDone: 'installing' } },
                 spacing: {
-                  always: { guard: not('mustWaitForAuto'), target: 'watching' }, // a person has asked
+                  always: { guard: 'isAskedFor', target: 'watching' },
                   invoke: { ...deadline, onDone: 'watching' },
                 },
                 watching: {

@@ -2,6 +2,7 @@
 // become views).
 import { randomBytes, randomUUID } from 'node:crypto';
 import { initialTransition } from 'xstate';
+import type { TaskRow } from '../../db/tasks.ts';
 import type { TaskCommand } from '../../machines/task-context.ts';
 import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
 import { liftFence } from '../cutover/clean-up.ts';
@@ -31,6 +32,13 @@ import { toJson } from './durable.ts';
 import { TaskReader } from './task-reader.ts';
 import { copyingOf, restingSnapshot, reverseTaskOf, writeStopOf } from './view.ts';
 import { lastLegOf, refuseReservedId, refuseWhileReversed } from './way-back.ts';
+
+/** Asking again changes nothing; but whoever asks after a failure does not wait for the next automatic try. */
+function isRequested(row: TaskRow, command: TaskCommand): boolean {
+  if (command.type !== 'CUTOVER' || row.state !== 'syncingWal') return false;
+  const { cutoverRequested, cutoverFailures } = restingSnapshot(row).context;
+  return cutoverRequested && cutoverFailures === 0;
+}
 
 /** States in which the command's result already holds. */
 const alreadyHolds: Readonly<Record<TaskCommand['type'], readonly TaskState[]>> = {
@@ -327,11 +335,7 @@ export class MigrationService extends TaskReader implements Service {
 
   #command(id: string, command: TaskCommand): CommandResult {
     const row = this.supervisor.work.row(id);
-    const requested =
-      command.type === 'CUTOVER' &&
-      row.state === 'syncingWal' &&
-      restingSnapshot(row).context.cutoverRequested;
-    if (requested || alreadyHolds[command.type].includes(row.state))
+    if (isRequested(row, command) || alreadyHolds[command.type].includes(row.state))
       return { task: this.view(row), changed: false };
     this.supervisor.command(id, command);
     return { task: this.view(this.supervisor.work.row(id)), changed: true };

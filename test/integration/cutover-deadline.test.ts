@@ -95,3 +95,29 @@ test.each([13, 16] as const)(
     await service.unfenceTask(task.id);
   },
 );
+
+test('after an automatic cutover that failed, a person who asks need not wait for the next', async () => {
+  const pair = await makePair();
+  await pair.source.query('create table t (id int primary key); insert into t values (1)');
+  const service = startLibrary();
+  const { task } = await service.createTask({
+    sourceDb: pair.source.connection,
+    targetDb: pair.target.connection,
+    options: { cutover: 'auto', fence: 'none', cutoverTimeoutMs: 1_000 },
+  });
+  const { id } = task;
+  const blocker = await pair.source.connect();
+  await blocker.query('begin; lock table t in row exclusive mode');
+  await service.startTask(id);
+  await waitFor(async () => (await service.getTask(id)).error?.code === 'cutover_timeout');
+  await blocker.query('commit');
+  const paused = await waitFor(async () => {
+    const view = await service.getTask(id);
+    return view.cutoverWaitsFor.find((gate) => gate.startsWith('the pause after a failed cutover, until '));
+  });
+  const until = Date.parse(paused.slice(paused.lastIndexOf(' ') + 1));
+  expect(until).toBeGreaterThan(Date.now() + 15_000);
+  expect((await service.cutover(id)).changed).toBe(true);
+  await reaches(service, id, 'completed');
+  expect(Date.now()).toBeLessThan(until);
+});
