@@ -60,9 +60,10 @@ export async function loadParts(
   held: ReadonlySet<string>,
 ): Promise<readonly CopiedPart[]> {
   if (scope.spec.origin) return []; // nothing was copied: both sides were equal where its slot begins
-  // one that is being added is not published before it is held
-  const isLater = new Set([...held, ...unfinishedTables(scope)]);
   const parts = await loadPartsOf(scope, slot, null);
+  // asked behind the markers: a table is said to be copied again before they are removed; and one that is being added is not
+  // published before it is held
+  const isLater = new Set([...held, ...unfinishedTables(scope)]);
   const copied = new Set(parts.map((part) => part.relation));
   const missing = schemaPlanOf(scope)
     .tables.map((table) => relationKey(table.source))

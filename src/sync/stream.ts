@@ -189,6 +189,8 @@ async function streamOnce(
   const holds = await settleReleased(scope);
   const held = new Set(holds.tables.filter(({ state }) => state !== 'done').map(({ relation }) => relation));
   const filter = new CopyFilter(await loadParts(scope, slot, held));
+  // Who holds a table removes its markers: both must be of one moment, or the filter knows nothing of a table that it is asked for.
+  if ((await readHolds(scope)).number !== holds.number) throw HOLDS_CHANGED;
   const marker = hasLogicalMessages(version) ? null : markerTable(scope.taskId);
   const isComing = (table: string): boolean => unfinishedTables(scope).includes(table);
 

@@ -4,7 +4,8 @@ import { randomBytes } from 'node:crypto';
 import pg from 'pg';
 import { describe, expect, inject, it, onTestFinished } from 'vitest';
 import type { Failpoint } from '../../src/model/failpoints.ts';
-import { isCopyComplete, markCopyComplete } from '../../src/postgres/copy-state.ts';
+import { isCopyComplete, markCopyComplete, saveLiveCopy } from '../../src/postgres/copy-state.ts';
+import { holdTables } from '../../src/postgres/held-tables.ts';
 import { findSlot, slotOf } from '../../src/postgres/slot-record.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
@@ -438,6 +439,40 @@ describe('the stream', () => {
     const connections = stream.events.filter((event) => event.type === 'STREAM_PROGRESS').length;
     expect(connections).toBeGreaterThanOrEqual(4);
     await expectEqual(scope, pair);
+    await stream.stop();
+  });
+
+  it('begins with markers and held tables of one moment, when a table is held while it connects', async () => {
+    const pair = await makePair();
+    const scope = await prepare(
+      pair,
+      'create table t (id int primary key); create table u (id int primary key)',
+    );
+    const first = startStream(scope);
+    await waitFor(() => first.events.some((event) => event.type === 'SLOT_READY'));
+    await copyAll(scope, pair);
+    await drainStream(scope, pair, first);
+    await first.stop();
+    // so that the next changes are compared with the copy
+    await pair.target.query(`update dts.part set horizon_lsn = 'FFFF/0' where relation = 'public.u'`);
+    const second = makeScope(pair, {}, scope);
+    const query = second.target.query.bind(second.target);
+    let held = false;
+    second.target.query = async (sql, ...rest) => {
+      if (sql.startsWith('select relation, part, range') && !held) {
+        held = true;
+        saveLiveCopy(scope, { pass: 1, relations: ['public.t'], state: 'copying' });
+        await holdTables(scope, ['public.t'], true);
+      }
+      return query(sql, ...rest);
+    };
+    const stream = startStream(second);
+    await pair.source.query('insert into t values (1); insert into u values (1)');
+    await waitFor(async () => stream.failure() ?? (await pair.target.query('select from u')).rowCount === 1);
+    expect(stream.failure()).toBeNull();
+    expect(held).toBe(true);
+    expect((await pair.target.query('select from t')).rowCount).toBe(0);
+    expect((await pair.target.query('select from dts.held_change')).rowCount).toBe(1);
     await stream.stop();
   });
 
