@@ -406,7 +406,8 @@ describe('the stream', () => {
       20_000,
       'the slot to move',
     );
-    expect(scope.sync.at(-1)?.lagBytes).toBeLessThan(1_000_000);
+    // others write to the server, too, and a sample may be a second old
+    await waitFor(() => (scope.sync.at(-1)?.lagBytes ?? Infinity) < 1_000_000, 20_000, 'the lag to be small');
     // What the slot was told is on the target, and was there first.
     const acked = await pair.target.query(
       'select 1 from dts.progress where task_id = $1 and acked_lsn >= $2::pg_lsn',
