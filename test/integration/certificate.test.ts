@@ -10,6 +10,7 @@ import { cleanUp } from '../../src/cutover/clean-up.ts';
 import { armFence, disarmFence, installFence } from '../../src/cutover/fence.ts';
 import { fenceState } from '../../src/cutover/fence-function.ts';
 import { drain } from '../../src/cutover/drain.ts';
+import { readingSteps } from '../../src/cutover/forecast-reading.ts';
 import { forecastCutover } from '../../src/cutover/forecast.ts';
 import { prepareTarget } from '../../src/cutover/prepare-target.ts';
 import { settle } from '../../src/cutover/settle.ts';
@@ -364,7 +365,7 @@ test('the dry run measures how long the slot of the way back takes, and leaves n
 
 test('the dry run counts what is copied under the fence, and says that nobody knows how long the hook takes', async () => {
   const { pair, scope } = await verified();
-  const before = await forecastCutover(scope, await forecastComparison(scope));
+  const without = await forecastComparison(scope);
   await pair.source.query(`create unlogged table cache (k int primary key, v text);
     insert into cache select n, repeat('v', 100) from generate_series(1, 20000) n; analyze cache;
     select lo_from_bytea(70001, convert_to(repeat('x', 4000000), 'UTF8')), lo_create(70002)`);
@@ -395,13 +396,15 @@ test('the dry run counts what is copied under the fence, and says that nobody kn
   expect(steps.get('copy')?.detail).toMatch(
     /^1 unlogged tables of about \d+ bytes, 2 large objects of about \d+ bytes$/,
   );
-  const comparedBefore = before.steps.find(({ step }) => step === 'compare')?.ms ?? expect.unreachable();
-  expect(steps.get('compare')?.ms).toBeGreaterThan(comparedBefore + 40);
+  // of one round trip: two forecasts measure it anew, and a busy machine's differ by more
+  const comparedIn = (what: ComparisonForecast): number =>
+    readingSteps(what, 1).find(({ step }) => step === 'compare')?.ms ?? expect.unreachable();
+  expect(comparedIn(comparing)).toBeGreaterThanOrEqual(comparedIn(without) + 40);
   expect(steps.get('compare')?.detail).toContain('1 unlogged tables of about 20000 rows, 2 large objects');
   expect(steps.get('before_open')).toMatchObject({
     ms: 0,
     detail: expect.stringMatching(/before_open \(command repoint\).* at most 7000 ms/) as string,
   });
   expect(forecast.writeStopMs).toBe(forecast.steps.reduce((sum, { ms }) => sum + ms, 0));
-  expect(before.steps.map(({ step }) => step)).not.toContain('copy');
+  expect(readingSteps(without, 1).map(({ step }) => step)).not.toContain('copy');
 });
