@@ -41,6 +41,11 @@ export async function streamPosition(scope: TaskScope): Promise<StreamPosition |
   return row && { slotIncarnation: row.slot, appliedLsn: row.applied, tracking: row.tracking };
 }
 
+export async function hasApplied(scope: TaskScope, lsn: Lsn): Promise<boolean> {
+  const position = await streamPosition(scope);
+  return position !== undefined && compareLsn(position.appliedLsn, lsn) >= 0;
+}
+
 /** False when the stream has not applied `lsn` within `waitMs`. */
 export async function waitApplied(
   scope: TaskScope,
@@ -51,8 +56,7 @@ export async function waitApplied(
   const deadline = Date.now() + waitMs;
   await askForPosition(scope);
   for (;;) {
-    const position = await streamPosition(scope);
-    if (position && compareLsn(position.appliedLsn, lsn) >= 0) return true;
+    if (await hasApplied(scope, lsn)) return true;
     if (Date.now() > deadline) return false;
     await sleep(POLL_MS, signal);
   }

@@ -18,7 +18,7 @@ import { differenceOf, readHashes, withColumns, type RowHashes } from './keys.ts
 import { saveTableNote, tableNote } from './notes.ts';
 import type { KeyTexts } from './range-sql.ts';
 import type { TablePair } from './ranges.ts';
-import type { SidePair } from './sessions.ts';
+import { positionBehind, type SidePair } from './sessions.ts';
 
 /** Looks in a row that must find the same difference. */
 const LOOKS = 3;
@@ -92,15 +92,13 @@ export class KeyChecker {
       const keys = [...byText.values()];
       tables.push({ table, keys, source: await readHashes(this.#pair, table, keys, 'source') });
     }
-    const { rows } = await this.#pair.source.client.query<{ lsn: Lsn }>(
-      'select pg_current_wal_insert_lsn()::text as lsn',
-    );
+    const lsn = await positionBehind(this.#pair);
     if (tables.length > 0) await askForPosition(this.#scope);
     return {
       beganAtMs,
       rows: changes.map(({ n }) => n),
       tables,
-      lsn: rows[0]?.lsn ?? '0/0',
+      lsn,
       waiting,
     };
   }

@@ -10,14 +10,13 @@
 //
 // Once is not enough, for the reason that key-check.ts gives.
 import { asMigrationError, type MigrationError } from '../model/errors.ts';
-import type { Lsn } from '../model/lsn.ts';
 import type { TableValidation } from '../model/validation.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { changedBeyond, noteNumbers, waitApplied } from './changes.ts';
 import { saveTableNote, tableNote } from './notes.ts';
 import { sumsSql } from './range-sql.ts';
 import { ask, type TablePair } from './ranges.ts';
-import { closePair, openPair, type SidePair } from './sessions.ts';
+import { closePair, openPair, positionBehind, type SidePair } from './sessions.ts';
 import { readForms } from './table-forms.ts';
 
 /** Comparisons that must find the same difference. */
@@ -194,10 +193,7 @@ export class KeylessTables {
     const known = await noteNumbers(scope);
     const form = (await readForms(scope.source, [table.plan.source])).get(table.name);
     const source = await this.#sum(pair, table, 'source');
-    const { rows: lsns } = await pair.source.client.query<{ lsn: Lsn }>(
-      'select pg_current_wal_insert_lsn()::text as lsn',
-    );
-    const verifiedLsn = lsns[0]?.lsn ?? '0/0';
+    const verifiedLsn = await positionBehind(pair);
     attempts.rows = Number(source?.rows ?? 0);
     const isApplied = await waitApplied(scope, verifiedLsn, WAIT_MS, this.#signal);
     const target = isApplied ? await this.#sum(pair, table, 'target') : undefined;

@@ -11,7 +11,6 @@
 //
 // A change that comes later finds the row it expects. Nothing here needs the copy's markers.
 import { MigrationError } from '../model/errors.ts';
-import type { Lsn } from '../model/lsn.ts';
 import type { Repair } from '../model/validation.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { silenceTriggers } from '../postgres/existing-tables.ts';
@@ -22,7 +21,7 @@ import { changedBeyond, noteNumbers, waitApplied } from './changes.ts';
 import { repairKeys } from './repair-keys.ts';
 import { ask, type TablePair } from './ranges.ts';
 import { rowsSql, type KeyTexts } from './range-sql.ts';
-import type { SidePair } from './sessions.ts';
+import { positionBehind, type SidePair } from './sessions.ts';
 
 const ATTEMPTS = 5;
 /** Longest wait for older transactions of the source, and for the stream. */
@@ -80,10 +79,7 @@ async function repairOnce(
     table,
     'source',
   );
-  const { rows: lsns } = await pair.source.client.query<{ lsn: Lsn }>(
-    'select pg_current_wal_insert_lsn()::text as lsn',
-  );
-  const lsn = lsns[0]?.lsn ?? '0/0';
+  const lsn = await positionBehind(pair);
   if (!(await waitApplied(scope, lsn, WAIT_MS, scope.signal)))
     throw new MigrationError('deadline_exceeded', `target: the stream has not applied ${lsn} yet`, {
       hint: 'ask for the repair again when the lag is smaller',

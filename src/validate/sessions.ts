@@ -1,5 +1,6 @@
 // The two connections of a comparison, set up so that both servers print and hash values alike. compare.ts and online.ts
 // open them.
+import type { Lsn } from '../model/lsn.ts';
 import type { Session, Side } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -44,6 +45,12 @@ export async function openPair(
 
 export async function closePair(pair: SidePair): Promise<void> {
   await Promise.all([pair.source.close(), pair.target.close()]);
+}
+
+/** The source's position behind what was read from it. */
+export async function positionBehind({ source }: SidePair): Promise<Lsn> {
+  const { rows } = await source.client.query<{ lsn: Lsn }>('select pg_current_wal_insert_lsn()::text as lsn');
+  return rows[0]?.lsn ?? '0/0';
 }
 
 async function openSession(
