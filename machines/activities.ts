@@ -1,5 +1,5 @@
 // Contracts of everything a task invokes: names, inputs, outputs. No code: `src/runtime/activities.ts` binds them to
-// functions. Every activity is idempotent, takes nothing but the task's id and reads its own checkpoints, because a
+// functions. Every activity is idempotent, takes nothing but the task's id and a deadline, and reads its own checkpoints, because a
 // restored invoke gets the input of its first start again.
 import type { ErrorReport } from '../src/model/errors.ts';
 import type { Finding } from '../src/model/finding.ts';
@@ -7,6 +7,8 @@ import type { Certificate, TableVerdict } from '../src/model/certificate.ts';
 
 export interface TaskRef {
   readonly taskId: string;
+  /** Of a step of the cutover: when the chart gives it up. ISO 8601. */
+  readonly deadlineAt?: string | null;
 }
 
 export interface Activities {

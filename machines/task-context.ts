@@ -54,12 +54,23 @@ export interface TaskContext {
   readonly cutoverFailures: number;
   /** End of the wait that is running: write stop, validation or the pause between automatic cutovers. ISO 8601. */
   readonly deadlineAt: string | null;
-  readonly afterUnfencing: 'syncingWal' | 'paused' | 'retrying' | 'failing';
+  readonly afterUnfencing: 'syncingWal' | 'paused' | 'retrying' | 'cancelling' | 'failing';
   /** From here on only forward: the fence stays and PAUSE and CANCEL are refused. */
   readonly pastPointOfNoReturn: boolean;
   readonly dropTarget: boolean;
   readonly cleanupPending: boolean;
   readonly certificate: Certificate | null;
+}
+
+/** What of the options the chart's guards and deadlines need; it follows the options, which may change. */
+export function optionsOf({ options }: TaskSpec) {
+  return {
+    auto: options.cutover === 'auto',
+    cutoverTimeoutMs: options.cutoverTimeoutMs,
+    validationTimeoutMs: options.validationTimeoutMs,
+    validatesOnline: options.validation === 'online',
+    needsValidation: options.cutoverMaxValidationAgeMs !== null,
+  } satisfies Partial<TaskContext>;
 }
 
 export interface TaskInput {
@@ -93,6 +104,8 @@ export type TaskMachineEvent =
   | StreamEvent
   /** The slot was lost, or dropped because of `max_retained_wal_bytes`, while no stream ran. */
   | { readonly type: 'SLOT_LOST'; readonly error: ErrorReport }
+  /** The task's options are others now. */
+  | { readonly type: 'OPTIONS_CHANGED'; readonly options: ReturnType<typeof optionsOf> }
   /** A part was finished after an error: the retry budget starts afresh. */
   | { readonly type: 'PART_DONE' }
   /** Between the regions: flow asks, copy and verify answer. */
@@ -111,9 +124,7 @@ export function initialContext({ taskId, spec }: TaskInput): TaskContext {
   return {
     taskId,
     isReverse: spec.origin !== undefined,
-    auto: spec.options.cutover === 'auto',
-    cutoverTimeoutMs: spec.options.cutoverTimeoutMs,
-    validationTimeoutMs: spec.options.validationTimeoutMs,
+    ...optionsOf(spec),
     findings: [],
     error: null,
     resumesAt: spec.origin ? 'syncingWal' : 'init',
@@ -124,9 +135,7 @@ export function initialContext({ taskId, spec }: TaskInput): TaskContext {
     caughtUp: false,
     fenceInstalled: false,
     cutoverRequested: false,
-    validatesOnline: spec.options.validation === 'online',
     validationPass: 0,
-    needsValidation: spec.options.cutoverMaxValidationAgeMs !== null,
     validationClean: false,
     copyDue: null,
     copyPass: 0,

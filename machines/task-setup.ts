@@ -82,6 +82,12 @@ const isCopyDue = ({ copyDue }: TaskContext): boolean => copyDue === 'add' || co
 
 export const ref = ({ context }: { context: TaskContext }): TaskRef => ({ taskId: context.taskId });
 
+/** For a step of the cutover, which knows how long it has. */
+export const refUnderFence = ({ context }: { context: TaskContext }): TaskRef => ({
+  taskId: context.taskId,
+  deadlineAt: context.deadlineAt,
+});
+
 export const taskSetup = setup({
   types: {
     context: {} as TaskContext,
@@ -122,6 +128,7 @@ export const taskSetup = setup({
       ),
     /** Our store is older than the cutover: the source must not take writes again. */
     wasOpened: ({ event }) => errorOf(event).code === 'already_opened',
+    errorIsDifference: ({ event }) => errorOf(event).kind === 'divergence',
     errorIgnored: ({ event }) => errorVerdict(errorOf(event).kind) === 'ignore',
     resumesAt: ({ context }, point: ResumePoint) => context.resumesAt === point,
     cutoverGatesOpen: ({ context }) =>
@@ -149,6 +156,8 @@ export const taskSetup = setup({
     mustWaitForAuto: ({ context }) => context.auto && context.cutoverFailures > 0,
     /** By a person, since the last cutover failed. */
     isAskedFor: ({ context }) => context.cutoverFailures === 0,
+    /** Whoever gave the task up under the fence is not overruled by a later PAUSE. */
+    isGivenUp: ({ context }) => ['cancelling', 'failing'].includes(context.afterUnfencing),
     after: ({ context }, next: TaskContext['afterUnfencing']) => context.afterUnfencing === next,
   },
   actions: {
@@ -214,7 +223,7 @@ export const taskSetup = setup({
         code: 'cutover_timeout',
         kind: 'transient',
         message: `the cutover did not finish by ${context.deadlineAt ?? 'its deadline'}; the source accepts writes again`,
-        hint: 'look at waiting_for for who held it up, or raise options.cutover_timeout_ms or validation_timeout_ms',
+        hint: 'raise cutover_timeout_ms or validation_timeout_ms: PATCH …/options',
       } satisfies ErrorReport,
     })),
     /**
@@ -243,7 +252,13 @@ export const taskSetup = setup({
       const attempt = context.attempt + 1;
       const leads = next[errorVerdict(error.kind)];
       // the way out may be decided already: a person's PAUSE is not undone by the stream that breaks meanwhile
-      const order: readonly TaskContext['afterUnfencing'][] = ['syncingWal', 'retrying', 'paused', 'failing'];
+      const order: readonly TaskContext['afterUnfencing'][] = [
+        'syncingWal',
+        'retrying',
+        'paused',
+        'failing',
+        'cancelling',
+      ];
       const known = context.afterUnfencing;
       return {
         error,
@@ -252,6 +267,7 @@ export const taskSetup = setup({
         retryAt: inMs(retryDelayMs(attempt, Math.random())),
       };
     }),
+    takeOptions: assign(({ event }) => (event.type === 'OPTIONS_CHANGED' ? event.options : {})),
     setDropTarget: assign({
       dropTarget: ({ event }) => ('dropTarget' in event ? event.dropTarget === true : false),
     }),

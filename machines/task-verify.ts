@@ -1,6 +1,6 @@
 // The region `verify` of task.ts: comparisons beside whatever the flow does. It never changes the flow but by what it raises.
 import { assign, raise } from 'xstate';
-import { errorOf, ref, taskSetup } from './task-setup.ts';
+import { errorOf, ref, refUnderFence, taskSetup } from './task-setup.ts';
 
 export const verifyRegion = taskSetup.createStateConfig({
   initial: 'idle',
@@ -33,7 +33,7 @@ export const verifyRegion = taskSetup.createStateConfig({
     verifying: {
       invoke: {
         src: 'compareTables',
-        input: ref,
+        input: refUnderFence,
         onDone: {
           target: 'idle',
           actions: raise(({ event }) => ({

@@ -15,8 +15,9 @@
 // the cutover's gates stay closed meanwhile. RECOPY of a task whose slot is lost leads to migratingData, behind a new slot.
 //
 // 1. `replicating` invokes the stream for its whole life: it owns slot and walsender, and lives through the fence.
-// 2. Nothing pauses, retries or is restored under the fence: `unfencing` comes first. After the point of no return
-//    there is no way back: PAUSE and CANCEL are not accepted, errors are retried with the fence up.
+// 2. Nothing pauses, retries, is given up or restored under the fence: `unfencing` comes first, and is tried until it works;
+//    only ABANDON leaves it, to the clean-up. After the point of no return there is no way back: PAUSE and CANCEL are
+//    not accepted, errors are retried with the fence up.
 // 3. `finalizing` lies outside `replicating`: the marker was the stream's last duty, and a restored task must not start
 //    a walsender on a slot that is being dropped. Un-fencing from there enters `replicating` again.
 // 4. States tagged `dormant` need no actor and no connection; the manager stops the child there.
@@ -27,12 +28,12 @@ import type { ErrorReport } from '../src/model/errors.ts';
 import { isBlocked } from '../src/model/finding.ts';
 import { initialContext, type TaskContext } from './task-context.ts';
 import { copyRegion } from './task-copy.ts';
-import { inMs, openedUnequal, ref, taskSetup, withPlanFindings } from './task-setup.ts';
+import { inMs, openedUnequal, ref, refUnderFence, taskSetup, withPlanFindings } from './task-setup.ts';
 import { deadline, fail, onError } from './task-transitions.ts';
 import { verifyRegion } from './task-verify.ts';
 
 /** Raised when persisted snapshots change shape; `runtime/restore.ts` has a migration for every older one. */
-export const TASK_MACHINE_VERSION = 2;
+export const TASK_MACHINE_VERSION = 3;
 
 /** Between automatic cutovers, after one that failed. */
 const AUTO_CUTOVER_DELAY_MS = 30_000;
@@ -40,10 +41,24 @@ const AUTO_CUTOVER_DELAY_MS = 30_000;
 const MAX_AUTO_CUTOVERS = 3;
 /** Between attempts at what must succeed: un-fencing, fence installation, the steps after the point of no return. */
 const PERSIST_DELAY_MS = 2_000;
+/** Between comparisons of a target that may not open because it differs. */
+const COMPARE_AGAIN_MS = 30_000;
 
 const giveUp = {
   CANCEL: { target: '#task.cancelling', actions: 'setDropTarget' },
   ABANDON: { target: '#task.failing', actions: 'setDropTarget' },
+} as const;
+
+/** Given up under the fence: the source gets its writes back first. */
+const giveUpUnfenced = {
+  CANCEL: {
+    target: '#task.replicating.flow.stoppingWrites.unfencing',
+    actions: ['setDropTarget', { type: 'unfenceThen', params: 'cancelling' }],
+  },
+  ABANDON: {
+    target: '#task.replicating.flow.stoppingWrites.unfencing',
+    actions: ['setDropTarget', { type: 'unfenceThen', params: 'failing' }],
+  },
 } as const;
 
 const finish = { guard: 'isReverse', target: '#task.finishing' } as const;
@@ -82,6 +97,7 @@ export const taskMachine = taskSetup.createMachine({
   id: 'task',
   context: ({ input }) => initialContext(input),
   initial: 'created',
+  on: { OPTIONS_CHANGED: { actions: 'takeOptions' } },
   states: {
     created: {
       tags: 'dormant',
@@ -278,12 +294,17 @@ export const taskMachine = taskSetup.createMachine({
                   initial: 'arming',
                   states: {
                     arming: {
-                      invoke: { src: 'armFence', input: ref, onDone: 'draining', onError: cutoverFailed },
+                      invoke: {
+                        src: 'armFence',
+                        input: refUnderFence,
+                        onDone: 'draining',
+                        onError: cutoverFailed,
+                      },
                     },
                     draining: {
                       invoke: {
                         src: 'drain',
-                        input: ref,
+                        input: refUnderFence,
                         onDone: '#task.replicating.flow.validating',
                         onError: cutoverFailed,
                       },
@@ -293,6 +314,7 @@ export const taskMachine = taskSetup.createMachine({
                     PAUSE: interrupted('paused'),
                     RESTORED: interrupted('syncingWal'),
                     STREAM_FAILED: streamFailed,
+                    ...giveUpUnfenced,
                   },
                 },
                 unfencing: {
@@ -310,6 +332,7 @@ export const taskMachine = taskSetup.createMachine({
                         onDone: [
                           { guard: { type: 'after', params: 'paused' }, target: '#task.paused' },
                           { guard: { type: 'after', params: 'retrying' }, target: '#task.retrying' },
+                          { guard: { type: 'after', params: 'cancelling' }, target: '#task.cancelling' },
                           { guard: { type: 'after', params: 'failing' }, target: '#task.failing' },
                           { target: '#task.replicating.flow.syncingWal' },
                         ],
@@ -323,7 +346,13 @@ export const taskMachine = taskSetup.createMachine({
                     waiting: { invoke: { ...deadline, onDone: 'disarming' } },
                   },
                   on: {
-                    PAUSE: { actions: { type: 'unfenceThen', params: 'paused' } },
+                    PAUSE: [
+                      { guard: 'isGivenUp', actions: [] },
+                      { actions: { type: 'unfenceThen', params: 'paused' } },
+                    ],
+                    CANCEL: {
+                      actions: ['setDropTarget', { type: 'unfenceThen', params: 'cancelling' }],
+                    },
                     STREAM_FAILED: { actions: 'recordStreamError' },
                   },
                 },
@@ -360,6 +389,7 @@ export const taskMachine = taskSetup.createMachine({
                 STREAM_FAILED: streamFailed,
                 PAUSE: interrupted('paused'),
                 RESTORED: interrupted('syncingWal'),
+                ...giveUpUnfenced,
               },
             },
           },
@@ -379,7 +409,7 @@ export const taskMachine = taskSetup.createMachine({
             { ...deadline, onDone: timedOut },
             {
               src: 'prepareTarget',
-              input: ref,
+              input: refUnderFence,
               onDone: {
                 target: 'settling',
                 actions: assign({
@@ -392,7 +422,7 @@ export const taskMachine = taskSetup.createMachine({
               onError: cutoverFailed,
             },
           ],
-          on: { PAUSE: interrupted('paused'), RESTORED: interrupted('syncingWal'), ...giveUp },
+          on: { PAUSE: interrupted('paused'), RESTORED: interrupted('syncingWal'), ...giveUpUnfenced },
         },
         // The transition into this state, once committed, is the point of no return.
         settling: {
@@ -410,10 +440,17 @@ export const taskMachine = taskSetup.createMachine({
                 }),
               ],
             },
-            onError: {
-              target: 'settlingLater',
-              actions: ['recordError', 'scheduleRetry', { type: 'waitFor', params: PERSIST_DELAY_MS }],
-            },
+            onError: [
+              {
+                guard: 'errorIsDifference', // a person mends it, and it reads whole tables
+                target: 'settlingLater',
+                actions: ['recordError', 'scheduleRetry', { type: 'waitFor', params: COMPARE_AGAIN_MS }],
+              },
+              {
+                target: 'settlingLater',
+                actions: ['recordError', 'scheduleRetry', { type: 'waitFor', params: PERSIST_DELAY_MS }],
+              },
+            ],
           },
         },
         settlingLater: { invoke: { ...deadline, onDone: 'settling' } },

@@ -10,7 +10,7 @@ import { fromPostgres } from '../postgres/errors.ts';
 import { hasNoLargeObjects, unlinkLargeObjects } from '../postgres/large-objects.ts';
 import { ident, literal } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
-import { underFence } from '../postgres/under-fence.ts';
+import { readingDeadline, underFence } from '../postgres/under-fence.ts';
 
 /** Objects of one transaction. */
 const BATCH = 64;
@@ -36,12 +36,15 @@ interface LargeObject {
 
 /**
  * Removes those that an earlier attempt has made and copies all. Errors: `target_conflict` with the OID in use,
- * `insufficient_privilege`, those of the servers, `deadline_exceeded` after `validationTimeoutMs`.
+ * `insufficient_privilege`, those of the servers, `deadline_exceeded` at `at`, ms since the epoch.
  */
-export async function copyLargeObjects(scope: TaskScope): Promise<void> {
+export async function copyLargeObjects(scope: TaskScope, at = readingDeadline(scope)): Promise<void> {
   if (schemaPlanOf(scope).largeObjects !== true || (await hasNoLargeObjects(scope))) return;
-  const limit = { what: 'copying the large objects', remedy: 'set options.large_objects to false' };
-  await underFence(scope, limit, async (signal) => {
+  const limit = {
+    what: 'the copy of the large objects',
+    remedy: 'begin anew with options.large_objects false',
+  };
+  await underFence(scope, at, limit, async (signal) => {
     scope.progress.setWaitingFor('the removal of large objects of an earlier attempt');
     await unlinkLargeObjects(scope, signal);
     const source = await scope.source.session({ purpose: 'copy', signal });

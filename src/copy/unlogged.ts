@@ -10,6 +10,7 @@ import { copyJobsOf } from '../postgres/host.ts';
 import { emptyTable } from '../postgres/existing-tables.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import { abortAt, readingDeadline, tookTooLong } from '../postgres/under-fence.ts';
 import { ONE_SNAPSHOT } from '../postgres/transaction-options.ts';
 import { chooseFormats } from './format.ts';
 import { copyStatements } from './part.ts';
@@ -19,16 +20,15 @@ const LOCK_TIMEOUT = '10s';
 
 /**
  * Empties and fills them on the target, one transaction a table, `copyJobs` at once. Idempotent.
- * Errors: `copy_failed` with the relation, `source_ddl`, `lock_timeout`, `deadline_exceeded` after `validationTimeoutMs`,
- * which is the deadline of all reading under the fence.
+ * Errors: `copy_failed` with the relation, `source_ddl`, `lock_timeout`, `deadline_exceeded` at `at`, ms since
+ * the epoch: the deadline of all reading under the fence.
  */
-export async function copyUnlogged(scope: TaskScope): Promise<void> {
+export async function copyUnlogged(scope: TaskScope, at = readingDeadline(scope)): Promise<void> {
   const { unlogged = [] } = schemaPlanOf(scope);
   if (unlogged.length === 0) return;
-  const { validationTimeoutMs } = scope.spec.options;
   const copyJobs = copyJobsOf(scope);
   const stop = new AbortController();
-  const deadline = AbortSignal.timeout(Math.min(validationTimeoutMs, 2 ** 31 - 1));
+  const deadline = abortAt(at);
   const signal = AbortSignal.any([scope.signal, stop.signal, deadline]);
   setMaxListeners(0, signal, scope.signal); // one listener a connection
   const formats = await chooseFormats(scope, unlogged);
@@ -53,12 +53,7 @@ export async function copyUnlogged(scope: TaskScope): Promise<void> {
     scope.progress.setWaitingFor(null);
   }
   if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request');
-  if (deadline.aborted)
-    throw new MigrationError(
-      'deadline_exceeded',
-      `copying the unlogged tables took longer than ${validationTimeoutMs} ms`,
-      { hint: 'raise validation_timeout_ms, or leave them out with options.exclude' },
-    );
+  if (deadline.aborted) throw tookTooLong(scope, { what: 'the copy of the unlogged tables' });
   if (first !== null) throw asMigrationError(first);
 }
 

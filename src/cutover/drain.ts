@@ -14,13 +14,15 @@ const SHOW_EVERY_MS = 500;
 
 /**
  * Emits a marker and waits until it has been applied. Every call makes a new one: an older one may lie before the
- * present fence. Errors: `cutover_timeout` after `cutoverTimeoutMs`.
+ * present fence. Errors: `cutover_timeout` at the deadline, ms since the epoch.
  */
-export async function drain(scope: TaskScope): Promise<{ markerLsn: Lsn }> {
+export async function drain(
+  scope: TaskScope,
+  deadline = Date.now() + scope.spec.options.cutoverTimeoutMs,
+): Promise<{ markerLsn: Lsn }> {
   const fence = scope.checkpoints.get<FenceNote>(cutoverNotes.fence);
   if (!fence) throw new MigrationError('internal', 'drain without a fence');
   const markerId = randomUUID();
-  const deadline = Date.now() + scope.spec.options.cutoverTimeoutMs;
   scope.checkpoints.set(cutoverNotes.drain, { markerId, markerLsn: null } satisfies DrainNote);
   await emitMarker(scope, markerId);
   scope.failpoint('drain.marker-emitted');
@@ -61,7 +63,7 @@ async function waitForMarker(scope: TaskScope, markerId: string, deadline: numbe
       }
       if (Date.now() > deadline) {
         throw new MigrationError('cutover_timeout', `still waiting for ${reason}`, {
-          hint: 'request the cutover when the lag is smaller, or raise cutover_timeout_ms',
+          hint: 'request the cutover when the lag is smaller, or raise cutover_timeout_ms: PATCH …/options',
           details: { markerId },
         });
       }

@@ -57,7 +57,7 @@ export async function installFence(
 /**
  * Stops all writers and proves it (`options.fence` weakens that: see TaskOptions). Fenced writers get SQLSTATE 25006; `fenceLsn` lies behind every change that was
  * committed. Errors: `cutover_timeout` naming who still writes, `source_ddl`, `fence_failed` for a subscription that
- * writes the tables; the fence then stays armed until the caller lifts it. `beganMs`: when the cutover began.
+ * writes the tables; the fence then stays armed until the caller lifts it.
  *
  * The proof. A statement locks a table before it fires the table's trigger, and keeps the lock until its transaction
  * ends. Taking the lock, it processes the invalidation messages of everything committed before; COMMIT of the new
@@ -70,10 +70,10 @@ export async function installFence(
  *
  * Transaction ids would prove nothing: case 2 includes a transaction that has not written yet and has none.
  */
-export async function armFence(scope: TaskScope, beganMs = Date.now()): Promise<{ fenceLsn: Lsn }> {
-  // Less than the whole: the error that names the writers comes before the statechart's deadline, whose clock runs by then.
-  const { cutoverTimeoutMs } = scope.spec.options;
-  const deadline = beganMs + cutoverTimeoutMs - Math.min(1_000, cutoverTimeoutMs / 4);
+export async function armFence(
+  scope: TaskScope,
+  deadline = Date.now() + scope.spec.options.cutoverTimeoutMs,
+): Promise<{ fenceLsn: Lsn }> {
   const { fence } = scope.spec.options;
   if (fence === 'triggers') {
     await ensureFenceFunction(scope);
@@ -206,7 +206,7 @@ async function waitForWriters(scope: TaskScope, oids: readonly number[], deadlin
           'cutover_timeout',
           `source: writers did not end within the cutover timeout: ${reason}`,
           {
-            hint: `${remedyFor(left)}; or raise cutover_timeout_ms, or set terminate_blockers`,
+            hint: `${remedyFor(left)}; or raise cutover_timeout_ms, or set terminate_blockers: PATCH …/options`,
             details: { blockers: left },
           },
         );

@@ -25,10 +25,11 @@ const LONG_MS = 2_000;
 /** A slot on the target waits until every transaction that writes there has ended. */
 const SLOT_TIMEOUT_MS = 5_000;
 
-/** Errors: those of a connection. What would fail is in the answer. */
+/** `waitsFor`: gates that are closed. Errors: those of a connection. What would fail is in the answer. */
 export async function forecastCutover(
   scope: TaskScope,
   comparison: ComparisonForecast,
+  waitsFor: readonly string[],
 ): Promise<CutoverForecast> {
   const problems: ErrorReport[] = [];
   const attempt = async <T>(work: () => Promise<T>): Promise<{ ms: number; result: T | null }> => {
@@ -43,6 +44,15 @@ export async function forecastCutover(
       return { ms: performance.now() - startedMs, result: null };
     }
   };
+  const { differing } = comparison;
+  if (differing.length > 0)
+    problems.push({
+      code: 'validation_failed',
+      kind: 'divergence',
+      message: `source and target differ in ${differing.join(', ')}, by the online validation`,
+      hint: 'GET …/validation names the rows; repair them',
+      details: { tables: differing },
+    });
   const roundTripMs = await roundTrip(scope);
   const fence = await attempt(() => forecastFence(scope));
   const drain = await attempt(() => passMarker(scope));
@@ -93,7 +103,7 @@ export async function forecastCutover(
       detail: 'measured: rehearsed and rolled back; a cutover rehearses them and runs them',
     },
     ...(reverse ? [wayBack] : []),
-    ...(beforeOpen ? [hookStep(beforeOpen)] : []),
+    ...(beforeOpen ? [hookStep(scope, beforeOpen)] : []),
   ];
   const rounded = steps.map((step) => ({ ...step, ms: Math.ceil(step.ms) }));
   const writeStopMs = rounded.reduce((sum, step) => sum + step.ms, 0);
@@ -103,16 +113,18 @@ export async function forecastCutover(
     writeStopMs,
     blockers,
     targetBlockers,
+    waitsFor,
     problems,
   };
 }
 
 /** It is not called: what it does may not be undone. */
-function hookStep(hook: Hook): ForecastStep {
+function hookStep({ spec }: TaskScope, hook: Hook): ForecastStep {
+  const atMost = Math.min(hook.timeoutMs, spec.options.cutoverTimeoutMs);
   return {
     step: 'before_open',
     ms: 0,
-    detail: `and as long as the hook ${titleOf(hook, 'beforeOpen')} takes, which is not known: at most ${hook.timeoutMs} ms, after which the cutover fails and the source takes writes again`,
+    detail: `and as long as the hook ${titleOf(hook, 'beforeOpen')} takes, which is not known: at most ${atMost} ms, after which the cutover fails and the source takes writes again`,
   };
 }
 

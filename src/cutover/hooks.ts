@@ -24,14 +24,20 @@ interface Call {
   readonly env: Readonly<Record<string, string>>;
 }
 
-/** Calls the hook where the task has it. Errors: `hook_failed`, `secret_unavailable`, `aborted`. */
+/**
+ * Calls the hook where the task has it; false where it has none. At `deadline`, ms since the epoch, it is late, whatever its
+ * own timeout. Errors: `hook_failed`, `secret_unavailable`, `aborted`.
+ */
 export async function callHook(
   scope: TaskScope,
   name: HookName,
   certificate: Partial<Certificate>,
-): Promise<void> {
-  const hook = scope.spec.options.hooks[name];
-  if (!hook) return;
+  deadline = Number.POSITIVE_INFINITY,
+): Promise<boolean> {
+  const configured = scope.spec.options.hooks[name];
+  if (!configured) return false;
+  const timeoutMs = Math.max(1, Math.min(configured.timeoutMs, Math.floor(deadline - Date.now())));
+  const hook = { ...configured, timeoutMs };
   const call = callOf(scope, hook, name, certificate);
   const headers = await headersOf(hook);
   const attempts = name === 'afterOpen' ? AFTER_OPEN_ATTEMPTS : 1;
@@ -40,7 +46,7 @@ export async function callHook(
       scope.progress.setWaitingFor(`the hook ${call.title}`);
       if (hook.command === undefined) await post(scope, call, headers);
       else await run(scope, call, hook.command);
-      return;
+      return true;
     } catch (error) {
       if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
       if (attempt === attempts) throw error;

@@ -14,13 +14,16 @@ import { copySequences } from './sequences.ts';
 const LOCK_TIMEOUT = '5s';
 
 /**
- * Idempotent. Errors: those of the sequences, `schema_failed` for a statement that would fail after the opening, those of
+ * Idempotent. `deadline`: ms since the epoch. Errors: those of the sequences, `schema_failed` for a statement that would fail after the opening, those of
  * `armReverse` and `confirmFence`, `hook_failed`.
  */
-export async function prepareTarget(scope: TaskScope): Promise<void> {
-  await bothOf(setSequences(scope), rehearseAndArm(scope));
+export async function prepareTarget(
+  scope: TaskScope,
+  deadline = Date.now() + scope.spec.options.cutoverTimeoutMs,
+): Promise<void> {
+  await bothOf(setSequences(scope), rehearseAndArm(scope, deadline));
   await confirmFence(scope);
-  await callHook(scope, 'beforeOpen', certificateSoFar(scope));
+  if (await callHook(scope, 'beforeOpen', certificateSoFar(scope), deadline)) await confirmFence(scope); // it took its time
   scope.failpoint('finalize.hook-called');
   scope.checkpoints.set(cutoverNotes.prepared, new Date().toISOString());
   scope.failpoint('finalize.before-point-of-no-return');
@@ -32,9 +35,9 @@ async function setSequences(scope: TaskScope): Promise<void> {
   scope.failpoint('finalize.sequences-set');
 }
 
-async function rehearseAndArm(scope: TaskScope): Promise<void> {
+async function rehearseAndArm(scope: TaskScope, deadline: number): Promise<void> {
   await rehearsePhases(scope, { phases: ['foreign-key', 'final'], lockTimeout: LOCK_TIMEOUT });
-  await armReverse(scope);
+  await armReverse(scope, deadline);
 }
 
 /** Waits for both also when one fails: nothing of ours must be at work when the fence is lifted. */

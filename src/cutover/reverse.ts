@@ -79,8 +79,12 @@ function findNote(scope: TaskScope): ReverseNote | undefined {
   return scope.checkpoints.get<ReverseNote>(reverseNotes.reverse);
 }
 
-function reverseScope(scope: TaskScope, note: ReverseNote): TaskScope {
-  return turned(scope, note, reverseNotes.prefix, reverseSpec(scope.taskId, scope.incarnation, scope.spec));
+/** `patienceMs`: what is left of the write stop, which its slot must not outlast. */
+function reverseScope(scope: TaskScope, note: ReverseNote, patienceMs = Number.POSITIVE_INFINITY): TaskScope {
+  const spec = reverseSpec(scope.taskId, scope.incarnation, scope.spec);
+  const slotTimeoutMs = Math.max(1, Math.min(spec.options.slotTimeoutMs, Math.floor(patienceMs)));
+  const options = { ...spec.options, slotTimeoutMs };
+  return turned(scope, note, reverseNotes.prefix, { ...spec, options });
 }
 
 /**
@@ -113,13 +117,16 @@ export async function prepareReverse(scope: TaskScope): Promise<void> {
 
 /**
  * Under the fence, when the target is complete: makes the slot, always anew, for one of an earlier attempt holds what we
- * have applied since. Errors: `slot_creation_timeout` naming the transactions on the target that it waits for, and others
- * of the slot.
+ * have applied since. `deadline`: ms since the epoch. Errors: `slot_creation_timeout` naming the transactions on the target that
+ * it waits for, and others of the slot.
  */
-export async function armReverse(scope: TaskScope): Promise<void> {
+export async function armReverse(
+  scope: TaskScope,
+  deadline = Date.now() + scope.spec.options.cutoverTimeoutMs,
+): Promise<void> {
   const note = findNote(scope);
   if (!scope.spec.options.reverse || !note) return;
-  const reverse = reverseScope(scope, note);
+  const reverse = reverseScope(scope, note, deadline - Date.now());
   saveSchemaPlan(reverse, reversePlan(schemaPlanOf(scope))); // with the columns that on_ddl has carried meanwhile
   await wayBack(async () => {
     await dropArmed(reverse);

@@ -8,17 +8,19 @@ import { removeBookkeeping } from '../postgres/bookkeeping.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { dropPublication } from '../postgres/publication.ts';
 import { restoreIdentities } from '../postgres/replica-identity.ts';
+import { findSlot } from '../postgres/slot-record.ts';
 import { dropSlot } from '../postgres/slot-removal.ts';
+import { sourceSystem, verifySystemOf } from '../postgres/source-system.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { analyzeTarget } from './analyze.ts';
 import { Attempts } from './attempts.ts';
 import { certificateSoFar, makeCertificate } from './certificate.ts';
-import { disarmFence, keepsFence, removeFence } from './fence.ts';
+import { armFence, confirmFence, disarmFence, keepsFence, removeFence } from './fence.ts';
 import { markOpened } from './fence-function.ts';
 import { callHook } from './hooks.ts';
 import { runPhases } from './planned-statements.ts';
 import { removeTargetFence, unfenceTarget } from './reverse.ts';
-import { restoreSequences } from './sequences.ts';
+import { copySequences, restoreSequences } from './sequences.ts';
 import { withStructures } from './structures.ts';
 import { isOpened, noteOpened } from './write-stop.ts';
 
@@ -37,16 +39,15 @@ const NO_SNAPSHOT = 'a server did not answer in time just before the target open
  * Sequences, where the target has lost them; foreign keys and triggers, which opens the target; VALIDATE, ANALYZE where
  * it was not before, certificate; then slot, publication, fence (unless `keepFence`) and bookkeeping go.
  * `cleanupPending`: something is still there, because a server is out of reach or somebody holds a lock; calling it
- * again removes it and returns the same certificate. Errors: those of the target while the certificate is being made.
+ * again removes it and returns the same certificate. Errors: those of the target while the certificate is being made;
+ * `validation_failed` while the target is not open and the source has taken writes that it lacks.
  */
 export async function settle(
   scope: TaskScope,
-  hold: HoldSnapshots = () => Promise.resolve(null),
-  compareSchema: SchemaComparison = () => Promise.resolve(null),
+  others: OtherFolders,
 ): Promise<{ certificate: Certificate; cleanupPending: boolean }> {
   const certificate =
-    scope.checkpoints.get<Certificate>(cutoverNotes.certificate) ??
-    (await certify(scope, hold, compareSchema));
+    scope.checkpoints.get<Certificate>(cutoverNotes.certificate) ?? (await certify(scope, others));
   scope.failpoint('finalize.before-source-cleanup');
   const attempts = new Attempts(scope);
   await attempts.run('source', 'slot', () => dropSlot(scope));
@@ -74,14 +75,19 @@ export interface HeldSnapshots {
 
 export type HoldSnapshots = (scope: TaskScope) => Promise<HeldSnapshots | null>;
 
-/** What schema/compare.ts does; the domain folders do not know each other. */
-type SchemaComparison = (scope: TaskScope) => Promise<SchemaVerdict | null>;
+/** What validate/ and schema/ do; the domain folders do not know each other. */
+export interface OtherFolders {
+  readonly hold?: HoldSnapshots;
+  /** Compares every table as a whole, and notes the verdicts. */
+  readonly compareAgain: () => Promise<readonly TableVerdict[]>;
+  readonly compareSchema?: (scope: TaskScope) => Promise<SchemaVerdict | null>;
+}
 
 async function certify(
   scope: TaskScope,
-  hold: HoldSnapshots,
-  compareSchema: SchemaComparison,
+  { hold = () => Promise.resolve(null), compareAgain, compareSchema }: OtherFolders,
 ): Promise<Certificate> {
+  if (!isOpened(scope)) await ensureFenced(scope, compareAgain);
   const verdicts = scope.checkpoints.get<VerdictsNote>(cutoverNotes.verdicts);
   const sequences = scope.checkpoints.get<readonly SequenceVerdict[]>(cutoverNotes.sequences);
   if (!verdicts || !sequences) throw new MigrationError('internal', 'no verdicts or sequences to certify');
@@ -115,7 +121,7 @@ async function certify(
     const { tables, fault } = snapshots
       ? await snapshots.digest(verdicts.tables)
       : { tables: verdicts.tables, fault: opened ? OPENED_BEFORE : NO_SNAPSHOT };
-    const schema = await compareSchema(scope);
+    const schema = (await compareSchema?.(scope)) ?? null;
     const { rows } = await scope.target.query<{ version: string }>(
       `select current_setting('server_version') as version`,
     );
@@ -132,6 +138,49 @@ async function certify(
     return certificate;
   } finally {
     await snapshots?.close();
+  }
+}
+
+/**
+ * The fence may have been lifted since it was last seen: by hand, while we were away. Then it is armed again, and what was
+ * compared before is compared as a whole.
+ */
+async function ensureFenced(scope: TaskScope, compareAgain: OtherFolders['compareAgain']): Promise<void> {
+  const known = scope.checkpoints.get<VerdictsNote>(cutoverNotes.verdicts);
+  if (!(await wasLifted(scope)) && known?.tables.every(({ equal }) => equal)) return;
+  scope.checkpoints.delete(cutoverNotes.verdicts); // nothing holds any more, also for whoever goes on after a kill
+  await armFence(scope);
+  scope.checkpoints.set(cutoverNotes.sequences, await copySequences(scope));
+  const differing = (await compareAgain()).filter(({ equal }) => !equal).map(({ table }) => table);
+  if (differing.length === 0) return;
+  throw new MigrationError(
+    'validation_failed',
+    `source and target differ in ${differing.join(', ')}: somebody had lifted the source's fence, and it took writes; the target is not open`,
+    {
+      hint: 'make those rows of the target equal by hand; the comparison is repeated by itself, and the target opens when nothing differs',
+      details: { tables: differing },
+    },
+  );
+}
+
+/** False also where the source is gone, or another server by now: that must not keep the target closed. */
+async function wasLifted(scope: TaskScope): Promise<boolean> {
+  try {
+    await confirmFence(scope);
+    return false;
+  } catch (error) {
+    try {
+      const slot = findSlot(scope);
+      if (slot) verifySystemOf(await sourceSystem(scope), slot, scope);
+      const known = fromPostgres(error, { role: 'source' });
+      if (known.code !== 'fence_failed') throw known;
+      scope.log.warn({ err: known }, 'the source may have taken writes: it is fenced and compared again');
+      return true;
+    } catch (doubt) {
+      if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: doubt });
+      scope.log.warn({ err: fromPostgres(doubt) }, 'whether the source is still fenced is not known');
+      return false;
+    }
   }
 }
 

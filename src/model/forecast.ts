@@ -28,6 +28,8 @@ export interface ComparisonForecast {
   readonly unlogged: { readonly tables: number; readonly rows: number; readonly bytes: number };
   /** Copied under the fence, then compared. */
   readonly largeObjects: { readonly objects: number; readonly bytes: number };
+  /** Tables in which the online validation knows of differences. */
+  readonly differing: readonly string[];
 }
 
 /** A transaction that the fence would wait for. */
@@ -62,6 +64,8 @@ export interface CutoverForecast {
    * back is made under the write stop, and waits until they have ended.
    */
   readonly targetBlockers: readonly TargetBlocker[];
+  /** What the cutover would wait for before it stops anybody, as `cutover_waits_for` of the task. */
+  readonly waitsFor: readonly string[];
   /** What would make the cutover fail; empty when nothing is known. */
   readonly problems: readonly ErrorReport[];
 }

@@ -1,7 +1,7 @@
 // What may be asked of a task that runs: other options, more tables, rows to repair.
 import { z } from 'zod';
 import { faultMessage, faultsOf, invalidRequest } from './request-faults.ts';
-import { bytesPerSecond, lagBytes, milliseconds, onDdl, tableName, walBytes } from './request-options.ts';
+import { changeableOptions, tableName } from './request-options.ts';
 import type { TaskOptions } from './task-options.ts';
 import type { RepairRequest } from './validation.ts';
 
@@ -70,27 +70,21 @@ export function parseTablesAddition(input: unknown): TablesAddition {
   return parsed.data;
 }
 
-const optionsPatch = z
-  .strictObject({
-    maxBytesPerSecond: bytesPerSecond.nullable(),
-    maxSourceLagBytes: lagBytes.nullable(),
-    maxSnapshotAgeMs: milliseconds,
-    maxRetainedWalBytes: walBytes.nullable(),
-    onDdl,
-  })
-  .partial();
-
-/** Options that may change while the task runs; those left out stay. */
+/** Options that may change while the task runs; those left out stay, and so does a hook. */
 export type OptionsPatch = Partial<
-  Pick<
-    TaskOptions,
-    'maxBytesPerSecond' | 'maxSourceLagBytes' | 'maxSnapshotAgeMs' | 'maxRetainedWalBytes' | 'onDdl'
-  >
+  Pick<TaskOptions, Exclude<keyof z.output<typeof changeableOptions>, 'hooks'>> & {
+    readonly hooks: Partial<TaskOptions['hooks']>;
+  }
 >;
 
 /** Validates; throws `invalid_request` with every fault in `details.fields`. */
 export function parseOptionsPatch(input: unknown): OptionsPatch {
-  const parsed = optionsPatch.safeParse(input);
+  const parsed = changeableOptions.safeParse(input);
   if (!parsed.success) throw invalidRequest(faultsOf(parsed.error.issues));
   return Object.fromEntries(Object.entries(parsed.data).filter(([, value]) => value !== undefined));
+}
+
+/** The options with what the patch has of them. */
+export function patched(options: TaskOptions, { hooks, ...patch }: OptionsPatch): TaskOptions {
+  return { ...options, ...patch, hooks: { ...options.hooks, ...hooks } };
 }

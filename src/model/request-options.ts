@@ -16,8 +16,8 @@ export const tableName = z.string().superRefine((value, context) => {
   }
 });
 
-export const walBytes = z.int().min(64 * 1024 * 1024);
-export const milliseconds = z
+const walBytes = z.int().min(64 * 1024 * 1024);
+const milliseconds = z
   .int()
   .min(1_000)
   .max(24 * 3_600_000);
@@ -63,13 +63,13 @@ const hook = z
     message: 'belong to a url, a command has none',
   });
 
-export const bytesPerSecond = z.int().min(64 * 1024);
-export const lagBytes = z.int().min(1024 * 1024);
+const bytesPerSecond = z.int().min(64 * 1024);
+const lagBytes = z.int().min(1024 * 1024);
 
 /** Names of objects on the left, so their case and spelling are theirs. */
 const nameMap = z.record(text.max(63), text.max(63));
 
-export const onDdl = z.enum(
+const onDdl = z.enum(
   ['pause', 'apply-additive', 'ignore'],
   'must be pause, apply-additive (new columns, enum values and wider types are carried out), or ignore (new columns are not carried)',
 );
@@ -146,3 +146,26 @@ export const options = z.strictObject({
   maxSnapshotAgeMs: milliseconds.default(15 * 60_000),
   reverse: z.boolean().default(false),
 });
+
+const { shape } = options;
+
+/** Options that may change while a task runs, without their defaults: what is left out stays. */
+export const changeableOptions = z
+  .strictObject({
+    terminateBlockers: shape.terminateBlockers.unwrap(),
+    hooks: z.strictObject({ beforeOpen: hook.nullable(), afterOpen: hook.nullable() }).partial(),
+    cutoverTimeoutMs: shape.cutoverTimeoutMs.unwrap(),
+    validationTimeoutMs: shape.validationTimeoutMs.unwrap(),
+    cutoverMaxLagBytes: shape.cutoverMaxLagBytes.unwrap(),
+    validationMaxRowsPerSecond: shape.validationMaxRowsPerSecond.unwrap(),
+    cutoverMaxValidationAgeMs: shape.cutoverMaxValidationAgeMs.unwrap(),
+    slotTimeoutMs: shape.slotTimeoutMs.unwrap(),
+    maxRetainedWalBytes: shape.maxRetainedWalBytes.unwrap(),
+    onDdl: shape.onDdl.unwrap(),
+    copyJobs: shape.copyJobs.unwrap(),
+    indexJobs: shape.indexJobs.unwrap(),
+    maxSnapshotAgeMs: shape.maxSnapshotAgeMs.unwrap(),
+    maxBytesPerSecond: shape.maxBytesPerSecond.unwrap(),
+    maxSourceLagBytes: shape.maxSourceLagBytes.unwrap(),
+  })
+  .partial();

@@ -127,7 +127,7 @@ async function waitNamingWriters<T>(
         'slot_creation_timeout',
         `source: ${what} could not begin within ${scope.spec.options.slotTimeoutMs} ms`,
         {
-          hint: `${reason}; end them (commit, roll back, pg_terminate_backend) or raise slot_timeout_ms`,
+          hint: `${reason}; end them (commit, roll back, pg_terminate_backend), or raise slot_timeout_ms and, for a cutover, cutover_timeout_ms: PATCH …/options`,
           details: { writers },
         },
       );

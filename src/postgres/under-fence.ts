@@ -3,26 +3,52 @@ import { MigrationError } from '../model/errors.ts';
 import { fromPostgres } from './errors.ts';
 import type { TaskScope } from './task-scope.ts';
 
+/** The end of all reading under the fence, ms since the epoch, for a caller that the statechart gives none. */
+export function readingDeadline(scope: TaskScope): number {
+  return Date.now() + scope.spec.options.validationTimeoutMs;
+}
+
+/** Aborts at `deadline`. */
+export function abortAt(deadline: number): AbortSignal {
+  return AbortSignal.timeout(Math.min(Math.max(0, Math.floor(deadline - Date.now())), 2 ** 31 - 1));
+}
+
+/** `what` was not done at the deadline; `remedy`: another way out. */
+export function tookTooLong(
+  scope: TaskScope,
+  { what, remedy }: { readonly what: string; readonly remedy?: string },
+  details?: Readonly<Record<string, unknown>>,
+  cause?: unknown,
+): MigrationError {
+  const { validationTimeoutMs } = scope.spec.options;
+  const other = remedy === undefined ? '' : `; or ${remedy}`;
+  return new MigrationError(
+    'deadline_exceeded',
+    `${what} was not done when the comparison had taken validation_timeout_ms (${validationTimeoutMs})`,
+    {
+      hint: `raise validation_timeout_ms: PATCH …/options${other}`,
+      ...(details === undefined ? {} : { details }),
+      ...(cause === undefined ? {} : { cause }),
+    },
+  );
+}
+
 /**
- * Runs `work` until `validationTimeoutMs`, the deadline of all reading under the fence; `what` is for the error, `remedy`
- * the other way out. Errors: `deadline_exceeded`, `aborted`, what the work throws as of `fromPostgres`.
+ * Runs `work` until `at`, ms since the epoch; `limit` is for the error. Errors: `deadline_exceeded`, `aborted`, what the work
+ * throws as of `fromPostgres`.
  */
 export async function underFence<T>(
   scope: TaskScope,
-  { what, remedy }: { readonly what: string; readonly remedy: string },
+  at: number,
+  limit: { readonly what: string; readonly remedy: string },
   work: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
-  const { validationTimeoutMs } = scope.spec.options;
-  const deadline = AbortSignal.timeout(Math.min(validationTimeoutMs, 2 ** 31 - 1));
+  const deadline = abortAt(at);
   try {
     return await work(AbortSignal.any([scope.signal, deadline]));
   } catch (error) {
     if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request', { cause: error });
-    if (deadline.aborted)
-      throw new MigrationError('deadline_exceeded', `${what} took longer than ${validationTimeoutMs} ms`, {
-        hint: `raise validation_timeout_ms, or ${remedy}`,
-        cause: error,
-      });
+    if (deadline.aborted) throw tookTooLong(scope, limit, undefined, error);
     throw fromPostgres(error);
   } finally {
     scope.progress.setWaitingFor(null);

@@ -11,7 +11,7 @@ import { drain } from '../cutover/drain.ts';
 import { armFence, disarmFence, installFence } from '../cutover/fence.ts';
 import { prepareTarget } from '../cutover/prepare-target.ts';
 import { disarmReverse, prepareReverse } from '../cutover/reverse.ts';
-import { settle } from '../cutover/settle.ts';
+import { settle, type OtherFolders } from '../cutover/settle.ts';
 import { coolDown, warmUp } from '../cutover/warm-up.ts';
 import type { TaskCommand } from '../../machines/task-context.ts';
 import { asMigrationError, MigrationError } from '../model/errors.ts';
@@ -50,10 +50,31 @@ export interface ActivityHost {
   releaseConnections(taskId: string): Promise<void>;
 }
 
+/** `deadlineMs`: of a step of the cutover. */
 type Work<N extends ActivityName> = (
   scope: TaskScope,
   host: ActivityHost,
+  deadlineMs: number | undefined,
 ) => Promise<Activities[N]['output']>;
+
+/** The chart's deadline comes a little later: the error that says who holds a step up is to be first. */
+const AHEAD_MS = 1_000;
+
+function stepDeadline(deadlineAt: string | null | undefined): number | undefined {
+  if (!deadlineAt) return undefined;
+  const left = Date.parse(deadlineAt) - Date.now();
+  return Date.now() + left - Math.min(AHEAD_MS, left / 4);
+}
+
+/** What the end of a cutover needs of the other folders. */
+export function foldersOf(scope: TaskScope): OtherFolders {
+  return {
+    hold: holdSnapshots,
+    compareAgain: async () => (await compareTables(scope, { whole: true })).tables,
+    // both schemas of a reverse task were compared when its slot was armed, and DTS has changed neither since
+    ...(scope.spec.origin ? {} : { compareSchema }),
+  };
+}
 
 const works: { readonly [N in ActivityName]: Work<N> } = {
   preflight: async (scope) => {
@@ -74,14 +95,13 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     await ensureCopyJobs(scope);
     return null;
   },
-  armFence: async (scope) => {
-    const beganMs = Date.now();
+  armFence: async (scope, _, deadlineMs) => {
     await warmUp(scope);
-    return armFence(scope, beganMs);
+    return armFence(scope, deadlineMs);
   },
-  drain: async (scope) => {
+  drain: async (scope, _, deadlineMs) => {
     const stop = new AbortController();
-    const draining = drain({ ...scope, signal: AbortSignal.any([scope.signal, stop.signal]) });
+    const draining = drain({ ...scope, signal: AbortSignal.any([scope.signal, stop.signal]) }, deadlineMs);
     draining.catch(() => undefined); // awaited below
     try {
       // Nobody can write any more: what the stream has not shown by now would be missing for good.
@@ -94,25 +114,33 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     return draining;
   },
   disarmFence: async (scope) => {
-    await disarmFence(scope);
+    try {
+      await disarmFence(scope);
+    } catch (error) {
+      const { message } = asMigrationError(error);
+      scope.progress.setWaitingFor(
+        `the source to take writes again, which is tried until it works: ${message}`,
+      );
+      throw error;
+    }
+    scope.progress.setWaitingFor(null);
     await coolDown(scope);
     await disarmReverse(scope);
     return null;
   },
   validateOnline: (scope, host) => validateOnline(scope, host.validationPassOf(scope.taskId)),
-  compareTables: async (scope) => {
-    await copyUnlogged(scope);
-    await copyLargeObjects(scope);
-    return compareTables(scope);
+  compareTables: async (scope, _, deadlineMs) => {
+    await copyUnlogged(scope, deadlineMs);
+    await copyLargeObjects(scope, deadlineMs);
+    return compareTables(scope, { deadlineMs });
   },
-  prepareTarget: async (scope) => {
-    await prepareTarget(scope);
+  prepareTarget: async (scope, _, deadlineMs) => {
+    await prepareTarget(scope, deadlineMs);
     return null;
   },
   settle: async (scope, host) => {
     scope.failpoint('finalize.after-point-of-no-return');
-    // both schemas of a reverse task were compared when its slot was armed, and DTS has changed neither since
-    const settled = await settle(scope, holdSnapshots, scope.spec.origin ? undefined : compareSchema);
+    const settled = await settle(scope, foldersOf(scope));
     host.settled(scope.taskId);
     return settled;
   },
@@ -129,8 +157,10 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
 };
 
 function logic<N extends ActivityName>(name: N, host: ActivityHost) {
-  return fromPromise<Activities[N]['output'], TaskRef>(({ input: { taskId }, signal }) =>
-    host.runner.run(taskId, name, signal, () => works[name](host.scopeOf(taskId, signal), host)),
+  return fromPromise<Activities[N]['output'], TaskRef>(({ input: { taskId, deadlineAt }, signal }) =>
+    host.runner.run(taskId, name, signal, () =>
+      works[name](host.scopeOf(taskId, signal), host, stepDeadline(deadlineAt)),
+    ),
   );
 }
 

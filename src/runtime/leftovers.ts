@@ -5,8 +5,7 @@ import { cleanUp } from '../cutover/clean-up.ts';
 import { settle } from '../cutover/settle.ts';
 import { isEnded, taskStates, type TaskState } from '../model/task-state.ts';
 import type { Log } from '../postgres/task-scope.ts';
-import { compareSchema } from '../schema/compare.ts';
-import { holdSnapshots } from '../validate/snapshots.ts';
+import { foldersOf } from './activities.ts';
 import type { EventHub } from './event-hub.ts';
 import type { TaskWork } from './task-work.ts';
 
@@ -56,7 +55,7 @@ export class Leftovers {
       const pending = await work.withScope(id, 'periodicCleanup', async (scope) => {
         if (!goesForward(row))
           return (await cleanUp(scope, { dropTarget: work.dropTargetOf(id) })).cleanupPending;
-        const settled = await settle(scope, holdSnapshots, compareSchema);
+        const settled = await settle(scope, foldersOf(scope));
         work.settled(id);
         return settled.cleanupPending;
       });

@@ -169,7 +169,7 @@ export class MigrationService extends TaskReader implements Service {
     this.#requireSyncing(id, 'a cutover cannot be forecast');
     this.#refuseWhileCopying(id, 'a cutover cannot be forecast');
     return this.supervisor.work.withScope(id, 'forecastCutover', async (scope) =>
-      forecastCutover(scope, await forecastComparison(scope)),
+      forecastCutover(scope, await forecastComparison(scope), (await this.getTask(id)).cutoverWaitsFor),
     );
   }
 
@@ -199,7 +199,7 @@ export class MigrationService extends TaskReader implements Service {
     const valid = parseOptionsPatch(patch);
     if (isEnded(state))
       throw new MigrationError('task_ended', `task ${id} is ${state}`, { details: { state } });
-    this.supervisor.work.setOptions(id, valid);
+    this.supervisor.changeOptions(id, valid);
     return this.getTask(id);
   }
 

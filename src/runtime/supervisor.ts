@@ -5,11 +5,12 @@ import type { Store } from '../../db/open.ts';
 import { TaskNotes } from '../../db/notes.ts';
 import { TaskStore, type TaskRow } from '../../db/tasks.ts';
 import { managerMachine, timers } from '../../machines/manager.ts';
-import type { TaskCommand, TaskMachineEvent } from '../../machines/task-context.ts';
+import { optionsOf, type TaskCommand, type TaskMachineEvent } from '../../machines/task-context.ts';
 import { taskStateOf } from '../../machines/task-state.ts';
 import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
 import { asMigrationError, isStoreFailure, MigrationError, type ErrorReport } from '../model/errors.ts';
 import type { Failpoint } from '../model/failpoints.ts';
+import type { OptionsPatch } from '../model/request-changes.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskStates, type TaskState } from '../model/task-state.ts';
 import type { HookCommands, Log } from '../postgres/task-scope.ts';
@@ -145,6 +146,12 @@ export class Supervisor implements TaskManager {
       );
     }
     this.#deliver(id, snapshot, command);
+  }
+
+  /** Of what runs, too; a task without an actor is read with its new options. */
+  changeOptions(id: string, patch: OptionsPatch): void {
+    const spec = this.work.setOptions(id, patch);
+    this.actorOf(id)?.send({ type: 'OPTIONS_CHANGED', options: optionsOf(spec) });
   }
 
   /** To the actor, or, where there is none, by the chart alone. */

@@ -5,11 +5,13 @@ import type { TaskRow, TaskStore } from '../../db/tasks.ts';
 import type { RecopyRequest } from '../copy/recopy.ts';
 import type { LiveCopyRequest } from './live-copy.ts';
 import { MigrationError } from '../model/errors.ts';
-import type { OptionsPatch } from '../model/request-changes.ts';
+import { patched, type OptionsPatch } from '../model/request-changes.ts';
+import type { TaskSpec } from '../model/task.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { AdditionRequest } from '../schema/addition.ts';
 import type { ActivityHost } from './activities.ts';
 import { ActivityRunner } from './activity-runner.ts';
+import { refuseCommands } from './findings.ts';
 import { settleLegs } from './legs.ts';
 import { TaskResources, type TaskResourcesOptions } from './task-resources.ts';
 import type { TaskTelemetry } from './telemetry.ts';
@@ -83,13 +85,15 @@ export class TaskWork implements ActivityHost {
       : { pass: copyPass, addition: null, tables: recopyTables };
   }
 
-  /** Takes effect at once, also in what runs. */
-  setOptions(taskId: string, patch: OptionsPatch): void {
+  /** Takes effect at once, also in what runs. Returns the task's request as it is now. */
+  setOptions(taskId: string, patch: OptionsPatch): TaskSpec {
     this.refuseWhileStopping();
     const { spec } = this.row(taskId);
-    const next = { ...spec, options: { ...spec.options, ...patch } };
+    const next = { ...spec, options: patched(spec.options, patch) };
+    refuseCommands(next, this.#options.hookCommands);
     this.#options.tasks.saveSpec(taskId, next);
     this.#resources.setSpec(taskId, next);
+    return next;
   }
 
   settled(taskId: string): void {

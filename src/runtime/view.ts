@@ -121,7 +121,11 @@ export function closedGates(
     ...(context.caughtUp ? [] : [`the lag, which ${lag}, to be at most ${cutoverMaxLagBytes} bytes`]),
     ...(!context.needsValidation || context.validationClean
       ? []
-      : [`the online validation to find everything equal within ${cutoverMaxValidationAgeMs} ms`]),
+      : [
+          `the online validation to find everything equal within ${cutoverMaxValidationAgeMs} ms${
+            context.validatesOnline || context.validationPass > 0 ? '' : ': POST …/validate begins it'
+          }`,
+        ]),
   ];
 }
 

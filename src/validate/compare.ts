@@ -10,6 +10,7 @@ import type { Session } from '../postgres/connections.ts';
 import { fromPostgres } from '../postgres/errors.ts';
 import { copyJobsOf } from '../postgres/host.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
+import { readingDeadline, tookTooLong } from '../postgres/under-fence.ts';
 import { compareChanges } from './delta.ts';
 import { combineDigest, digestSql, limitsOf, type DigestRow } from './digest.ts';
 import { compareLargeObjects } from './large-objects.ts';
@@ -19,13 +20,18 @@ import { verifySourceColumns } from './source-columns.ts';
 
 /**
  * Counts and digests of all tables of the plan, in plan order; `copyJobs` tables at a time, the largest first, both
- * sides of a table at once; then large objects. Errors: `validation_failed` (those differ), `source_ddl`, `lock_timeout`,
- * `deadline_exceeded` after `validationTimeoutMs`.
+ * sides of a table at once; then large objects. `whole`: nothing that is known of changes is relied upon. Errors:
+ * `validation_failed` (large objects differ), `source_ddl`, `lock_timeout`, `deadline_exceeded` at `deadlineMs`, since the epoch.
  */
-export async function compareTables(scope: TaskScope): Promise<{ tables: TableVerdict[] }> {
+export async function compareTables(
+  scope: TaskScope,
+  {
+    deadlineMs = readingDeadline(scope),
+    whole = false,
+  }: { readonly deadlineMs?: number | undefined; readonly whole?: boolean } = {},
+): Promise<{ tables: TableVerdict[] }> {
   const plan = schemaPlanOf(scope);
   const tables = [...plan.tables, ...(plan.unlogged ?? [])];
-  const { validationTimeoutMs } = scope.spec.options;
   const [recode] = await Promise.all([needsRecoding(scope), verifySourceColumns(scope)]);
   const verdicts = new Map<string, TableVerdict>();
   const stop = new AbortController();
@@ -38,12 +44,13 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
   const timer = setTimeout(
     () =>
       fail(
-        new MigrationError('deadline_exceeded', `the comparison took longer than ${validationTimeoutMs} ms`, {
-          hint: 'raise validation_timeout_ms or copy_jobs',
-          details: { compared: verdicts.size, tables: tables.length },
-        }),
+        tookTooLong(
+          scope,
+          { what: `the comparison, with ${verdicts.size} of ${tables.length} tables done,` },
+          { compared: verdicts.size, tables: tables.length },
+        ),
       ),
-    Math.min(validationTimeoutMs, 2 ** 31 - 1),
+    Math.min(Math.max(0, deadlineMs - Date.now()), 2 ** 31 - 1),
   );
   const queue: PlannedTable[] = [];
   const worker = async (): Promise<void> => {
@@ -67,7 +74,8 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
   try {
     scope.progress.setWaitingFor(`the comparison, 0 of ${tables.length} tables done`);
     try {
-      for (const [key, verdict] of await compareChanges(scope, signal)) verdicts.set(key, verdict);
+      const known = whole ? new Map<string, TableVerdict>() : await compareChanges(scope, signal);
+      for (const [key, verdict] of known) verdicts.set(key, verdict);
     } catch (error) {
       fail(fromPostgres(error));
     }
@@ -90,7 +98,7 @@ export async function compareTables(scope: TaskScope): Promise<{ tables: TableVe
   const inOrder = tables
     .map((table) => verdicts.get(relationKey(table.source)))
     .filter((v) => v !== undefined);
-  const largeObjects = await compareLargeObjects(scope);
+  const largeObjects = await compareLargeObjects(scope, deadlineMs);
   const note: VerdictsNote = {
     validatedAt: new Date().toISOString(),
     tables: inOrder,

@@ -6,6 +6,7 @@ import { readSizes } from '../postgres/catalog.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { verifiedTables } from './delta.ts';
+import { tableNote } from './notes.ts';
 
 /** Errors: those of the servers. */
 export async function forecastComparison(scope: TaskScope): Promise<ComparisonForecast> {
@@ -17,8 +18,11 @@ export async function forecastComparison(scope: TaskScope): Promise<ComparisonFo
   );
   const changed = new Map(rows.map((row) => [row.relation, row]));
   const forecast = { keys: 0, wholeTables: 0, wholeRows: 0 };
+  const differing: string[] = [];
   for (const table of schemaPlanOf(scope).tables) {
     const name = relationKey(table.source);
+    const { state, differences } = tableNote(scope.checkpoints, name);
+    if (state === 'differs' || differences.length > 0) differing.push(name);
     const row = changed.get(name);
     if (verified.has(name) && row?.whole !== true) forecast.keys += Number(row?.keys ?? 0);
     else {
@@ -27,7 +31,7 @@ export async function forecastComparison(scope: TaskScope): Promise<ComparisonFo
     }
   }
   const [unlogged, largeObjects] = await Promise.all([unloggedNow(scope), largeObjectsNow(scope)]);
-  return { ...forecast, unlogged, largeObjects };
+  return { ...forecast, unlogged, largeObjects, differing };
 }
 
 /** What was planned says little of them: they are often emptied and filled. */

@@ -21,12 +21,18 @@ interface ObjectDigest {
   readonly digest: string;
 }
 
-/** Null when the migration has none to copy. Errors: `validation_failed` with OIDs, `deadline_exceeded`, of the servers. */
-export async function compareLargeObjects(scope: TaskScope): Promise<LargeObjectsVerdict | null> {
+/**
+ * Null when the migration has none to copy. Errors: `validation_failed` with OIDs, `deadline_exceeded` at `at`, ms since the
+ * epoch, those of the servers.
+ */
+export async function compareLargeObjects(scope: TaskScope, at: number): Promise<LargeObjectsVerdict | null> {
   if (schemaPlanOf(scope).largeObjects !== true) return null;
   if (await hasNoLargeObjects(scope)) return verdictOf(createHash('sha256'), 0, 0n);
-  const limit = { what: 'comparing the large objects', remedy: 'set options.large_objects to false' };
-  return underFence(scope, limit, async (signal) => {
+  const limit = {
+    what: 'the comparison of the large objects',
+    remedy: 'begin anew with options.large_objects false',
+  };
+  return underFence(scope, at, limit, async (signal) => {
     const pair = await openPair(scope, signal);
     try {
       return await compare(scope, pair.source, pair.target);

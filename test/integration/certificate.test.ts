@@ -8,12 +8,11 @@ import { expect, onTestFinished, test, vi } from 'vitest';
 import { verify } from '../../src/cli/verify.ts';
 import { cleanUp } from '../../src/cutover/clean-up.ts';
 import { armFence, disarmFence, installFence } from '../../src/cutover/fence.ts';
-import { fenceState } from '../../src/cutover/fence-function.ts';
+import { fenceState, setFence } from '../../src/cutover/fence-function.ts';
 import { drain } from '../../src/cutover/drain.ts';
 import { readingSteps } from '../../src/cutover/forecast-reading.ts';
 import { forecastCutover } from '../../src/cutover/forecast.ts';
 import { prepareTarget } from '../../src/cutover/prepare-target.ts';
-import { settle } from '../../src/cutover/settle.ts';
 import { cutoverNotes } from '../../src/model/cutover-notes.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import type { ComparisonForecast } from '../../src/model/forecast.ts';
@@ -22,12 +21,13 @@ import { toSnake } from '../../src/model/case.ts';
 import { schemaPlanOf, saveSchemaPlan } from '../../src/postgres/task-scope.ts';
 import { compareTables } from '../../src/validate/compare.ts';
 import { forecastComparison } from '../../src/validate/forecast.ts';
-import { findRun, tableNote } from '../../src/validate/notes.ts';
+import { findRun, saveTableNote, tableNote } from '../../src/validate/notes.ts';
 import { validateOnline } from '../../src/validate/online.ts';
 import { holdSnapshots } from '../../src/validate/snapshots.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { copyAll, drainStream, prepare, startStream } from '../support/replication.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+import { settleTask } from '../support/settle.ts';
 import { verifyCertificateOf } from '../support/verify.ts';
 
 const comparison: ComparisonForecast = {
@@ -36,6 +36,7 @@ const comparison: ComparisonForecast = {
   wholeRows: 0,
   unlogged: { tables: 0, rows: 0, bytes: 0 },
   largeObjects: { objects: 0, bytes: 0 },
+  differing: [],
 };
 
 const ddl = `create table users (id int primary key, name text); create table notes (body text);
@@ -157,7 +158,7 @@ test('the certificate has whole digests of the moment of opening, although the a
   await fenced(told);
   await prepareTarget(told);
   await stopStream();
-  const { certificate } = await settle(told, holdSnapshots);
+  const { certificate } = await settleTask(told, holdSnapshots);
   expect(written.calls).toHaveLength(1);
   expect(written.calls[0]?.headers).toMatchObject({ authorization: 'secret of the hook' });
   expect(written.calls[0]?.body).toMatchObject({
@@ -233,9 +234,9 @@ test('a certificate made after a restart says that its digests are of the last c
   dying.failpoint = (name) => {
     if (name === 'finalize.opened') throw new Error('killed');
   };
-  await expect(settle(dying, holdSnapshots)).rejects.toThrow('killed');
+  await expect(settleTask(dying, holdSnapshots)).rejects.toThrow('killed');
   await pair.target.query(`insert into users values (5000, 'the application')`);
-  const { certificate } = await settle(scope, holdSnapshots);
+  const { certificate } = await settleTask(scope, holdSnapshots);
   expect(certificate.digests).toEqual({
     extent: 'changes',
     reason: 'it was made by another attempt than the one that had opened the target',
@@ -267,7 +268,7 @@ test('a failing before_open lifts the fence and changes nothing, a failing after
   await prepareTarget(told);
   status = 500;
   await stopStream();
-  const { certificate } = await settle(told, () => Promise.resolve(null)); // as when a server does not answer
+  const { certificate } = await settleTask(told, () => Promise.resolve(null)); // as when a server does not answer
   expect(certificate.digests).toEqual({
     extent: 'changes',
     reason: expect.stringContaining('answer') as string,
@@ -282,6 +283,45 @@ test('a failing before_open lifts the fence and changes nothing, a failing after
   ]);
   const keys = new Set(endpoint.calls.map(({ headers }) => headers['idempotency-key']));
   expect(keys.size).toBe(2); // one a hook
+});
+
+test('a fence that is lifted while the hook is called, or before, stops the cutover', async () => {
+  const { pair, scope, stopStream } = await verified();
+  const lifting = await listener(
+    () => 204,
+    () => setFence(scope, false),
+  );
+  const told = makeScope(
+    pair,
+    { options: { hooks: { beforeOpen: { url: lifting.url }, afterOpen: null } } },
+    scope,
+  );
+  await fenced(told);
+  expect((await errorOf(prepareTarget(told))).code).toBe('fence_failed');
+  expect(lifting.calls).toHaveLength(1);
+  expect((await errorOf(prepareTarget(told))).code).toBe('fence_failed'); // it is lifted by now
+  expect(lifting.calls).toHaveLength(1);
+  await stopStream();
+  await cleanUp(told, { dropTarget: false });
+});
+
+test('a hook does not outlast the cutover', async () => {
+  const { pair, scope, stopStream } = await verified();
+  const slow = await listener(
+    () => 204,
+    () => new Promise((resolve) => setTimeout(resolve, 3_000)),
+  );
+  const told = makeScope(
+    pair,
+    { options: { hooks: { beforeOpen: { url: slow.url, timeoutMs: 60_000 }, afterOpen: null } } },
+    scope,
+  );
+  await fenced(told);
+  const error = await errorOf(prepareTarget(told, Date.now() + 1_000));
+  expect(error.code).toBe('hook_failed');
+  expect(error.message).toMatch(/did not answer within \d{2,3} ms/);
+  await stopStream();
+  await cleanUp(told, { dropTarget: false });
 });
 
 test('the dry run names who would hold the fence up and what would fail, and changes nothing', async () => {
@@ -300,7 +340,8 @@ test('the dry run names who would hold the fence up and what would fail, and cha
   await writer.query(`begin; update users set name = 'w' where id = 1`);
   await pair.source.query('update users set name = name where id between 10 and 14');
   await waitFor(async () => (await forecastComparison(scope)).keys >= 5, 10_000, 'the changes');
-  const forecast = await forecastCutover(scope, await forecastComparison(scope));
+  const forecast = await forecastCutover(scope, await forecastComparison(scope), ['a gate']);
+  expect(forecast.waitsFor).toEqual(['a gate']);
   expect(forecast.blockers).toMatchObject([
     { user: 'postgres', state: 'idle in transaction', relation: 'public.users' },
   ]);
@@ -317,6 +358,15 @@ test('the dry run names who would hold the fence up and what would fail, and cha
   expect(scope.checkpoints.get(cutoverNotes.forecast)).toBe(forecast.writeStopMs); // for the certificate
   expect(await fenceState(scope)).toBe('disarmed');
   await writer.query(`insert into users values (5000, 'w'); commit`);
+  // a difference that is known would fail the cutover
+  const note = tableNote(scope.checkpoints, 'public.users');
+  const differences = [{ key: ['7'], kind: 'missing' as const }];
+  saveTableNote(scope.checkpoints, 'public.users', { ...note, differences });
+  const worse = await forecastCutover(scope, await forecastComparison(scope), []);
+  expect(worse.problems).toMatchObject([
+    { code: 'validation_failed', details: { tables: ['public.users'] } },
+    { code: 'schema_failed' },
+  ]);
   await cleanUp(scope, { dropTarget: false });
 });
 
@@ -326,8 +376,8 @@ test('the dry run names transactions on the target that the slot of the way back
   await busy.query('begin; create temporary table unfinished (id int)');
   const { rows } = await busy.query<{ pid: number }>('select pg_backend_pid() as pid');
   const back = makeScope(pair, { options: { reverse: true } }, scope);
-  await waitFor(async () => (await forecastCutover(back, comparison)).targetBlockers.length > 0);
-  const blocked = await forecastCutover(back, comparison);
+  await waitFor(async () => (await forecastCutover(back, comparison, [])).targetBlockers.length > 0);
+  const blocked = await forecastCutover(back, comparison, []);
   expect(blocked.targetBlockers).toMatchObject([
     {
       pid: rows[0]?.pid,
@@ -342,7 +392,7 @@ test('the dry run names transactions on the target that the slot of the way back
     detail: expect.stringContaining('1 transactions that write on the target') as string,
   };
   expect(blocked.steps.at(-1)).toEqual(wayBack);
-  const without = await forecastCutover(scope, comparison); // nobody waits
+  const without = await forecastCutover(scope, comparison, []); // nobody waits
   expect(without.targetBlockers).toEqual([]);
   expect(without.steps.map(({ step }) => step)).not.toContain('reverse');
   await busy.query('rollback');
@@ -351,7 +401,7 @@ test('the dry run names transactions on the target that the slot of the way back
 test('the dry run measures how long the slot of the way back takes, and leaves none', async () => {
   const { pair, scope } = await verified();
   const back = makeScope(pair, { options: { reverse: true } }, scope);
-  const forecast = await forecastCutover(back, comparison);
+  const forecast = await forecastCutover(back, comparison, []);
   expect(forecast.problems).toEqual([]);
   const step = forecast.steps.at(-1);
   expect(step).toMatchObject({ step: 'reverse', detail: expect.stringContaining('measured') as string });
@@ -380,7 +430,7 @@ test('the dry run counts what is copied under the fence, and says that nobody kn
   expect(comparing.unlogged.bytes).toBeGreaterThan(2_000_000);
   expect(comparing.largeObjects.objects).toBe(2);
 
-  const forecast = await forecastCutover(told, comparing);
+  const forecast = await forecastCutover(told, comparing, []);
   expect(forecast.problems).toEqual([]);
   const steps = new Map(forecast.steps.map((step) => [step.step, step]));
   expect([...steps.keys()]).toEqual([

@@ -1,6 +1,7 @@
 // A cutover beside a writer that never commits, as the application meets it: until the deadline its writes are refused with
 // the documented error, from the un-fence on every one succeeds again, and none is lost.
 import { expect, onTestFinished, test } from 'vitest';
+import type { ErrorReport } from '../../src/model/errors.ts';
 import { makePair, waitFor } from '../support/databases.ts';
 import { reaches, startLibrary } from '../support/library.ts';
 
@@ -95,6 +96,74 @@ test.each([13, 16] as const)(
     await service.unfenceTask(task.id);
   },
 );
+
+test('a cutover that fails says what held it up, and the options that its hint names may be changed', async () => {
+  const pair = await makePair();
+  await pair.source.query('create table t (id int primary key); insert into t values (1)');
+  const service = startLibrary();
+  const { task } = await service.createTask({
+    sourceDb: pair.source.connection,
+    targetDb: pair.target.connection,
+    tables: ['t'],
+    options: { cutoverTimeoutMs: 2_000 },
+  });
+  const { id } = task;
+  await service.startTask(id);
+  await reaches(service, id, 'syncingWal');
+  await waitFor(async () => (await service.getTask(id)).cutoverWaitsFor.length === 0);
+  const failure = async (): Promise<ErrorReport> =>
+    waitFor(async () => {
+      const { state, error } = await service.getTask(id);
+      return state === 'syncingWal' && error !== null ? error : null;
+    }, 30_000);
+
+  // the stream cannot apply the marker
+  const holder = await pair.target.connect();
+  await holder.query('begin; lock table dts.progress in exclusive mode');
+  await service.cutover(id);
+  const late = await failure();
+  expect(late.code).toBe('cutover_timeout');
+  expect(late.message).toMatch(
+    /still waiting for the marker to be applied on the target, which is \d+ bytes behind/,
+  );
+  expect(late.hint).toContain('PATCH');
+  await holder.query('rollback');
+  await waitFor(async () => (await service.getTask(id)).cutoverWaitsFor.length === 0);
+
+  const blocker = await pair.source.connect();
+  await blocker.query('begin; insert into t values (2)');
+  blocker.on('error', () => undefined); // it is ended below
+  await service.cutover(id);
+  expect(
+    (
+      await waitFor(async () => {
+        const error = await failure();
+        return error.message === late.message ? null : error;
+      })
+    ).hint,
+  ).toContain('terminate_blockers');
+  await expect(service.changeOptions(id, { terminateBlockers: 'yes' as never })).rejects.toMatchObject({
+    code: 'invalid_request',
+    details: { fields: [{ field: 'terminateBlockers' }] },
+  });
+  const hooks = {
+    afterOpen: { url: 'http://127.0.0.1:9/', command: undefined, timeoutMs: 1_000, headers: [] },
+  };
+  const changed = await service.changeOptions(id, {
+    terminateBlockers: true,
+    cutoverTimeoutMs: 20_000,
+    hooks,
+  });
+  expect(changed.spec.options).toMatchObject({
+    terminateBlockers: true,
+    cutoverTimeoutMs: 20_000,
+    hooks: { beforeOpen: null, afterOpen: { url: 'http://127.0.0.1:9/' } },
+  });
+  await service.cutover(id);
+  const done = await reaches(service, id, 'completed');
+  expect(done.certificate).toMatchObject({ equal: true, afterOpen: { code: 'hook_failed' } });
+  await service.unfenceTask(id);
+});
 
 test('after an automatic cutover that failed, a person who asks need not wait for the next', async () => {
   const pair = await makePair();

@@ -9,7 +9,6 @@ import { armFence, installFence } from '../../src/cutover/fence.ts';
 import { fenceState } from '../../src/cutover/fence-function.ts';
 import { prepareTarget } from '../../src/cutover/prepare-target.ts';
 import { copySequences } from '../../src/cutover/sequences.ts';
-import { settle } from '../../src/cutover/settle.ts';
 import { ensureBookkeeping, removeBookkeeping } from '../../src/postgres/bookkeeping.ts';
 import { ensurePublication } from '../../src/postgres/publication.ts';
 import { ensureSlot } from '../../src/postgres/slot.ts';
@@ -18,6 +17,7 @@ import { planFromCatalog } from '../support/cutover-plan.ts';
 import { leaksOf, makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { startForgetfulServer } from '../support/extra-servers.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+import { settleTask } from '../support/settle.ts';
 
 const tables = `
   create table users (id bigserial primary key, name text);
@@ -158,7 +158,7 @@ describe.each([13, 16] as const)('source %i', (major) => {
     const pair = await makePair({ source: major });
     const scope = await compared(pair);
     await prepareTarget(scope);
-    const { certificate, cleanupPending } = await settle(scope);
+    const { certificate, cleanupPending } = await settleTask(scope);
     expect(cleanupPending).toBe(false);
     expect(certificate.sourceVersion).toMatch(new RegExp(`^${major}`));
     expect(certificate.targetVersion).toMatch(/^18/);
@@ -205,7 +205,7 @@ test('without keepFence the source is writable again and has nothing of ours', a
   const pair = await makePair();
   const scope = await compared(pair, { keepFence: false });
   await prepareTarget(scope);
-  expect((await settle(scope)).cleanupPending).toBe(false);
+  expect((await settleTask(scope)).cleanupPending).toBe(false);
   await pair.source.query(`insert into users (name) values ('after')`);
   expect(scope.checkpoints.get<WriteStop>(cutoverNotes.writeStop)?.liftedAt).not.toBeNull();
 });
@@ -240,7 +240,7 @@ test('settling goes on after a kill at every point, to the same certificate', as
   for (const failpoint of ['finalize.sequences-set', 'finalize.before-point-of-no-return'] as const)
     await expect(prepareTarget(dyingAt(pair, scope, options, failpoint))).rejects.toThrow(failpoint);
   await prepareTarget(scope);
-  await expect(settle(dyingAt(pair, scope, options, 'finalize.before-source-cleanup'))).rejects.toThrow(
+  await expect(settleTask(dyingAt(pair, scope, options, 'finalize.before-source-cleanup'))).rejects.toThrow(
     'killed',
   );
   const certificate = scope.checkpoints.get(cutoverNotes.certificate);
@@ -249,10 +249,41 @@ test('settling goes on after a kill at every point, to the same certificate', as
     (await pair.source.query(`select 1 from pg_replication_slots where database = current_database()`))
       .rowCount,
   ).toBe(1);
-  await expect(settle(dyingAt(pair, scope, options, 'finalize.after-slot-drop'))).rejects.toThrow('killed');
-  const settled = await settle(makeScope(pair, { options }, scope));
+  await expect(settleTask(dyingAt(pair, scope, options, 'finalize.after-slot-drop'))).rejects.toThrow(
+    'killed',
+  );
+  const settled = await settleTask(makeScope(pair, { options }, scope));
   expect(settled).toEqual({ certificate, cleanupPending: false });
-  expect(await settle(makeScope(pair, { options }, scope))).toEqual(settled);
+  expect(await settleTask(makeScope(pair, { options }, scope))).toEqual(settled);
+});
+
+test('a fence that was dropped before the target opens is armed again, and what the source took meanwhile keeps it closed', async () => {
+  const pair = await makePair();
+  const scope = await compared(pair, { keepFence: false });
+  await prepareTarget(scope);
+  await pair.source.query(`drop function dts.fence_${scope.taskId}() cascade`);
+  await pair.source.query(
+    `insert into users (name) values ('late'); update orders set user_id = 1 where id = 2`,
+  );
+  const error = await errorOf(settleTask(scope));
+  expect(error).toMatchObject({ code: 'validation_failed', kind: 'divergence' });
+  expect(error.details?.['tables']).toEqual(['public.orders', 'public.users']);
+  await expect(pair.source.query('delete from users')).rejects.toMatchObject({ code: '25006' });
+  await expect(
+    pair.target.query('select 1 from pg_constraint where conname = $1', ['orders_users']),
+  ).resolves.toMatchObject({
+    rowCount: 0, // it has not opened
+  });
+  await pair.target.query(
+    `insert into users values (11, 'late'); update orders set user_id = 1 where id = 2`,
+  );
+  const { certificate } = await settleTask(scope);
+  expect(certificate.equal).toBe(true);
+  expect(certificate.tables.map(({ method, sourceRows }) => [method, sourceRows])).toEqual([
+    ['full', 10],
+    ['full', 11],
+  ]);
+  expect(certificate.sequences).toMatchObject([{ sourceLastValue: '11' }]);
 });
 
 test('a target that commits asynchronously and crashes right after the point of no return keeps its sequences', async () => {
@@ -279,7 +310,7 @@ test('a target that commits asynchronously and crashes right after the point of 
   await server.restart();
   const read = 'select last_value::text as value from public.users_id_seq';
   expect(await waitFor(() => ask(read).catch(() => null))).toBe('10');
-  const { certificate } = await settle(makeScope(pair, over, scope));
+  const { certificate } = await settleTask(makeScope(pair, over, scope));
   expect(certificate.sequences).toMatchObject([{ lastValue: '10' }]);
   expect(await ask(`select nextval('public.users_id_seq')::text as value`)).toBe('11');
 });
@@ -305,7 +336,7 @@ test('settling sets a sequence again that the target has lost, and never sets on
         (select last_value || ' ' || is_called from used) as used, (select last_value || ' ' || is_called from untouched) as untouched`)
     ).rows[0];
   const stopped = dyingAt(pair, scope, { keepFence: false }, 'finalize.before-source-cleanup');
-  await expect(settle(stopped)).rejects.toThrow('killed');
+  await expect(settleTask(stopped)).rejects.toThrow('killed');
   expect(await next()).toEqual({
     lost: '1000 true',
     down: '-40 true',
@@ -316,7 +347,7 @@ test('settling sets a sequence again that the target has lost, and never sets on
   // once the target is open its sequences are the application's, wherever they stand
   await pair.target.query(`select setval('lost', 7)`);
   scope.checkpoints.delete(cutoverNotes.certificate);
-  await settle(scope);
+  await settleTask(scope);
   expect(await next()).toMatchObject({ lost: '7 true', used: '33 true' });
 });
 
@@ -325,7 +356,7 @@ test('a constraint that rows violate stays NOT VALID, the certificate says so an
   const scope = await compared(pair, { keepFence: false });
   await pair.target.query('delete from users where id = 3');
   await prepareTarget(scope);
-  const { certificate, cleanupPending } = await settle(scope);
+  const { certificate, cleanupPending } = await settleTask(scope);
   expect(cleanupPending).toBe(false);
   expect(certificate.unvalidatedConstraints).toEqual(['CONSTRAINT orders_users']);
 });
@@ -339,18 +370,18 @@ test('a source that is gone keeps neither the certificate nor the target from be
     { sourceDb: { ...pair.source.connection, port: 1 }, options: { keepFence: false } },
     scope,
   );
-  const first = await settle(unreachable);
+  const first = await settleTask(unreachable);
   expect(first.cleanupPending).toBe(true);
   expect(first.certificate.fenceLsn).toMatch(/^[0-9A-F]+\/[0-9A-F]+$/);
   expect((await pair.target.query(`select 1 from pg_namespace where nspname = 'dts'`)).rowCount).toBe(0);
-  expect(await settle(scope)).toEqual({ certificate: first.certificate, cleanupPending: false });
+  expect(await settleTask(scope)).toEqual({ certificate: first.certificate, cleanupPending: false });
 });
 
 test('a reader that holds up the removal of the fence leaves it pending, and the next call finishes', async () => {
   const pair = await makePair();
   const scope = await compared(pair);
   await prepareTarget(scope);
-  const { certificate } = await settle(scope);
+  const { certificate } = await settleTask(scope);
   const reader = await pair.source.connect();
   await reader.query('begin; select * from users');
   const lifting = errorOf(liftFence(makeScope(pair, {}, scope)));
@@ -358,7 +389,7 @@ test('a reader that holds up the removal of the fence leaves it pending, and the
   await reader.query('commit');
   await lifting.catch(() => undefined);
   await liftFence(scope);
-  expect(await settle(scope)).toEqual({ certificate, cleanupPending: false });
+  expect(await settleTask(scope)).toEqual({ certificate, cleanupPending: false });
 });
 
 test('source and target in one database share the schema dts and both leave it', async () => {
@@ -382,7 +413,7 @@ test('source and target in one database share the schema dts and both leave it',
   scope.checkpoints.set(cutoverNotes.drain, { markerId: 'm', markerLsn: 'FF/0' } satisfies DrainNote);
   expect((await compareTables(scope)).tables).toMatchObject([{ target: 'public.users_new', equal: true }]);
   await prepareTarget(scope);
-  const { certificate, cleanupPending } = await settle(scope);
+  const { certificate, cleanupPending } = await settleTask(scope);
   expect(cleanupPending).toBe(false);
   expect(certificate.sequences).toMatchObject([{ target: 'public.users_id_seq_new', lastValue: '1' }]);
   await removeBookkeeping(scope);
@@ -394,8 +425,8 @@ test('a reader of our bookkeeping delays the end of a task for a moment, not for
   await prepareTarget(scope);
   const reader = await pair.target.connect();
   await reader.query('begin; select * from dts.progress');
-  const { certificate, cleanupPending } = await settle(scope);
+  const { certificate, cleanupPending } = await settleTask(scope);
   expect(cleanupPending).toBe(true);
   await reader.query('commit');
-  expect(await settle(scope)).toEqual({ certificate, cleanupPending: false });
+  expect(await settleTask(scope)).toEqual({ certificate, cleanupPending: false });
 });

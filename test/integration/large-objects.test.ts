@@ -54,7 +54,7 @@ test('all arrive with their OIDs and bytes; again after changes; what changes af
   const first = await contents(pair.source);
   expect(first.map(({ length }) => length).slice(0, 5)).toEqual([0, 1, 98_309 * 32, 65_536, 200_001]);
   expect(await contents(pair.target)).toEqual(first);
-  const verdict = await compareLargeObjects(scope);
+  const verdict = await compareLargeObjects(scope, Date.now() + 60_000);
   if (!verdict) throw new Error('no verdict');
   const sessions = await openPair(scope, scope.signal);
   onTestFinished(() => closePair(sessions));
@@ -76,17 +76,19 @@ test('all arrive with their OIDs and bytes; again after changes; what changes af
 
   // one byte within, one gone, one new: each is seen
   await pair.source.query(`select lo_put(70003, 2000000, '\\xff'), lo_unlink(80050), lo_create(90000)`);
-  await expect(compareLargeObjects(scope)).rejects.toMatchObject({
+  await expect(compareLargeObjects(scope, Date.now() + 60_000)).rejects.toMatchObject({
     code: 'validation_failed',
     details: { oids: ['70003', '90000', '80050'] },
   });
   await copyLargeObjects(scope);
   expect(await contents(pair.target)).toEqual(await contents(pair.source));
-  expect((await compareLargeObjects(scope))?.digest).not.toBe(verdict?.digest);
+  expect((await compareLargeObjects(scope, Date.now() + 60_000))?.digest).not.toBe(verdict?.digest);
 
   // a byte of the same length on the target, one lost there
   await pair.target.query(`select lo_put(70002, 0, '\\x07'), lo_unlink(70001)`);
-  await expect(compareLargeObjects(scope)).rejects.toMatchObject({ details: { oids: ['70001', '70002'] } });
+  await expect(compareLargeObjects(scope, Date.now() + 60_000)).rejects.toMatchObject({
+    details: { oids: ['70001', '70002'] },
+  });
 });
 
 test('somebody else’s of the same OID stops the plan and the copy, and stays; drop_target removes ours only', async () => {
@@ -127,7 +129,7 @@ test('a list of tables and large_objects: false leave them, and say so', async (
   expect(await findingsOf(pair, { options: { largeObjects: false } })).toEqual(left('warning'));
   const scope = await planned(pair, { options: { largeObjects: false } });
   await copyLargeObjects(scope);
-  expect(await compareLargeObjects(scope)).toBeNull();
+  expect(await compareLargeObjects(scope, Date.now() + 60_000)).toBeNull();
   expect(await contents(pair.target)).toEqual([]);
 });
 

@@ -273,7 +273,12 @@ describe('a migration that does not get so far', () => {
       return detail.waitingFor?.includes('the replication slot waits for') ? detail.waitingFor : null;
     });
     expect(waiting).toContain('insert into public.elsewhere');
-    await waitFor(async () => (await service.getTask('shop')).error?.code === 'cutover_timeout');
+    const failed = await waitFor(async () => {
+      const { error } = await service.getTask('shop');
+      return error?.code === 'slot_creation_timeout' ? error : null;
+    });
+    expect(failed.hint).toContain('insert into public.elsewhere');
+    expect(failed.hint).toContain('cutover_timeout_ms');
     await reaches(service, 'shop', 'syncingWal');
     await waitFor(async () => (await leaksOf(pair.target)).every((leak) => !leak.includes(': slot')));
     await pair.source.query(`update public.users set bio = 'between the cutovers'`);

@@ -1,5 +1,6 @@
 // A task that is given up while a server cannot be reached ends all the same; what it left there is pending, with the
 // reason, and goes by itself as soon as the server is back.
+import type { Client } from 'pg';
 import { describe, expect, test } from 'vitest';
 import type { Service } from '../../src/index.ts';
 import type { TaskView } from '../../src/model/task.ts';
@@ -95,7 +96,8 @@ test('a source that swallows every byte does not keep a task from ending', async
   await expectNothingLeft(fixture);
 });
 
-test('a source that goes while writes are stopped gets them back with the rest of the clean-up', async () => {
+/** A source that goes while its writes are stopped. */
+async function lostUnderFence(): Promise<Fixture & { readonly writer: Client }> {
   const fixture = await syncing();
   const { pair, network, service, id } = fixture;
   const writer = await pair.source.connect();
@@ -111,15 +113,38 @@ test('a source that goes while writes are stopped gets them back with the rest o
     'an armed fence',
   );
   await network.close();
+  return { ...fixture, writer };
+}
+
+test('a source that goes while writes are stopped gets them back as soon as it is there, before the clean-up', async () => {
+  const { writer, ...fixture } = await lostUnderFence();
+  const { pair, network, service, id } = fixture;
   await service.cancelTask(id);
-  const task = await reaches(service, id, 'cancelled');
-  expectPending(task);
-  expect(task.fenced).toBe(true); // as far as anybody can know
+  const waiting = await waitFor(async () => {
+    const view = await service.getTask(id);
+    return view.detail.waitingFor?.startsWith('the source to take writes again') ? view : null;
+  });
+  expect(waiting).toMatchObject({ state: 'stoppingWrites', fenced: true });
+  await writer.query('rollback');
+  await expect(pair.source.query(`insert into t values (-3, 'x')`)).rejects.toMatchObject({ code: '25006' });
+  await network.open();
+  expect(await reaches(service, id, 'cancelled')).toMatchObject({ cleanupPending: false });
+  await expectNothingLeft(fixture);
+});
+
+test('abandoned twice, a task ends without its source, which gets its writes back with the rest of the clean-up', async () => {
+  const { writer, ...fixture } = await lostUnderFence();
+  const { pair, network, service, id } = fixture;
+  await service.abandonTask(id);
+  expect((await service.getTask(id)).state).toBe('stoppingWrites');
+  await service.abandonTask(id);
+  expect(await reaches(service, id, 'failed')).toMatchObject({ cleanupPending: true, fenced: true }); // as far as anybody can know
   await writer.query('rollback');
   await expect(pair.source.query(`insert into t values (-3, 'x')`)).rejects.toMatchObject({ code: '25006' });
   await network.open();
   await service.taskManager.cleanupCompletedTasks();
-  await expectNothingLeft(fixture);
+  await waitFor(async () => (await leaksOf(pair.source)).length + (await leaksOf(pair.target)).length === 0);
+  await pair.source.query(`insert into t values (-1, 'writable')`);
 });
 
 test('a target that cannot be reached is pending too, while the source is clean at once', async () => {

@@ -3,7 +3,6 @@ import { expect, test } from 'vitest';
 import { liftFence } from '../../src/cutover/clean-up.ts';
 import { armFence, installFence } from '../../src/cutover/fence.ts';
 import { prepareTarget } from '../../src/cutover/prepare-target.ts';
-import { settle } from '../../src/cutover/settle.ts';
 import { certificateHash } from '../../src/model/certificate-hash.ts';
 import type { Certificate } from '../../src/model/certificate.ts';
 import { cutoverNotes, type DrainNote } from '../../src/model/cutover-notes.ts';
@@ -13,6 +12,7 @@ import { compareTables } from '../../src/validate/compare.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
 import { makePair, makeRole, type DatabasePair } from '../support/databases.ts';
 import { makeScope } from '../support/scope.ts';
+import { settleTask } from '../support/settle.ts';
 import { verifyCertificateOf, type Verified } from '../support/verify.ts';
 
 const sourceDdl = `
@@ -84,7 +84,7 @@ async function certified(): Promise<Certified> {
   scope.checkpoints.set(cutoverNotes.drain, { markerId: 'm', markerLsn: 'FF/0' } satisfies DrainNote);
   await compareTables(scope);
   await prepareTarget(scope);
-  const { certificate } = await settle(scope);
+  const { certificate } = await settleTask(scope);
   await liftFence(scope); // takes the triggers of the fence away
   const check: Certified['check'] = (change = {}, env = {}) => {
     const changed = { ...certificate, ...change };

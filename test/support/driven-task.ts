@@ -29,6 +29,7 @@ export const activities: readonly ActivityName[] = [
 
 interface Call {
   readonly name: string;
+  readonly input: object;
   readonly resolve: (output: unknown) => void;
   readonly reject: (error: unknown) => void;
   readonly signal: AbortSignal;
@@ -52,9 +53,9 @@ export function makeTask(
   let streams = 0;
   const activity = (name: string) =>
     fromPromise<never, object>(
-      ({ signal }) =>
+      ({ signal, input }) =>
         new Promise<never>((resolve, reject) =>
-          calls.push({ name, resolve: resolve as never, reject, signal, settled: false }),
+          calls.push({ name, input, resolve: resolve as never, reject, signal, settled: false }),
         ),
     );
   const machine = taskMachine.provide({
@@ -109,6 +110,7 @@ export function makeTask(
       await settled();
     },
     isRunning: (name: string) => calls.some((call) => call.name === name && isOpen(call)),
+    inputOf: (name: string) => calls.findLast((call) => call.name === name)?.input,
     persisted: () => JSON.parse(JSON.stringify(actor.getPersistedSnapshot())) as Snapshot<unknown>,
   };
 }

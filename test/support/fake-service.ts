@@ -136,7 +136,7 @@ export class FakeService implements Service {
   forecastCutover(id: string): Promise<CutoverForecast> {
     return this.#answer('forecastCutover', [id], () => {
       this.#find(id);
-      return { steps: [], writeStopMs: 0, blockers: [], targetBlockers: [], problems: [] };
+      return { steps: [], writeStopMs: 0, blockers: [], targetBlockers: [], waitsFor: [], problems: [] };
     });
   }
 

@@ -49,19 +49,31 @@ async function bringToItsEnd(task: Task): Promise<void> {
 
 describe('a row of an earlier version', () => {
   test.each(rows)('$version, $name', async ({ version, name, actorSnapshot }) => {
-    const task = makeTask({}, persistedSnapshotOf({ id: 't', machineVersion: version, actorSnapshot }));
+    const { spec } = makeTask();
+    const row = { id: 't', machineVersion: version, actorSnapshot, spec };
+    const task = makeTask({}, persistedSnapshotOf(row));
     expect(task.actor.getSnapshot().value).toEqual(actorSnapshot.value);
     task.send({ type: 'RESTORED' });
     await bringToItsEnd(task);
-    expect(task.state).toBe(name === 'cancelling' ? 'cancelled' : 'completed');
+    expect(task.state).toBe(name.endsWith('cancelling') ? 'cancelled' : 'completed');
     expect(task.context.error).toBeNull();
+  });
+});
+
+test('a row is taken up with the options as they are now', () => {
+  const [{ actorSnapshot }] = rows as [(typeof rows)[number]];
+  const { spec } = makeTask({ cutoverTimeoutMs: 5_000, cutoverMaxValidationAgeMs: 60_000 });
+  const row = { id: 't', machineVersion: 1, actorSnapshot, spec };
+  expect(makeTask({}, persistedSnapshotOf(row)).context).toMatchObject({
+    cutoverTimeoutMs: 5_000,
+    needsValidation: true,
   });
 });
 
 test('a row that cannot be taken up is refused in words', () => {
   const [{ actorSnapshot }] = rows as [(typeof rows)[number]];
   const restore = (machineVersion: number, row: unknown): unknown =>
-    persistedSnapshotOf({ id: 't', machineVersion, actorSnapshot: row });
+    persistedSnapshotOf({ id: 't', machineVersion, actorSnapshot: row, spec: makeTask().spec });
   expect(() => restore(TASK_MACHINE_VERSION + 1, actorSnapshot)).toThrow(
     expect.objectContaining({
       message: 'task t was written by a newer version of DTS',

@@ -1,6 +1,7 @@
 // The statechart without servers (test/support/driven-task.ts). Every committed snapshot is sent through JSON, so that
 // nothing in it can be lost by persisting.
 import { describe, expect, test } from 'vitest';
+import { optionsOf } from '../../machines/task-context.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import { reverseSpec } from '../../src/model/reverse.ts';
 import type { TaskState } from '../../src/model/task-state.ts';
@@ -349,13 +350,56 @@ describe('under the fence', () => {
     expect(task.context.error).toMatchObject({ code: 'cutover_timeout' });
   });
 
-  test.each(fenced)('%s: CANCEL cleans up at once, which disarms first', async (state) => {
+  test.each(fenced)('%s: CANCEL lifts the fence first, and is not overruled', async (state) => {
     const task = await driveTo(state);
     task.send({ type: 'CANCEL', dropTarget: true });
+    expect(task.isRunning('disarmFence')).toBe(true);
+    task.send({ type: 'PAUSE' });
+    await task.fail('disarmFence', 'connection_failed');
+    task.stream({ type: 'STREAM_FAILED', error: new MigrationError('connection_failed', 'gone').toReport() });
+    await task.done('deadline');
+    await task.done('disarmFence');
     expect(task.state).toBe('cancelling');
     expect(task.context.dropTarget).toBe(true);
     await task.done('cleanUp', { cleanupPending: false, error: null });
     expect(task.state).toBe('cancelled');
+  });
+
+  test.each(fenced)(
+    '%s: ABANDON lifts the fence first; asked for again, the clean-up has to',
+    async (state) => {
+      const task = await driveTo(state);
+      task.send({ type: 'ABANDON' });
+      await task.fail('disarmFence', 'connection_failed');
+      await task.done('deadline');
+      expect(task.isRunning('disarmFence')).toBe(true);
+      task.send({ type: 'ABANDON' });
+      expect(task.state).toBe('failing');
+      const patient = await driveTo(state);
+      patient.send({ type: 'ABANDON' });
+      await patient.done('disarmFence');
+      expect(patient.state).toBe('failing');
+    },
+  );
+
+  test('a step of the cutover is told when the chart gives it up', async () => {
+    const task = await driveTo('stoppingWrites');
+    expect(task.inputOf('armFence')).toEqual({
+      taskId: task.context.taskId,
+      deadlineAt: task.context.deadlineAt,
+    });
+  });
+
+  test('options that have changed hold for the next cutover, and open a gate at once', async () => {
+    const task = await driveTo('syncingWal', { cutoverMaxValidationAgeMs: 60_000 });
+    await task.done('installFence');
+    task.stream({ type: 'CAUGHT_UP' });
+    task.send({ type: 'CUTOVER' });
+    expect(task.state).toBe('syncingWal');
+    const options = { ...optionsOf(task.spec), needsValidation: false, cutoverTimeoutMs: 90_000 };
+    task.send({ type: 'OPTIONS_CHANGED', options });
+    expect(task.state).toBe('stoppingWrites');
+    expect(Date.parse(task.context.deadlineAt ?? '')).toBeGreaterThan(Date.now() + 80_000);
   });
 
   test('a difference found by validation stops the cutover, not the replication', async () => {
