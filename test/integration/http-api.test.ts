@@ -360,6 +360,7 @@ describe('commands', () => {
       write_stop_ms: 0,
       blockers: [],
       target_blockers: [],
+      waits_for: [],
       problems: [],
     });
     expect(service.calls).toEqual([['forecastCutover', 'orders']]);
