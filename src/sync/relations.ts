@@ -99,8 +99,8 @@ const bytewiseTypes =
  * nothing. GENERATED ALWAYS AS IDENTITY outside of the key: no updates, for the server refuses to set it.
  */
 function coalescingOf(
-  columns: readonly PlannedColumn[],
-  keyPositions: readonly number[],
+  { columns, keyPositions, kept }: Pick<StreamedTable, 'columns' | 'keyPositions' | 'kept'>,
+  sent: number,
   bytewise: ReadonlySet<string>,
 ): Pick<StreamedTable, 'shape' | 'setUpdates'> {
   const keys = [...keyPositions].sort((a, b) => a - b);
@@ -111,7 +111,7 @@ function coalescingOf(
   const integerKey = keys.length === 1 && integers.includes(columns[first ?? 0]?.type ?? '');
   const setUpdates =
     keys.length > 0 && !columns.some((column, position) => column.identityAlways && !keys.includes(position));
-  return { shape: { columns: columns.length, keys, integerKey }, setUpdates };
+  return { shape: { columns: columns.length, sent, kept, keys, integerKey }, setUpdates };
 }
 
 function shapeOf(message: RelationMessage): string {
@@ -198,19 +198,10 @@ export class RelationMap {
     const position = new Map(columns.map((column, index) => [column.name, index]));
     const keyColumns = plan.replicaIdentity === 'full' ? [] : plan.keyColumns;
     const keyPositions = keyColumns.map((name) => position.get(name) ?? -1);
-    const coalescing = coalescingOf(columns, keyPositions, await this.#bytewise(plan));
-    const isWhole = kept.length === message.columns.length;
-    return {
-      kind: 'table',
-      table: {
-        key,
-        plan,
-        columns,
-        kept: isWhole ? null : kept,
-        keyPositions,
-        ...(isWhole ? coalescing : { shape: null, setUpdates: false }),
-      },
-    };
+    const sent = message.columns.length;
+    const table = { key, plan, columns, kept: kept.length === sent ? null : kept, keyPositions };
+    const coalescing = coalescingOf(table, sent, await this.#bytewise(plan));
+    return { kind: 'table', table: { ...table, ...coalescing } };
   }
 
   /** The target's columns whose `=` holds for identical values only: rows may be told apart by their bytes. */

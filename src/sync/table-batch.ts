@@ -26,9 +26,13 @@ export const REPLACE = 4;
 
 /** What a batch needs to know of its table. */
 export interface BatchShape {
-  /** Values of a tuple. */
+  /** Values of a tuple in the arena. */
   readonly columns: number;
-  /** Positions of the key, ascending; empty: inserts only. */
+  /** Values of a tuple as it is sent. */
+  readonly sent: number;
+  /** Positions of the values that are taken of them, ascending; null: all. */
+  readonly kept: readonly number[] | null;
+  /** Positions of the key in the arena's tuples, ascending; empty: inserts only. */
   readonly keys: readonly number[];
   /** The single key column is an integer: then the keys of the map are numbers. */
   readonly integerKey: boolean;
@@ -41,6 +45,8 @@ const NOTHING = Buffer.alloc(0);
 
 export class TableBatch {
   readonly shape: BatchShape;
+  /** By positions of a tuple as it is sent: 1 where the value is not taken. Null: all are. */
+  readonly #skips: Uint8Array | null;
   readonly #pool: BufferPool;
   arena: Buffer = NOTHING;
   /** Bytes used of the arena. */
@@ -63,6 +69,8 @@ export class TableBatch {
 
   constructor(shape: BatchShape, pool = new BufferPool()) {
     this.shape = shape;
+    this.#skips = shape.kept === null ? null : new Uint8Array(shape.sent).fill(1);
+    for (const position of shape.kept ?? []) this.#skips?.fill(0, position, position + 1);
     this.#pool = pool;
   }
 
@@ -164,10 +172,11 @@ export class TableBatch {
 
   /** Copies a tuple from the message to the end of the arena; −1 when it is not in the expected form. */
   #put(message: Buffer, at: number, end: number): number {
-    const { columns, binary } = this.shape;
+    const { columns, sent, binary } = this.shape;
+    const skips = this.#skips;
     this.#unchanged = false;
     let from = at + 2;
-    if (from > end || ((message[at] ?? 0) << 8) + (message[at + 1] ?? 0) !== columns) return -1;
+    if (from > end || ((message[at] ?? 0) << 8) + (message[at + 1] ?? 0) !== sent) return -1;
     const most = end - from + 4 * columns + 2;
     if (this.used + most > this.arena.length) this.#grow(most);
     const { arena } = this;
@@ -176,7 +185,12 @@ export class TableBatch {
     arena[to] = columns >> 8;
     arena[to + 1] = columns & 255;
     to += 2;
-    for (let column = 0; column < columns; column++) {
+    for (let column = 0; column < sent; column++) {
+      if (skips !== null && skips[column] === 1) {
+        from = endOfValue(message, from, end);
+        if (from < 0) return -1;
+        continue;
+      }
       const kind = message[from++];
       if (kind === wanted) {
         if (from + 4 > end) return -1;
@@ -332,6 +346,15 @@ export class TableBatch {
     this.#pool.give(this.arena);
     this.arena = larger;
   }
+}
+
+/** Where the value at `at` of a tuple ends, whatever its form; −1 when it is malformed. */
+function endOfValue(message: Buffer, at: number, end: number): number {
+  const kind = message[at];
+  if (kind === 0x6e || kind === 0x75) return at + 1;
+  if ((kind !== 0x62 && kind !== 0x74) || at + 5 > end) return -1;
+  const length = message.readInt32BE(at + 1);
+  return length < 0 || at + 5 + length > end ? -1 : at + 5 + length;
 }
 
 /** Null where a double would not hold it exactly. */

@@ -19,6 +19,8 @@ interface KeyKind {
   /** Positions of the key among three columns. */
   readonly keys: readonly number[];
   readonly key: (n: number) => string | Buffer;
+  /** Where in a sent tuple of five the three columns are; the others are ignored. Absent: three are sent. */
+  readonly kept?: readonly number[];
 }
 
 const int4 = (n: number): Buffer => {
@@ -53,7 +55,30 @@ const kinds: readonly KeyKind[] = [
   },
   // parts that run together must not look alike: ('a','aa') and ('aa','a')
   { name: 'two columns', binary: false, integerKey: false, keys: [0, 2], key: (n) => 'a'.repeat(n) },
+  {
+    name: 'two columns between ignored ones',
+    binary: false,
+    integerKey: false,
+    keys: [0, 2],
+    kept: [1, 2, 4],
+    key: (n) => 'a'.repeat(n),
+  },
+  {
+    name: 'int4 before and behind ignored columns',
+    binary: true,
+    integerKey: true,
+    keys: [1],
+    kept: [0, 3, 4],
+    key: (n) => int4(n - 2),
+  },
 ];
+
+/** Nothing is ignored. */
+const allOf = (columns: number): { columns: number; sent: number; kept: null } => ({
+  columns,
+  sent: columns,
+  kept: null,
+});
 
 /** The source's view: rows by key, every change possible there. */
 function changesOf(
@@ -149,8 +174,15 @@ function flush(batch: TableBatch, model: Model): void {
   batch.clear();
 }
 
+/** What ignored columns bring: null, a text whatever the form is, a value that was not touched, bytes. */
+const ignored: Tuple = [null, 'not carried', UNCHANGED, Buffer.alloc(300)];
+
 const take = (batch: TableBatch, { tag, row }: Change): boolean => {
-  const message = Buffer.concat([Buffer.from('xx'), tuple(row)]);
+  const { sent, kept } = batch.shape;
+  const valueAt = (at: number, position: number): ColumnValue =>
+    (position === -1 ? ignored[(at + batch.taken) % ignored.length] : row[position]) ?? null;
+  const values = kept && Array.from({ length: sent }, (_, at) => valueAt(at, kept.indexOf(at)));
+  const message = Buffer.concat([Buffer.from('xx'), tuple(values ?? row)]);
   return batch[tag](message, 2, message.length);
 };
 
@@ -163,7 +195,8 @@ describe('a coalesced batch', () => {
         const expected = new Model(before, kind.keys);
         const model = new Model(before, kind.keys);
         const { keys, binary, integerKey } = kind;
-        const batch = new TableBatch({ columns: 3, keys, binary, integerKey });
+        const columns = kind.kept ? { columns: 3, sent: 5, kept: kind.kept } : allOf(3);
+        const batch = new TableBatch({ ...columns, keys, binary, integerKey });
         for (const [n, change] of changes.entries()) {
           expected.apply(change);
           if (!take(batch, change)) {
@@ -191,7 +224,7 @@ describe('a coalesced batch', () => {
     const taken = Object.entries(sequences).map(([state, tags]) => [
       state,
       ...(['insert', 'update', 'delete'] as const).map((tag) => {
-        const batch = new TableBatch({ columns: 3, keys: [0], binary: false, integerKey: true });
+        const batch = new TableBatch({ ...allOf(3), keys: [0], binary: false, integerKey: true });
         // so that there is a map of keys
         expect(take(batch, { tag: 'update', row: ['2', 'a', 'b'] })).toBe(true);
         for (const each of tags) expect(take(batch, { tag: each, row: row('a') })).toBe(true);
@@ -207,8 +240,23 @@ describe('a coalesced batch', () => {
     ]);
   });
 
+  it('holds only what is kept of a tuple, in whatever form the rest comes', () => {
+    const shape = { columns: 2, sent: 4, kept: [1, 2], keys: [0], binary: true, integerKey: true };
+    const batch = new TableBatch(shape);
+    for (const rest of ignored) {
+      const message = tuple([rest, int4(1), int4(2), rest]);
+      expect(batch.update(message, 0, message.length)).toBe(true);
+      for (let length = 0; length < message.length; length++)
+        expect(batch.update(message.subarray(0, length), 0, length)).toBe(false);
+    }
+    const short = tuple([int4(1), int4(2)]);
+    expect(batch.insert(short, 0, short.length)).toBe(false);
+    expect(batch).toMatchObject({ count: 1, taken: 4, used: 2 + 8 + 8, hasUnchanged: false });
+    expect(tupleOf(batch, 0)).toEqual([int4(1), int4(2)]);
+  });
+
   it('does not grow with the updates of a hot row', () => {
-    const batch = new TableBatch({ columns: 2, keys: [0], binary: true, integerKey: true });
+    const batch = new TableBatch({ ...allOf(2), keys: [0], binary: true, integerKey: true });
     for (let n = 0; n < 1_000; n++) take(batch, { tag: 'update', row: [int4(1), int4(n)] });
     expect(batch).toMatchObject({ count: 1, taken: 1_000 });
     expect(batch.used).toBe(2 + 8 + 8);
@@ -216,7 +264,7 @@ describe('a coalesced batch', () => {
   });
 
   it('takes nothing that is malformed, in another form, or short of a column', () => {
-    const batch = new TableBatch({ columns: 2, keys: [0], binary: false, integerKey: false });
+    const batch = new TableBatch({ ...allOf(2), keys: [0], binary: false, integerKey: false });
     const whole = tuple(['a', 'b']);
     for (let length = 0; length < whole.length; length++)
       expect(batch.insert(whole.subarray(0, length), 0, length)).toBe(false);
@@ -233,9 +281,11 @@ describe('a coalesced batch', () => {
         fc.uint8Array({ maxLength: 60 }),
         fc.constantFrom('insert', 'update', 'delete'),
         (bytes, tag) => {
-          const batch = new TableBatch({ columns: 2, keys: [1], binary: true, integerKey: true });
-          const used = batch[tag](Buffer.from(bytes), 0, bytes.length) ? 1 : 0;
-          expect(batch.count).toBe(used);
+          for (const columns of [allOf(2), { columns: 2, sent: 3, kept: [0, 2] }]) {
+            const batch = new TableBatch({ ...columns, keys: [1], binary: true, integerKey: true });
+            const used = batch[tag](Buffer.from(bytes), 0, bytes.length) ? 1 : 0;
+            expect(batch.count).toBe(used);
+          }
         },
       ),
       { numRuns: 2_000 },
