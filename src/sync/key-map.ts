@@ -4,6 +4,14 @@
 
 const INITIAL_SLOTS = 256;
 
+/** Memory that was used for less than this share of it is halved: far from what makes it grow, so that it does not swing. */
+const SPARSE = 1 / 16;
+
+/** Whether what is kept for the next batch should be less than `capacity`, of which this one has used `used`. */
+export function isSparse(used: number, capacity: number): boolean {
+  return used < capacity * SPARSE;
+}
+
 export class KeyMap {
   #slots = INITIAL_SLOTS;
   #keys = new Float64Array(INITIAL_SLOTS);
@@ -11,6 +19,11 @@ export class KeyMap {
   #entries = new Int32Array(INITIAL_SLOTS);
   #count = 0;
   readonly #others = new Map<string, number>();
+
+  /** Its memory: 12 bytes each. */
+  get slots(): number {
+    return this.#slots;
+  }
 
   get size(): number {
     return this.#count + this.#others.size;
@@ -39,8 +52,10 @@ export class KeyMap {
     this.#entries[slot] = entry + 1;
   }
 
+  /** Keeps its memory for as many keys; after a batch of few, only half of it. */
   clear(): void {
-    if (this.#count > 0) this.#entries.fill(0);
+    if (this.#slots > INITIAL_SLOTS && isSparse(this.#count, this.#slots)) this.#allocate(this.#slots / 2);
+    else if (this.#count > 0) this.#entries.fill(0);
     this.#count = 0;
     this.#others.clear();
   }
@@ -55,12 +70,16 @@ export class KeyMap {
     return slot;
   }
 
+  #allocate(slots: number): void {
+    this.#slots = slots;
+    this.#keys = new Float64Array(slots);
+    this.#entries = new Int32Array(slots);
+  }
+
   #grow(): void {
     const keys = this.#keys;
     const entries = this.#entries;
-    this.#slots *= 2;
-    this.#keys = new Float64Array(this.#slots);
-    this.#entries = new Int32Array(this.#slots);
+    this.#allocate(this.#slots * 2);
     for (let old = 0; old < entries.length; old++) {
       const entry = entries[old] ?? 0;
       if (entry === 0) continue;

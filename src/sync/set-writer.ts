@@ -12,6 +12,9 @@ import { DELETE, INSERT, NONE, REPLACE, TableBatch, UNCHANGED_LENGTH, UPDATE } f
 /** Up to so many rows a statement each is cheaper for the target than COPY into a temporary table. */
 const FEW_ROWS = 12;
 
+/** After so many target transactions without it, the memory of a table's last batch is given back. */
+const IDLE_TRANSACTIONS = 64;
+
 const INSERT_TAG = 0x49;
 const UPDATE_TAG = 0x55;
 
@@ -22,6 +25,8 @@ interface TableSet {
   readonly binary: boolean;
   updates: TemporaryTable;
   deletes: TemporaryTable;
+  /** Target transactions that have ended since its batch was written. */
+  idle: number;
 }
 
 /** `filled`: by the open transaction. */
@@ -62,7 +67,7 @@ export class SetWriter {
       const shape = { ...table.shape, binary: this.#binary };
       const sql = setStatements(table, this.#sets.size, this.#binary);
       const batch = new TableBatch(shape, this.#pipe.pool);
-      set = { table, batch, sql, binary: this.#binary, updates: 'absent', deletes: 'absent' };
+      set = { table, batch, sql, binary: this.#binary, updates: 'absent', deletes: 'absent', idle: 0 };
       this.#sets.set(table, set);
       this.write(table); // what it has pending under the columns that it had before
     }
@@ -114,11 +119,13 @@ export class SetWriter {
     for (const set of this.#sets.values()) {
       if (set.updates !== 'absent') set.updates = how === 'committed' ? 'empty' : 'absent';
       if (set.deletes !== 'absent') set.deletes = how === 'committed' ? 'empty' : 'absent';
+      if (++set.idle === IDLE_TRANSACTIONS && !this.#touched.has(set)) set.batch.rest();
     }
   }
 
   #write(set: TableSet): void {
     const { batch } = set;
+    set.idle = 0;
     this.#onWrite(set.table, batch);
     const deletes: number[] = [];
     const inserts: number[] = [];

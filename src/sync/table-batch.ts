@@ -13,7 +13,7 @@
 // a table that only got inserts is written by copying memory. A value that the update did not send (unchanged TOAST) is
 // taken from the pending state; where there is none its length is UNCHANGED_LENGTH.
 import { BufferPool } from '../postgres/buffer-pool.ts';
-import { KeyMap } from './key-map.ts';
+import { isSparse, KeyMap } from './key-map.ts';
 
 /** Length of a value that the message lacks; −1 is NULL. */
 export const UNCHANGED_LENGTH = -2;
@@ -62,7 +62,7 @@ export class TableBatch {
   isDense = true;
   /** Some tuple may lack values. */
   hasUnchanged = false;
-  readonly #map = new KeyMap();
+  #map = new KeyMap();
   /** The map knows the entries: not yet, while there were only inserts. */
   #isMapped = false;
   #unchanged = false;
@@ -74,7 +74,10 @@ export class TableBatch {
     this.#pool = pool;
   }
 
+  /** Keeps the memory of its entries for as many; after a batch of few, only half of it. */
   clear(): void {
+    const size = this.ops.length;
+    if (size > INITIAL_ROWS && isSparse(this.count, size)) this.#allocate(size / 2);
     this.used = 0;
     this.count = 0;
     this.taken = 0;
@@ -84,6 +87,12 @@ export class TableBatch {
     this.#isMapped = false;
     this.#pool.give(this.arena);
     this.arena = NOTHING;
+  }
+
+  /** Forgets the memory of its entries, too. Only while nothing is pending. */
+  rest(): void {
+    if (this.ops.length > INITIAL_ROWS) this.#allocate(INITIAL_ROWS);
+    this.#map = new KeyMap();
   }
 
   /** The arena now belongs to the caller, who gives it to the pool. */
@@ -235,19 +244,20 @@ export class TableBatch {
     return false;
   }
 
+  #allocate(entries: number): void {
+    this.ops = new Uint8Array(entries);
+    this.starts = new Float64Array(entries);
+    this.ends = new Float64Array(entries);
+  }
+
   #add(op: number, start: number): number {
     const entry = this.count++;
     if (entry >= this.ops.length) {
-      const size = this.ops.length * 2;
-      const ops = new Uint8Array(size);
-      ops.set(this.ops);
-      this.ops = ops;
-      const starts = new Float64Array(size);
-      starts.set(this.starts);
-      this.starts = starts;
-      const ends = new Float64Array(size);
-      ends.set(this.ends);
-      this.ends = ends;
+      const { ops, starts, ends } = this;
+      this.#allocate(ops.length * 2);
+      this.ops.set(ops);
+      this.starts.set(starts);
+      this.ends.set(ends);
     }
     this.ops[entry] = op;
     this.starts[entry] = start;

@@ -42,3 +42,23 @@ test('two hundred thousand keys a power of two apart are all found', () => {
   for (let n = 0; n < 200_000; n += 97) expect(map.get(n * 64)).toBe(n);
   expect(map.size).toBe(200_000);
 });
+
+test('its memory stays for batches of one size, and falls behind smaller ones', () => {
+  const map = new KeyMap();
+  const slotsAfter = (keys: number): number => {
+    for (let n = 0; n < keys; n++) map.set(n, n);
+    map.clear();
+    return map.slots;
+  };
+  const large = slotsAfter(100_000);
+  // a batch of another size now and then is no reason, either
+  for (const keys of [100_000, 100_000, 20_000, 100_000]) expect(slotsAfter(keys)).toBe(large);
+  const small = Array.from({ length: 20 }, () => slotsAfter(100));
+  expect(small[0]).toBe(large / 2);
+  expect(small.slice(0, 8)).toEqual([...new Set(small.slice(0, 8))]);
+  expect(small.at(-1)).toBeLessThanOrEqual(1_600);
+  const next = slotsAfter(100);
+  expect(slotsAfter(100)).toBe(next);
+  for (let n = 0; n < 500; n++) map.set(n * 7, n);
+  for (let n = 0; n < 500; n++) expect(map.get(n * 7)).toBe(n);
+});

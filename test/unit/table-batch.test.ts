@@ -263,6 +263,23 @@ describe('a coalesced batch', () => {
     expect(tupleOf(batch, 0)).toEqual([int4(1), int4(999)]);
   });
 
+  it('keeps its memory for batches of one size, and less of it behind smaller ones', () => {
+    const batch = new TableBatch({ ...allOf(1), keys: [0], binary: true, integerKey: true });
+    const memoryAfter = (rows: number): number => {
+      for (let n = 0; n < rows; n++) take(batch, { tag: 'insert', row: [int4(n)] });
+      expect(tupleOf(batch, rows - 1)).toEqual([int4(rows - 1)]);
+      batch.clear();
+      expect([batch.starts.length, batch.ends.length]).toEqual([batch.ops.length, batch.ops.length]);
+      return batch.ops.length;
+    };
+    const large = memoryAfter(10_000);
+    for (const rows of [10_000, 2_000, 10_000]) expect(memoryAfter(rows)).toBe(large);
+    const small = Array.from({ length: 12 }, () => memoryAfter(20));
+    expect(small.slice(0, 2)).toEqual([large / 2, large / 4]);
+    expect(new Set(small.slice(-3)).size).toBe(1);
+    expect(small.at(-1)).toBeLessThanOrEqual(20 * 16);
+  });
+
   it('takes nothing that is malformed, in another form, or short of a column', () => {
     const batch = new TableBatch({ ...allOf(2), keys: [0], binary: false, integerKey: false });
     const whole = tuple(['a', 'b']);

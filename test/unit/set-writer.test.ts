@@ -1,0 +1,60 @@
+// The sets of many tables over one pipeline that writes nothing: what they keep between batches.
+import { expect, test } from 'vitest';
+import { BufferPool } from '../../src/postgres/buffer-pool.ts';
+import type { Pipeline } from '../../src/postgres/pipeline.ts';
+import type { ChangeContext } from '../../src/sync/apply-errors.ts';
+import type { StreamedTable } from '../../src/sync/relations.ts';
+import { SetWriter, tuplesOf } from '../../src/sync/set-writer.ts';
+import type { TableBatch } from '../../src/sync/table-batch.ts';
+import { tuple } from '../support/pgoutput-messages.ts';
+
+const INSERT = 0x49;
+
+const tableOf = (name: string): StreamedTable => ({
+  key: `public.${name}`,
+  plan: {
+    source: { schema: 'public', name },
+    target: { schema: 'public', name },
+    columns: [],
+    keyColumns: ['id'],
+    replicaIdentity: 'default',
+    rowsEstimated: 0,
+    bytesEstimated: 0,
+  },
+  columns: [{ name: 'id', type: 'integer', generated: false, identityAlways: false, notNull: true }],
+  kept: null,
+  keyPositions: [0],
+  shape: { columns: 1, sent: 1, kept: null, keys: [0], integerKey: true },
+  setUpdates: true,
+});
+
+test('a table that gets nothing any more gives the memory of its batch back, one that goes on keeps it', () => {
+  const pipe = { pool: new BufferPool(), execute: () => undefined, copy: () => undefined };
+  const batches = new Map<string, TableBatch>();
+  let written = 0;
+  const sets = new SetWriter(pipe as unknown as Pipeline<ChangeContext>, false, ({ key }, batch) => {
+    batches.set(key, batch);
+    for (const row of tuplesOf(batch)) written += row.length;
+  });
+  const rows = Array.from({ length: 2_000 }, (_, n) => tuple([String(n)]));
+  const take = (table: StreamedTable): void => {
+    for (const row of rows) sets.take(table, INSERT, row, 0, row.length);
+  };
+  const tables = [tableOf('once'), tableOf('again'), tableOf('often')] as const;
+  const [once, again, often] = tables;
+  const memory = (): number[] => tables.map(({ key }) => batches.get(key)?.ops.length ?? 0);
+  for (const table of tables) take(table);
+  for (let n = 1; n <= 64; n++) {
+    sets.writeAll();
+    if (n === 64) expect(new Set(memory()).size).toBe(1);
+    take(n === 64 ? again : often); // into the next batch, while this one ends
+    sets.ended('committed');
+  }
+  const [small = 0, kept, large = 0] = memory();
+  expect(small).toBeLessThan(large / 16);
+  expect(kept).toBe(large);
+  take(once);
+  sets.writeAll();
+  expect(memory()).toEqual([large, large, large]);
+  expect(written).toBe(rows.length * (3 + 63 + 2));
+});
