@@ -9,6 +9,7 @@ import type { PlannedStatement } from '../../src/model/schema-plan.ts';
 import { isCopyComplete } from '../../src/postgres/copy-state.ts';
 import { slotOf } from '../../src/postgres/slot-record.ts';
 import { saveSchemaPlan, schemaPlanOf } from '../../src/postgres/task-scope.ts';
+import { uniqueBefore } from '../../src/schema/existing.ts';
 import { listening } from '../support/backlog.ts';
 import { contentOf } from '../support/copy-plan.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
@@ -188,9 +189,24 @@ describe('a killed copy', () => {
   });
 });
 
-it('a generation that is old begins no part but of a table whose blocks it has begun', async () => {
+it('a generation that is old begins no part but of a table whose blocks it has begun, as an existing one with another unique index has', async () => {
   const pair = await makePair();
-  const scope = await ready(pair, `${ordered}; ${shuffled}`, `${orderedRows}; ${shuffledRows}`, 100 * KB);
+  const like = (name: string): string => `create table public.${name} (like public.ordered including all)`;
+  const scope = await ready(
+    pair,
+    [ordered, shuffled, ...['existing', 'expression', 'partial', 'of_key'].map(like)].join('; '),
+    `${orderedRows}; ${shuffledRows}; insert into public.existing select * from public.ordered`,
+    100 * KB,
+  );
+  // on the key itself, or not unique: these make no difference
+  await pair.target.query(`
+    create unique index on public.existing (v, id); create unique index on public.expression (lower(v));
+    create unique index on public.partial (id) where v = 'y'; create unique index on public.of_key (id);
+    create unique index on public.ordered (id); create index on public.ordered (v)`);
+  const plan = schemaPlanOf(scope);
+  const constrained = await uniqueBefore(scope, plan.tables);
+  expect(constrained.toSorted()).toEqual(['public.existing', 'public.expression', 'public.partial']);
+  saveSchemaPlan(scope, { ...plan, uniqueBefore: constrained });
   setOptions(scope, { copyJobs: 1, maxSnapshotAgeMs: 0 });
   await copyTables(scope);
   const markers = await markersOf(pair);
@@ -198,8 +214,10 @@ it('a generation that is old begins no part but of a table whose blocks it has b
     markers.filter((marker) => marker.relation === relation).map(({ epoch }) => epoch);
   expect(epochs('public.ordered').length).toBeGreaterThan(3);
   expect(new Set(epochs('public.ordered')).size).toBe(epochs('public.ordered').length);
-  expect(epochs('public.shuffled').length).toBeGreaterThan(3);
-  expect(new Set(epochs('public.shuffled')).size).toBe(1);
+  for (const relation of ['public.shuffled', 'public.existing']) {
+    expect(epochs(relation).length).toBeGreaterThan(3);
+    expect(new Set(epochs(relation)).size).toBe(1);
+  }
 });
 
 it('a table that is rewritten after the holder was lost is copied whole, not read as empty', async () => {
