@@ -6,7 +6,8 @@
 //   text while changes may come under a type  widen-columns.ts
 //     that was narrower
 //   text from a source of version 13          its pgoutput has no binary
-//   text when a table has a row filter        rows may be read again (reread.ts), and are compared with what comes then
+//   text when a table has a row filter and    a row may be read again (reread.ts) whenever it comes into the filter, and
+//     parts of any are cut by dates           a horizon is ahead once more
 //   text when a table has a type without a    chooseFormat, as for the copy
 //     stable binary form on both servers
 //   text when a key has a type whose text we  the keys of changed rows are written down as text (changed-keys.ts)
@@ -24,18 +25,16 @@ export interface StreamFormat {
   readonly reason: string;
 }
 
-/** `passing`: why it must be text for a while, as above; null when nothing of that is ahead. */
+/** `connection`: why it must be text, as far as the connection's own state tells; null: it tells nothing. */
 export async function chooseStreamFormat(
   scope: TaskScope,
   sourceVersion: number,
-  passing: string | null,
+  connection: string | null,
 ): Promise<StreamFormat> {
   const text = (reason: string): StreamFormat => ({ binary: false, reason });
   if (sourceVersion < BINARY_SINCE) return text('a source of version 13 sends text only');
-  if (passing !== null) return text(passing);
+  if (connection !== null) return text(connection);
   const { tables } = schemaPlanOf(scope);
-  if (tables.some(({ where }) => where !== undefined))
-    return text('rows that come into a row filter may have to be read again');
   const [source, target] = await Promise.all([
     readTypes(
       scope.source,
