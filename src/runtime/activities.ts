@@ -23,6 +23,7 @@ import { runPreflight } from '../preflight/run.ts';
 import type { AdditionRequest } from '../schema/addition.ts';
 import { compareSchema } from '../schema/compare.ts';
 import { createTables } from '../schema/create-tables.ts';
+import { refreshDefaults } from '../sync/added-defaults.ts';
 import { checkCatalog } from '../sync/catalog-watch.ts';
 import { runStream, type AddPartitions } from '../sync/stream.ts';
 import { compareTables } from '../validate/compare.ts';
@@ -135,6 +136,8 @@ const works: { readonly [N in ActivityName]: Work<N> } = {
     return compareTables(scope, { deadlineMs });
   },
   prepareTarget: async (scope, _, deadlineMs) => {
+    // the way back makes nothing of the source's schema
+    if (!scope.spec.origin) await refreshDefaults(scope);
     await prepareTarget(scope, deadlineMs);
     return null;
   },

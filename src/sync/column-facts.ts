@@ -1,6 +1,6 @@
-// The columns of tables as one server has them, with what tells how a column came to be as it is. Read by source-ddl.ts
-// and widen-columns.ts.
-import type { RelationName } from '../model/relation.ts';
+// The columns of tables as one server has them, with what tells how a column came to be as it is. Read by source-ddl.ts,
+// widen-columns.ts and added-defaults.ts.
+import { relationKey, type RelationName } from '../model/relation.ts';
 import type { Side } from '../postgres/connections.ts';
 
 export interface ColumnRow extends RelationName {
@@ -42,4 +42,9 @@ export async function readColumns(side: Side, tables: readonly RelationName[]): 
     [tables.map(({ schema }) => schema), tables.map(({ name }) => name)],
   );
   return rows;
+}
+
+/** `relationKey` of the table, or of the partitioned table at the top of it. */
+export function rootOf(row: ColumnRow): string {
+  return relationKey({ schema: row.root_schema, name: row.root_name });
 }

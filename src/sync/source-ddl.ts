@@ -31,7 +31,8 @@ import { ident, identRelation, literal } from '../postgres/sql.ts';
 import { inTurn, saveSchemaPlan, schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { PATIENT } from '../postgres/transaction-options.ts';
 import { readEnums } from './catalog-watch.ts';
-import { readColumns, type ColumnRow } from './column-facts.ts';
+import { defaultStatement, setDefault, targetOf } from './added-defaults.ts';
+import { readColumns, rootOf, type ColumnRow } from './column-facts.ts';
 import { widenColumn, wideningFinding, widens, type Widening } from './widen-columns.ts';
 
 const FILENODES = 'filenodes';
@@ -190,8 +191,6 @@ async function applyAdditive(
   changed: readonly ChangedColumn[],
 ): Promise<FollowedDdl> {
   const noted = scope.checkpoints.get<Readonly<Record<string, number>>>(FILENODES) ?? {};
-  const targetOf = (table: PlannedTable, row: ColumnRow): RelationName =>
-    plan.roots.find(({ source }) => relationKey(source) === rootOf(row))?.target ?? table.target;
   const additions: Addition[] = [];
   for (const group of byRootColumn(added)) {
     const [{ row, table }] = group;
@@ -201,7 +200,7 @@ async function applyAdditive(
     if (group.some((each) => factsOf(each.row) !== factsOf(row)))
       return refusal(`${what} is not the same in all partitions`);
     additions.push({
-      target: targetOf(table, row),
+      target: targetOf(plan, table, row),
       source: rootOf(row),
       row,
       tables: group.map((each) => each.table),
@@ -210,7 +209,13 @@ async function applyAdditive(
   const widenings = byRootColumn(changed).map((group): Widening => {
     const [{ row, table, from }] = group;
     const rewritten = group.some((each) => noted[relationKey(each.row)] !== each.row.filenode);
-    return { target: targetOf(table, row), row, from, tables: group.map((each) => each.table), rewritten };
+    return {
+      target: targetOf(plan, table, row),
+      row,
+      from,
+      tables: group.map((each) => each.table),
+      rewritten,
+    };
   });
   const enums = await addEnumValues(scope, plan);
   if (enums.refused !== null) return enums;
@@ -242,14 +247,12 @@ async function applyAdditive(
       return { ...table, columns: [...columns, ...more] };
     },
     findings,
-    statements: additions.flatMap(defaultStatement),
+    statements: additions
+      .filter(({ row }) => row.expression !== null || row.missing !== null)
+      .map(({ target, source, row }) => defaultStatement(target, source, row)),
   });
   scope.checkpoints.delete(INTENT);
   return { findings, refused: null };
-}
-
-function rootOf(row: ColumnRow): string {
-  return relationKey({ schema: row.root_schema, name: row.root_name });
 }
 
 /** The same column of all partitions of a table. */
@@ -273,20 +276,6 @@ function addedColumn(row: ColumnRow): PlannedColumn {
   };
 }
 
-/** The real default, or none, when the target opens. */
-function defaultStatement({ target, source, row }: Addition): Omit<PlannedStatement, 'n'>[] {
-  if (row.expression === null && row.missing === null) return [];
-  return [
-    {
-      phase: 'final',
-      sql: setDefault(target, row),
-      object: `DEFAULT ${row.column} on ${relationKey(target)}`,
-      table: source,
-      creates: null,
-    },
-  ];
-}
-
 function additionFinding({ target, row }: Addition): Finding {
   return {
     code: 'column_added',
@@ -308,10 +297,6 @@ function whyNotAdditive({ row }: AddedColumn, filenodes: Readonly<Record<string,
   if (filenodes[relationKey(row)] !== row.filenode)
     return 'came to a table that was rewritten or truncated since the migration began: what its rows have cannot be told';
   return null;
-}
-
-function setDefault(target: RelationName, row: ColumnRow): string {
-  return `alter table ${identRelation(target)} alter column ${ident(row.column)} set default ${row.expression ?? 'null'}`;
 }
 
 /** Null when the target has the column, else why it cannot get it. */

@@ -107,7 +107,27 @@ test.each([
     const codes = await findingsOf(service, id);
     expect(codes).toContain('column_added');
     expect(codes).toContain('enum_value_added');
+    // behind the columns that were carried; the last one is a column of before
+    await pair.source.query(`
+    alter table t alter column price set default 11, alter column note set default 'later'; alter table keyless alter column tags drop default;
+    alter table parts alter column kind set default 'new'; alter table only parts_2 alter column kind set default 'own';
+    alter table t alter column c set default 'z'`);
     await cutOver(service, id);
+    const defaults = `select attrelid::regclass::text || '.' || attname as column, pg_get_expr(adbin, adrelid) as default
+      from pg_attrdef join pg_attribute on attrelid = adrelid and attnum = adnum where attrelid::regclass::text not like 'dts%' order by 1`;
+    const source = (await pair.source.query<{ column: string; default: string }>(defaults)).rows;
+    const own: Record<string, string> = {
+      't.c': `'c'::character varying`,
+      'parts_2.kind': `'new'::character varying`,
+    };
+    expect((await pair.target.query(defaults)).rows).toEqual(
+      source.map((row) => ({ ...row, default: own[row.column] ?? row.default })),
+    );
+    const { body: certificate } = await service.call<{ schema: { differences: string[] } }>(
+      'GET',
+      `/migrations/${id}/certificate`,
+    );
+    expect(certificate.schema.differences.toSorted()).toEqual(['TABLE public.parts_2', 'TABLE public.t']);
     await expectEqualTables(pair.source, pair.target, pairs);
     // the defaults are the real ones now, no longer what the rows from before got
     await pair.target.query(`insert into t (id) values (9000)`);
