@@ -38,9 +38,25 @@ function treeOf(root: number): ProcessStat[] {
   return tree;
 }
 
-/** CPU seconds of a tree so far, ended children included. */
+/** A tree in which processes end faster than it can be read is taken as it is after so many tries. */
+const MOST_TRIES = 50;
+
+/**
+ * The tree as of one moment. /proc gives one process after the other: of a backend that ends meanwhile, and that the
+ * postmaster waits for, the CPU would be counted twice (before it, as its own, then as the postmaster's) or, the other way
+ * round, not at all. So it is read again when anybody in it is gone, or has waited for somebody, since.
+ */
+function treeAtOnce(root: number): ProcessStat[] {
+  for (let tries = 1; ; tries++) {
+    const tree = treeOf(root);
+    const still = tree.every(({ pid, endedTicks }) => readStat(pid)?.endedTicks === endedTicks);
+    if (still || tries === MOST_TRIES) return tree;
+  }
+}
+
+/** CPU seconds of a tree so far, ended children included; it never goes down while the root lives. */
 export function cpuSeconds(root: number): number {
-  const ticks = treeOf(root).reduce((sum, stat) => sum + stat.ownTicks + stat.endedTicks, 0);
+  const ticks = treeAtOnce(root).reduce((sum, stat) => sum + stat.ownTicks + stat.endedTicks, 0);
   return ticks / TICKS_PER_SECOND;
 }
 

@@ -25,6 +25,8 @@ export interface Tool {
   run(): Promise<ToolCost>;
   /** Not measured: throws when the result is not what it should be. */
   verify(): Promise<void>;
+  /** CPU seconds so far of what goes on after `run`; 0 of what runs in a server. */
+  cpuSeconds?(): number;
 }
 
 /** Runs a command to its end and says what it and its children cost; throws with its output when it fails. */

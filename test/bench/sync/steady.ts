@@ -27,7 +27,8 @@ interface Lag {
   readonly name: string;
   readonly changesPerSecond: number;
   readonly lagsMs: readonly number[];
-  readonly targetCpuSeconds: number | null;
+  /** The tool's, the source's and the target's. */
+  readonly cpuSeconds: readonly (number | null)[];
 }
 
 async function connected(server: BenchServer, database: string): Promise<pg.Client> {
@@ -92,17 +93,24 @@ export async function runSteady(
   for (const tool of tools) {
     await tool.prepare();
     await tool.run();
-    const before = target.cpuSeconds();
+    const spent = (): readonly (number | null)[] => [
+      tool.cpuSeconds?.() ?? 0,
+      source.cpuSeconds(),
+      target.cpuSeconds(),
+    ];
+    const before = spent();
     const measured = await measure(source, target, database, scale);
-    const after = target.cpuSeconds();
+    const cpuSeconds = spent().map((after, at) => {
+      const since = before[at] ?? null;
+      return after === null || since === null ? null : after - since;
+    });
     await tool.verify();
-    const targetCpuSeconds = before === null || after === null ? null : after - before;
-    lags.push({ name: tool.name, targetCpuSeconds, ...measured });
+    lags.push({ name: tool.name, cpuSeconds, ...measured });
     say(`steady: ${tool.name} ${median(measured.lagsMs).toFixed(1)} ms`);
   }
   return table(
-    ['tool', 'changes/s', 'median ms', '99 % ms', 'worst ms', 'target CPU s'],
-    lags.map(({ name, changesPerSecond, lagsMs, targetCpuSeconds }) => {
+    ['tool', 'changes/s', 'median ms', '99 % ms', 'worst ms', 'tool CPU s', 'source CPU s', 'target CPU s'],
+    lags.map(({ name, changesPerSecond, lagsMs, cpuSeconds }) => {
       const sorted = [...lagsMs].sort((a, b) => a - b);
       const at = (share: number): string =>
         (sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN).toFixed(1);
@@ -112,7 +120,7 @@ export async function runSteady(
         median(lagsMs).toFixed(1),
         at(0.99),
         at(1),
-        targetCpuSeconds?.toFixed(2) ?? '–',
+        ...cpuSeconds.map((seconds) => seconds?.toFixed(2) ?? '–'),
       ];
     }),
   );

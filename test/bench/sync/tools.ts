@@ -102,6 +102,7 @@ function ourTool(work: SyncWork): Tool {
       await exit;
       await expectEqual(work);
     },
+    cpuSeconds: () => (child?.pid === undefined ? 0 : cpuSeconds(child.pid)),
   };
 }
 
