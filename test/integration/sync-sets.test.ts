@@ -1,6 +1,9 @@
 // Set-wise apply on real servers: large batches, coalesced and written by COPY, leave exactly what the source has; what
 // holds only in source order is done again in source order; and a reader never sees half a source transaction.
 import { describe, expect, it } from 'vitest';
+import type { RelationColumn } from '../../src/postgres/pgoutput-messages.ts';
+import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
+import { RelationMap } from '../../src/sync/relations.ts';
 import { backlog, expectEqual, listening, manyChanges, tables } from '../support/backlog.ts';
 import { makePair, makeRole, waitFor, type DatabasePair } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
@@ -9,7 +12,68 @@ import { copyAll, drainStream, prepare, startStream, untilEvent } from '../suppo
 // of its own: which feed is chosen depends on the WAL that is written, other tests' too
 startServers(13, 16, 18);
 
+describe('rows are coalesced by a key', () => {
+  const domains = `create domain small as int; create domain exact as numeric; create type mood as enum ('a', 'b');
+    create extension citext; create collation loose (provider = icu, locale = 'und', deterministic = false)`;
+  const keys: readonly (readonly [key: string, coalesced: boolean])[] = [
+    // equal only when their bytes are
+    ...['bool', 'bytea', 'name', 'int2', 'int4', 'int8', 'oid', 'text', 'varchar(9)', 'date', 'uuid'].map(
+      (type) => [type, true] as const,
+    ),
+    ...['timestamp', 'timestamptz', 'pg_lsn', 'macaddr', 'mood', 'small'].map(
+      (type) => [type, true] as const,
+    ),
+    // 1.0 and 1.00; 0 and -0; 'a' and 'a '; '1 day' and '24 hours'; 'a' and 'A'
+    ...['numeric', 'numeric(9, 2)', 'exact', 'float4', 'float8', 'char(9)', 'interval', 'citext'].map(
+      (type) => [type, false] as const,
+    ),
+    ['text collate loose', false],
+    ['numeric[]', false],
+    ['jsonb', false],
+  ];
+
+  it('only when values that differ in their bytes are not equal', async () => {
+    const pair = await makePair();
+    const ddl = keys.map(([type], n) => `create table public.t${n} (id ${type} primary key, v int)`);
+    const scope = await prepare(pair, [domains, ...ddl].join(';'));
+    const plan = schemaPlanOf(scope).tables;
+    const map = new RelationMap(scope, plan, null);
+    const found = [];
+    for (const [n, [type]] of keys.entries()) {
+      const { rows: columns } = await pair.source.query<RelationColumn>(
+        `select attnum = 1 as key, attname::text as name, atttypid::int as "typeOid", atttypmod as typmod
+         from pg_attribute where attrelid = $1::regclass and attnum > 0 order by attnum`,
+        [`public.t${n}`],
+      );
+      const message = { relationId: n, schema: 'public', name: `t${n}`, replicaIdentity: 'default' } as const;
+      await map.learn({ tag: 'relation', ...message, columns }, Buffer.alloc(0));
+      const known = map.get(n);
+      found.push([type, known.kind === 'table' && known.table.shape !== null]);
+    }
+    expect(found).toEqual(keys);
+  });
+});
+
 describe('a backlog', () => {
+  it('of transactions that interleave is applied in the order of their commits', async () => {
+    const pair = await makePair();
+    const { scope, stop } = await backlog(
+      pair,
+      'create table public.t (id int primary key, v text)',
+      '',
+      async () => {
+        const [a, b] = [await pair.source.connect(), await pair.source.connect()];
+        await a.query(`begin; insert into public.t values (1, 'a')`);
+        await b.query(`begin; insert into public.t values (2, 'b'), (3, 'b'); commit`);
+        // what it finds was committed after it began
+        await a.query(`update public.t set v = 'a' where id = 2; delete from public.t where id = 3; commit`);
+        await b.query(`insert into public.t values (3, 'again')`);
+      },
+    );
+    expect(await expectEqual(scope, pair)).toBe(3);
+    await stop();
+  });
+
   it.each([
     ['binary', 16, ''],
     ['text', 16, ', w tsvector'],

@@ -1,0 +1,85 @@
+// When the feed's socket is left alone: while small pieces come fast, and never longer than the pace.
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { ReadPace } from '../../src/postgres/read-pace.ts';
+
+const PACE_MS = 2;
+const SMALL = 100;
+const LARGE = 32 * 1024;
+
+beforeEach(() => {
+  vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout', 'performance'] });
+  vi.advanceTimersByTime(1_000);
+});
+afterEach(() => void vi.useRealTimers());
+
+function paced() {
+  const socket = {
+    paused: false,
+    readableLength: 0,
+    pause: () => (socket.paused = true),
+    resume: () => (socket.paused = false),
+  };
+  const held = { now: false };
+  return { socket, held, pace: new ReadPace(socket, PACE_MS, () => held.now) };
+}
+
+test('small pieces that come fast wait for each other, for the pace', () => {
+  const { socket, pace } = paced();
+  pace.chunk(SMALL); // the first for long
+  expect(socket.paused).toBe(false);
+  vi.advanceTimersByTime(3);
+  pace.chunk(SMALL);
+  expect(socket.paused).toBe(true);
+  vi.advanceTimersByTime(PACE_MS - 1);
+  expect(socket.paused).toBe(true);
+  vi.advanceTimersByTime(1);
+  expect(socket.paused).toBe(false);
+});
+
+test.each([
+  ['what comes seldom', 4, SMALL, 0],
+  ['a large piece', 1, LARGE, 0],
+  ['a piece behind which more waits in memory', 1, SMALL, 1],
+])('%s does not', (_, afterMs, bytes, readableLength) => {
+  const { socket, pace } = paced();
+  pace.chunk(SMALL);
+  vi.advanceTimersByTime(afterMs);
+  socket.readableLength = readableLength;
+  pace.chunk(bytes);
+  expect(socket.paused).toBe(false);
+});
+
+test('pieces that waited in memory count as one', () => {
+  const { socket, pace } = paced();
+  pace.chunk(SMALL);
+  socket.readableLength = 1;
+  pace.chunk(LARGE);
+  socket.readableLength = 0;
+  pace.chunk(SMALL);
+  expect(socket.paused).toBe(false);
+  pace.chunk(SMALL);
+  expect(socket.paused).toBe(true);
+});
+
+test('whoever holds the socket resumes it, but not within the pace', () => {
+  const { socket, held, pace } = paced();
+  pace.chunk(SMALL);
+  pace.chunk(SMALL);
+  pace.resume();
+  expect(socket.paused).toBe(true);
+  held.now = true;
+  vi.advanceTimersByTime(PACE_MS);
+  expect(socket.paused).toBe(true);
+  held.now = false;
+  pace.resume();
+  expect(socket.paused).toBe(false);
+});
+
+test('nothing is resumed after the end', () => {
+  const { socket, pace } = paced();
+  pace.chunk(SMALL);
+  pace.chunk(SMALL);
+  pace.stop();
+  vi.advanceTimersByTime(PACE_MS);
+  expect(socket.paused).toBe(true);
+});
