@@ -76,7 +76,12 @@ export class WalStream {
    * Connects and starts streaming. Errors: `source_replaced`, and as fromPostgres says, e.g. `sql_failed` 55006 while the
    * slot is in use.
    */
-  static async open(scope: TaskScope, options: WalStreamOptions, signal: AbortSignal): Promise<WalStream> {
+  static async open(
+    scope: TaskScope,
+    options: WalStreamOptions,
+    signal: AbortSignal,
+    senderTimeoutMs = WAL_SENDER_TIMEOUT_MS,
+  ): Promise<WalStream> {
     const config = await scope.source.clientConfig('walsender');
     signal.throwIfAborted();
     // `stream` is called once, by pg's Connection, after this function has made the object that owns the socket.
@@ -88,7 +93,7 @@ export class WalStream {
     const stream = new WalStream(service, options.ackedLsn, scope.source.registerExternal());
     holder.stream = stream;
     try {
-      await stream.#start(scope, options, signal);
+      await stream.#start(scope, options, signal, senderTimeoutMs);
       return stream;
     } catch (error) {
       await stream.close();
@@ -164,7 +169,12 @@ export class WalStream {
     return this.#closed;
   }
 
-  async #start(scope: TaskScope, options: WalStreamOptions, signal: AbortSignal): Promise<void> {
+  async #start(
+    scope: TaskScope,
+    options: WalStreamOptions,
+    signal: AbortSignal,
+    senderTimeoutMs: number,
+  ): Promise<void> {
     const onAbort = (): void => void this.close();
     signal.addEventListener('abort', onAbort, { once: true });
     this.#service.on('error', (error) => this.#fail(fromPostgres(error, { role: 'source' })));
@@ -178,7 +188,7 @@ export class WalStream {
         this.#stream = (client as unknown as { connection: { stream: Pausable } }).connection.stream;
         await client.query(sessionSettings);
         await client.query(decodingMemory);
-        await client.query(`select set_config('wal_sender_timeout', '${WAL_SENDER_TIMEOUT_MS}', false)`);
+        await client.query(`select set_config('wal_sender_timeout', '${senderTimeoutMs}', false)`);
         // On this very connection: behind one address there may be more than one server.
         await verifySystem(client, options.slot, scope);
         const parameters = [

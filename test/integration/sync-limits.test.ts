@@ -13,6 +13,8 @@ import { sourceVersion } from '../../src/postgres/marker.ts';
 import { ensurePublication } from '../../src/postgres/publication.ts';
 import { ensureSlot } from '../../src/postgres/slot.ts';
 import { slotOf } from '../../src/postgres/slot-record.ts';
+import { taskObjectName } from '../../src/postgres/sql.ts';
+import { WalStream } from '../../src/postgres/wal-stream.ts';
 import { newFigures } from '../../src/sync/replay-figures.ts';
 import { sampleReplay, type ReplayView } from '../../src/sync/sampler.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
@@ -91,6 +93,65 @@ describe('the stream', () => {
       await contents(scope, pair.source, 'source'),
     );
     await stream.stop();
+  });
+
+  it('says that it waits for the source when that is far away', async () => {
+    const pair = await makePair();
+    const port = await delayingProxy(pair.source.port, 20);
+    const far: DatabasePair = {
+      source: { ...pair.source, connection: { ...pair.source.connection, port } },
+      target: pair.target,
+    };
+    const { scope, stream } = await streaming(far, 'create table public.t (id int primary key, n int)');
+    let id = 0;
+    await waitFor(
+      async () => {
+        await pair.source.query('insert into public.t values ($1, 0)', [++id]);
+        return scope.sync.some(({ limitedBy }) => limitedBy === 'source');
+      },
+      30_000,
+      'a source that limits',
+    );
+    await stream.stop();
+  });
+
+  it('answers the walsender while nobody takes what it has sent', async () => {
+    const pair = await makePair();
+    const scope = await prepare(pair, 'create table public.t (id int primary key)');
+    await ensurePublication(scope);
+    const slot = await ensureSlot(scope);
+    const timeoutMs = 2_000;
+    const feed = await WalStream.open(
+      scope,
+      {
+        slot,
+        publication: taskObjectName(scope.taskId),
+        startLsn: slot.consistentLsn,
+        ackedLsn: slot.consistentLsn,
+        sourceVersion: await sourceVersion(scope),
+        binary: true,
+      },
+      scope.signal,
+      timeoutMs,
+    );
+    onTestFinished(() => feed.close());
+    await pair.source.query('insert into public.t values (1)');
+    const sender = async (): Promise<{ pid: number; ageMs: number } | undefined> => {
+      const { rows } = await pair.source.query<{ pid: number; ageMs: number }>(
+        `select pid, extract(epoch from clock_timestamp() - backend_start)::float8 * 1000 as "ageMs"
+         from pg_stat_replication where application_name = $1`,
+        [`dts/${scope.taskId}/source/walsender`],
+      );
+      return rows[0];
+    };
+    const first = await sender();
+    // at the end of a timeout without an answer it would be gone
+    const last = await waitFor(async () => {
+      const now = await sender();
+      return now === undefined || now.ageMs > 2 * timeoutMs ? { now } : null;
+    });
+    expect(last.now?.pid).toBe(first?.pid);
+    expect(await feed.take(0)).not.toEqual([]);
   });
 
   it('waits for a session of ours that commits after its connection broke, and does not repeat its batch', async () => {
