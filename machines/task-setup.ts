@@ -3,7 +3,7 @@
 import { assign, fromCallback, fromPromise, setup, type EventObject } from 'xstate';
 import type { Certificate } from '../src/model/certificate.ts';
 import type { ErrorReport } from '../src/model/errors.ts';
-import type { Finding } from '../src/model/finding.ts';
+import { SLOT_ENDANGERED, type Finding } from '../src/model/finding.ts';
 import { errorVerdict, MAX_ATTEMPTS, retryDelayMs, type ErrorVerdict } from '../src/model/retry.ts';
 import type { StreamEvent } from '../src/model/stream.ts';
 import type { Activities, ActivityName, TaskRef } from './activities.ts';
@@ -65,9 +65,14 @@ export function withPlanFindings(known: readonly Finding[], ofPlan: readonly Fin
   );
 }
 
-/** That we dropped the slot ourselves stays visible after the error has been dealt with. */
-function withDroppedSlot(findings: readonly Finding[], error: ErrorReport): readonly Finding[] {
-  if (error.code !== 'slot_lost' || error.details?.['maxRetainedWalBytes'] === undefined) return findings;
+const withoutDanger = (findings: readonly Finding[]): readonly Finding[] =>
+  findings.filter(({ code }) => code !== SLOT_ENDANGERED);
+
+/** The danger of a slot that is lost is over. That we dropped it ourselves stays visible after the error has been dealt with. */
+function withLostSlot(known: readonly Finding[], error: ErrorReport): readonly Finding[] {
+  if (error.code !== 'slot_lost') return known;
+  const findings = withoutDanger(known);
+  if (error.details?.['maxRetainedWalBytes'] === undefined) return findings;
   const dropped: Finding = {
     code: 'slot_dropped',
     severity: 'warning',
@@ -76,6 +81,15 @@ function withDroppedSlot(findings: readonly Finding[], error: ErrorReport): read
     remedy: error.hint ?? null,
   };
   return [...findings.filter(({ code }) => code !== dropped.code), dropped];
+}
+
+/** Whether the event's finding is not among them, or is to be taken back. */
+function isNews(known: readonly Finding[], event: TaskMachineEvent): boolean {
+  if (event.type !== 'FINDING') return false;
+  const { code, finding } = event;
+  const same = known.filter((each) => each.code === code);
+  if (finding === null) return same.length > 0;
+  return !same.some(({ message, remedy }) => message === finding.message && remedy === finding.remedy);
 }
 
 const isCopyDue = ({ copyDue }: TaskContext): boolean => copyDue === 'add' || copyDue === 'recopy';
@@ -137,6 +151,7 @@ export const taskSetup = setup({
       context.fenceInstalled &&
       !isCopyDue(context) &&
       (!context.needsValidation || context.validationClean),
+    isFindingNew: ({ context, event }) => isNews(context.findings, event),
     isClean: ({ context }) => context.validationClean,
     isNotClean: ({ context }) => !context.validationClean,
     validatesOnline: ({ context }) => context.validatesOnline || context.validationPass > 0,
@@ -163,7 +178,7 @@ export const taskSetup = setup({
   actions: {
     recordError: assign(({ context, event }) => {
       const error = errorOf(event);
-      return { error, findings: withDroppedSlot(context.findings, error) };
+      return { error, findings: withLostSlot(context.findings, error) };
     }),
     /** What was found equal before was compared without the new columns. */
     noteSchemaChange: assign(({ context, event }) =>
@@ -171,6 +186,16 @@ export const taskSetup = setup({
         ? {
             findings: withFindings(context.findings, event.findings),
             validationPass: context.validationPass + 1,
+          }
+        : {},
+    ),
+    noteFinding: assign(({ context, event }) =>
+      event.type === 'FINDING'
+        ? {
+            findings: [
+              ...context.findings.filter(({ code }) => code !== event.code),
+              ...(event.finding === null ? [] : [event.finding]),
+            ],
           }
         : {},
     ),
@@ -206,7 +231,10 @@ export const taskSetup = setup({
     /** A person asked to go on: the budget of retries starts afresh, the error stays until a step succeeds. */
     renewBudget: assign({ attempt: 0, retryAt: null }),
     markStarted: assign({ startedAt: ({ context }) => context.startedAt ?? inMs(0) }),
-    markEnded: assign({ endedAt: () => inMs(0) }),
+    markEnded: assign({
+      endedAt: () => inMs(0),
+      findings: ({ context }) => withoutDanger(context.findings),
+    }),
     resumeAt: assign((_, point: ResumePoint) => ({ resumesAt: point })),
     waitFor: assign((_, delayMs: number) => ({ deadlineAt: inMs(delayMs) })),
     unfenceThen: assign((_, next: TaskContext['afterUnfencing']) => ({ afterUnfencing: next })),
@@ -262,6 +290,7 @@ export const taskSetup = setup({
       const known = context.afterUnfencing;
       return {
         error,
+        findings: withLostSlot(context.findings, error),
         afterUnfencing: order.indexOf(known) > order.indexOf(leads) ? known : leads,
         attempt,
         retryAt: inMs(retryDelayMs(attempt, Math.random())),

@@ -97,7 +97,11 @@ export const taskMachine = taskSetup.createMachine({
   id: 'task',
   context: ({ input }) => initialContext(input),
   initial: 'created',
-  on: { OPTIONS_CHANGED: { actions: 'takeOptions' } },
+  on: {
+    OPTIONS_CHANGED: { actions: 'takeOptions' },
+    // of the stream, or of who looks at the slot while none runs
+    FINDING: { guard: 'isFindingNew', actions: 'noteFinding' },
+  },
   states: {
     created: {
       tags: 'dormant',

@@ -108,6 +108,8 @@ class TaskFigures {
       ahead: 'source',
       behind: 'applied',
     });
+    if (sync.feed !== null)
+      this.#set(id, 'feed', 'What the stream reads from: 1 with its name.', 1, { feed: sync.feed });
     this.#set(id, 'source_wal_bytes_per_second', 'WAL that the source writes.', sync.sourceBytesPerSecond);
     this.#set(id, 'applied_wal_bytes_per_second', 'WAL that is applied.', sync.appliedBytesPerSecond);
     this.#set(id, 'applied_changes_per_second', 'Changes of rows that are applied.', sync.changesPerSecond);

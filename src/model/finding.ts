@@ -14,6 +14,9 @@ export interface Finding {
   readonly remedy: string | null;
 }
 
+/** Code of what is said of a slot that may be lost soon: only true while there is one. */
+export const SLOT_ENDANGERED = 'slot_endangered';
+
 export function isBlocked(findings: readonly Finding[]): boolean {
   return findings.some((finding) => finding.severity === 'blocking');
 }

@@ -35,6 +35,8 @@ export interface TableProgress {
 
 /** The stream's position. Every lag is between two named positions. */
 export interface SyncStatus {
+  /** `live`: the walsender; `catch-up`: the slot functions, while far behind; null while nothing is streamed. */
+  readonly feed: 'live' | 'catch-up' | null;
   /** `pg_current_wal_lsn()` of the source at `sampledAt`. */
   readonly sourceLsn: Lsn;
   /** What the source has sent; null while its slot functions feed the stream, or nothing does. */

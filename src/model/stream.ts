@@ -13,4 +13,6 @@ export type StreamEvent =
   | { readonly type: 'STREAM_PROGRESS' }
   /** DDL of the source was followed: the plan has changed, and what was compared is compared again. */
   | { readonly type: 'SCHEMA_CHANGED'; readonly findings: readonly Finding[] }
+  /** What is so now under this code, instead of what was said under it; null: nothing any more. */
+  | { readonly type: 'FINDING'; readonly code: string; readonly finding: Finding | null }
   | { readonly type: 'STREAM_FAILED'; readonly error: ErrorReport };

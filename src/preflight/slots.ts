@@ -9,6 +9,9 @@ export interface SlotFacts {
   /** max_replication_slots. */
   readonly max: number;
   readonly used: number;
+  /** current_user, and which of the functions of the catch-up feed it may not execute. */
+  readonly user: string;
+  readonly refused: readonly string[];
   readonly slotExists: boolean;
   readonly publicationExists: boolean;
   /** idle_replication_slot_timeout (18+) as shown; `0` is none. */
@@ -27,19 +30,28 @@ export interface SlotOwnership {
   readonly publicationIsOurs: boolean;
 }
 
+/** What the catch-up feed calls (postgres/slot-feed.ts). PUBLIC may, unless somebody has revoked it. */
+const catchUpFunctions = [
+  'pg_copy_logical_replication_slot(name, name, boolean)',
+  'pg_logical_slot_get_binary_changes(name, pg_lsn, integer, text[])',
+  'pg_replication_slot_advance(name, pg_lsn)',
+];
+
 export async function readSlots(ask: Ask, name: string): Promise<SlotFacts> {
   return onlyRow(
     await ask<SlotFacts>(
       `select current_setting('max_replication_slots')::int as max,
          coalesce(current_setting('idle_replication_slot_timeout', true), '0') as "idleTimeout",
-         (select count(*)::int from pg_replication_slots) as used,
+         (select count(*)::int from pg_replication_slots) as used, current_user::text as "user",
+         array(select f from unnest($2::text[]) with ordinality as t(f, n)
+           where not has_function_privilege('pg_catalog.' || f, 'execute') order by n) as refused,
          array(select slot_name::text from pg_replication_slots where slot_type = 'physical' order by 1) as "physicalSlots",
          (select count(*)::int from pg_stat_replication r left join pg_replication_slots s on s.active_pid = r.pid
            where r.state = 'streaming' and coalesce(s.slot_type, 'physical') = 'physical') as standbys,
          current_setting('synchronized_standby_slots', true) as "synchronizedStandbys",
          exists (select from pg_replication_slots where slot_name = $1) as "slotExists",
          exists (select from pg_publication where pubname = $1) as "publicationExists"`,
-      [name],
+      [name, catchUpFunctions],
     ),
   );
 }
@@ -82,6 +94,16 @@ export function assessSlots(
       message: `${side}: one replication slot is free. A second one, taken only while the stream is far behind, lets it catch up faster`,
       remedy: `alter system set max_replication_slots = ${facts.used + 2}; then restart the server`,
     });
+  if (facts.refused.length > 0)
+    findings.push({
+      code: 'catch_up_not_permitted',
+      severity: 'info',
+      object: facts.user,
+      message: `${side}: role ${facts.user} may not execute ${facts.refused.join(', ')}: while far behind, the stream catches up faster by these functions`,
+      remedy: facts.refused
+        .map((each) => `grant execute on function pg_catalog.${each} to ${ident(facts.user)}`)
+        .join('; '),
+    });
   // Nobody reads from the slot until the copy is complete, nor while the task is paused.
   if (facts.idleTimeout !== '0')
     findings.push({
@@ -105,7 +127,8 @@ function assessFailover({ physicalSlots, standbys, synchronizedStandbys }: SlotF
         object: 'synchronized_standby_slots',
         message:
           `${side}: the slot is made with FAILOVER: a standby with sync_replication_slots gets a copy, and after its promotion the task ` +
-          `goes on there. The stream waits for ${synchronizedStandbys}: one of them that is down holds it up`,
+          `goes on there. The stream waits for ${synchronizedStandbys}: one of them that is down holds it up. What it reads comes ` +
+          'from the walsender alone, also while far behind: the slot functions would not wait for the standbys',
         remedy: null,
       },
     ];

@@ -2,6 +2,7 @@
 // target): the source keeps WAL for them, and nobody else would notice. Called by the supervisor's timer.
 import type { TaskNotes } from '../../db/notes.ts';
 import { MigrationError, type ErrorReport } from '../model/errors.ts';
+import type { Finding } from '../model/finding.ts';
 import { lagBytes, type Lsn } from '../model/lsn.ts';
 import type { RestingSlot } from '../model/progress.ts';
 import type { TaskState } from '../model/task-state.ts';
@@ -10,7 +11,7 @@ import { slotNote, type SlotRecord } from '../postgres/slot-record.ts';
 import { verifySlot } from '../postgres/slot.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import { enforceWalCap } from '../postgres/wal-cap.ts';
-import { slotOutlook } from '../sync/lag-clock.ts';
+import { slotFinding, slotOutlook } from '../sync/lag-clock.ts';
 
 /** The task is at rest: its slot is looked at every time. */
 const RESTING: readonly TaskState[] = ['paused', 'queued', 'retrying'];
@@ -24,6 +25,8 @@ const RESTING_SLOT = 'restingSlot';
 /** Checkpoint: the last look. */
 interface Look extends RestingSlot {
   readonly sourceLsn: Lsn | null;
+  /** Ms since 1970: when the slot was in danger last, or was looked at first. Absent in older notes. */
+  readonly dangerAtMs?: number;
 }
 
 export const watchedStates: readonly TaskState[] = [...RESTING, ...STREAMING];
@@ -33,7 +36,7 @@ export function restingSlotOf(notes: TaskNotes, taskId: string, state: TaskState
   if (!RESTING.includes(state)) return null;
   const look = notes.checkpoint(taskId, RESTING_SLOT) as Look | undefined;
   if (!look) return null;
-  const { sourceLsn: _position, ...shown } = look;
+  const { sourceLsn: _position, dangerAtMs: _danger, ...shown } = look;
   return shown;
 }
 
@@ -50,12 +53,12 @@ export function needsWatch(
 }
 
 /**
- * Looks once and notes what it saw. Errors: `slot_lost`, also when it was dropped here, `source_replaced`, `slot_stranger`,
+ * Looks once and notes what it saw; what is to be said of the slot, as slotFinding has it. Errors: `slot_lost`, also when it was dropped here, `source_replaced`, `slot_stranger`,
  * and what a connection says.
  */
-export async function lookAtSlot(scope: TaskScope): Promise<void> {
+export async function lookAtSlot(scope: TaskScope): Promise<Finding | null | undefined> {
   const record = scope.checkpoints.get<SlotRecord>(slotNote);
-  if (!record || record.dropped === true) return;
+  if (!record || record.dropped === true) return undefined;
   const { checkpoints, log } = scope;
   const last = checkpoints.get<Look>(RESTING_SLOT);
   const sampledAt = new Date().toISOString();
@@ -70,7 +73,10 @@ export async function lookAtSlot(scope: TaskScope): Promise<void> {
     const rate =
       last?.sourceLsn && seconds > 0 ? Math.max(0, lagBytes(sourceLsn, last.sourceLsn) / seconds) : 0;
     const { walStatus, retainedBytes, safeWalBytes } = slot;
-    const outlook = slotOutlook(slot, rate, scope.spec.options.maxRetainedWalBytes);
+    const cap = scope.spec.options.maxRetainedWalBytes;
+    const outlook = slotOutlook(slot, rate, cap);
+    const atMs = Date.parse(sampledAt);
+    const dangerAtMs = last?.dangerAtMs ?? atMs;
     if (outlook.warning !== null && outlook.warning !== last?.warning)
       log.warn({ slot: record.name, ...slot }, outlook.warning);
     checkpoints.set(RESTING_SLOT, {
@@ -82,7 +88,9 @@ export async function lookAtSlot(scope: TaskScope): Promise<void> {
       error: null,
       sourceLsn,
       sampledAt,
+      dangerAtMs: outlook.warning === null ? dangerAtMs : atMs,
     } satisfies Look);
+    return slotFinding(slot, outlook, cap, { atMs, dangerAtMs });
   } catch (error) {
     if (!(error instanceof MigrationError) || error.kind !== 'lost') {
       const message = error instanceof Error ? error.message : String(error);

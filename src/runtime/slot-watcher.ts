@@ -2,6 +2,7 @@
 import type { TaskNotes } from '../../db/notes.ts';
 import type { TaskStore } from '../../db/tasks.ts';
 import { asMigrationError, type ErrorReport } from '../model/errors.ts';
+import type { Finding } from '../model/finding.ts';
 import type { Log } from '../postgres/task-scope.ts';
 import { lookAtSlot, needsWatch, watchedStates } from './slot-watch.ts';
 import type { TaskWork } from './task-work.ts';
@@ -17,6 +18,8 @@ export interface SlotWatcherOptions {
   readonly log: Log;
   readonly isStopping: () => boolean;
   readonly slotLost: (taskId: string, error: ErrorReport) => void;
+  /** The danger that a slot is in; null: none any more. */
+  readonly slotEndangered: (taskId: string, finding: Finding | null) => void;
 }
 
 export class SlotWatcher {
@@ -47,13 +50,14 @@ export class SlotWatcher {
   }
 
   async #watch(id: string): Promise<void> {
-    const { notes, work, log, isStopping, slotLost } = this.#options;
+    const { notes, work, log, isStopping, slotLost, slotEndangered } = this.#options;
     try {
       const row = work.row(id);
       const sampledAt = work.telemetryOf(id).snapshot().sync?.sampledAt ?? null;
       const { error } = restingSnapshot(row).context;
       if (row.crash || !needsWatch(notes, { id, state: row.state, error }, sampledAt)) return;
-      await work.withScope(id, 'watchSlot', (scope) => lookAtSlot(scope));
+      const finding = await work.withScope(id, 'watchSlot', (scope) => lookAtSlot(scope));
+      if (finding !== undefined && !isStopping()) slotEndangered(id, finding);
     } catch (error) {
       const failure = asMigrationError(error);
       log.warn({ taskId: id, err: failure }, 'the slot of a task that does not stream');

@@ -10,6 +10,7 @@ import { taskStateOf } from '../../machines/task-state.ts';
 import { TASK_MACHINE_VERSION, taskMachine } from '../../machines/task.ts';
 import { asMigrationError, isStoreFailure, MigrationError, type ErrorReport } from '../model/errors.ts';
 import type { Failpoint } from '../model/failpoints.ts';
+import { SLOT_ENDANGERED } from '../model/finding.ts';
 import type { OptionsPatch } from '../model/request-changes.ts';
 import type { LiveTask, TaskManager } from '../model/service.ts';
 import { isEnded, taskStates, type TaskState } from '../model/task-state.ts';
@@ -89,7 +90,10 @@ export class Supervisor implements TaskManager {
       notes,
       work,
       isStopping: () => this.#stopping,
-      slotLost: (taskId, error) => this.#slotLost(taskId, error),
+      // a stream that runs finds out by itself
+      slotLost: (taskId, error) => this.#deliverIfTaken(taskId, { type: 'SLOT_LOST', error }),
+      slotEndangered: (taskId, finding) =>
+        this.#deliverIfTaken(taskId, { type: 'FINDING', code: SLOT_ENDANGERED, finding }),
     });
     const task = durable(taskMachine.provide({ actors: { ...taskActors(work), deadline } }), {
       load: (taskId) => persistedSnapshotOf(this.work.row(taskId)),
@@ -171,10 +175,8 @@ export class Supervisor implements TaskManager {
     }
   }
 
-  #slotLost(id: string, error: ErrorReport): void {
+  #deliverIfTaken(id: string, event: TaskMachineEvent): void {
     const snapshot = this.actorOf(id)?.getSnapshot() ?? restingSnapshot(this.work.row(id));
-    const event = { type: 'SLOT_LOST', error } as const;
-    // a stream that runs finds out by itself
     if (snapshot.can(event)) this.#deliver(id, snapshot, event);
   }
 

@@ -1,5 +1,6 @@
 // What the positions of source and target say over time: the lag in seconds, the rates of both, when they will meet, and
 // how long the slot still lives. Pure; the sampler feeds it two positions and a time, twice a second.
+import { SLOT_ENDANGERED, type Finding } from '../model/finding.ts';
 import { lsnToBigint, type Lsn } from '../model/lsn.ts';
 
 interface Sample {
@@ -68,6 +69,12 @@ export class LagClock {
   }
 }
 
+interface SlotFigures {
+  readonly walStatus: string | null;
+  readonly safeWalBytes: number | null;
+  readonly retainedBytes: number;
+}
+
 export interface SlotOutlook {
   readonly secondsUntilLost: number | null;
   readonly warning: string | null;
@@ -75,6 +82,19 @@ export interface SlotOutlook {
 
 /** Warned of from here on. */
 const SOON_SECONDS = 3_600;
+/** A source's rate goes up and down: a finding is taken back when the slot has not been in danger for so long. */
+const CALM_MS = 60_000;
+
+const KEEP_SIZE_REMEDY =
+  'raise max_slot_wal_keep_size on the source (a reload is enough), or let its writers pause';
+const CAP_REMEDY = 'raise max_retained_wal_bytes (PATCH …/options), or let the writers of the source pause';
+
+/** What may still be written, and whether that is our own limit. */
+function roomOf(slot: SlotFigures, capBytes: number | null): { room: number; isCapped: boolean } {
+  const capRoom = capBytes === null ? Infinity : Math.max(0, capBytes - slot.retainedBytes);
+  const serverRoom = slot.safeWalBytes ?? Infinity;
+  return { room: Math.min(capRoom, serverRoom), isCapped: capRoom < serverRoom };
+}
 
 /**
  *   wal_status   room                      warning
@@ -87,26 +107,17 @@ const SOON_SECONDS = 3_600;
  * whichever is less.
  */
 export function slotOutlook(
-  slot: {
-    readonly walStatus: string | null;
-    readonly safeWalBytes: number | null;
-    readonly retainedBytes: number;
-  },
+  slot: SlotFigures,
   sourceBytesPerSecond: number,
   capBytes: number | null,
 ): SlotOutlook {
-  const { walStatus, safeWalBytes } = slot;
-  const capRoom = capBytes === null ? Infinity : Math.max(0, capBytes - slot.retainedBytes);
-  const isCapped = capRoom < (safeWalBytes ?? Infinity);
-  const room = Math.min(capRoom, safeWalBytes ?? Infinity);
-  const remedy = isCapped
-    ? 'raise max_retained_wal_bytes (PATCH …/options), or let the writers of the source pause'
-    : 'raise max_slot_wal_keep_size on the source (a reload is enough), or let its writers pause';
+  const { room, isCapped } = roomOf(slot, capBytes);
+  const remedy = isCapped ? CAP_REMEDY : KEEP_SIZE_REMEDY;
   const secondsUntilLost =
     room === Infinity || sourceBytesPerSecond <= 0
       ? null
       : Math.max(0, Math.floor(room / sourceBytesPerSecond));
-  if (walStatus === 'unreserved')
+  if (slot.walStatus === 'unreserved')
     return {
       secondsUntilLost: 0,
       warning:
@@ -117,5 +128,29 @@ export function slotOutlook(
   return {
     secondsUntilLost,
     warning: `the slot is lost in about ${Math.ceil(secondsUntilLost / 60)} min unless the target catches up: ${remedy}`,
+  };
+}
+
+/**
+ * The warning as a finding. It has no figures, so that it is another one only when something else is so. Null takes back
+ * what was said; undefined: nothing is to be said. `dangerAtMs`: when the slot was in danger last, or we began to look.
+ */
+export function slotFinding(
+  slot: SlotFigures,
+  { warning }: SlotOutlook,
+  capBytes: number | null,
+  { atMs, dangerAtMs }: { readonly atMs: number; readonly dangerAtMs: number },
+): Finding | null | undefined {
+  if (warning === null) return atMs - dangerAtMs >= CALM_MS ? null : undefined;
+  const isNext = slot.walStatus === 'unreserved';
+  const when = isNext
+    ? 'at the next checkpoint of the source'
+    : 'within an hour, as fast as the source writes';
+  return {
+    code: SLOT_ENDANGERED,
+    severity: 'warning',
+    object: 'source',
+    message: `source: the slot is lost ${when}, unless the target catches up; what it has not read then cannot be had any more`,
+    remedy: !isNext && roomOf(slot, capBytes).isCapped ? CAP_REMEDY : KEEP_SIZE_REMEDY,
   };
 }

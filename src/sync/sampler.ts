@@ -1,6 +1,7 @@
 // Looks at source and slot beside the copy and the replay: live figures, the gate of the cutover, a lost slot noticed at
 // once instead of at the next reconnection, and the reason when nothing moves.
 import { MigrationError } from '../model/errors.ts';
+import { SLOT_ENDANGERED } from '../model/finding.ts';
 import { lagBytes, type Lsn } from '../model/lsn.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import { readSpill, sampleSlot, type SlotHealth } from '../postgres/lag.ts';
@@ -10,7 +11,7 @@ import type { SlotRecord } from '../postgres/slot-record.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { enforceWalCap } from '../postgres/wal-cap.ts';
 import { checkCatalog } from './catalog-watch.ts';
-import { LagClock, slotOutlook } from './lag-clock.ts';
+import { LagClock, slotFinding, slotOutlook, type SlotOutlook } from './lag-clock.ts';
 import { newFigures, type ReplayFigures } from './replay-figures.ts';
 
 const SAMPLE_MS = 500;
@@ -32,6 +33,7 @@ export interface ReplayView {
   readonly waitingMs: () => number;
   readonly silentMs: () => number;
   readonly applyPid: number;
+  readonly feed: 'live' | 'catch-up';
   /** Called with every sample. */
   readonly onSample: (lagBytes: number, slot: SlotHealth['slot']) => void;
   readonly figures: ReplayFigures;
@@ -45,11 +47,16 @@ class Sampler {
   #spill: number | null = null;
   #spillAt = 0;
   #warned: string | null = null;
+  #dangerAtMs = Date.now();
+  /** The last finding, as it was said. */
+  #said: string | undefined;
+  readonly #emit: (event: StreamEvent) => void;
 
-  constructor(scope: TaskScope, slot: SlotRecord, version: number) {
+  constructor(scope: TaskScope, slot: SlotRecord, version: number, emit: (event: StreamEvent) => void) {
     this.#scope = scope;
     this.#slot = slot;
     this.#version = version;
+    this.#emit = emit;
   }
 
   /** Throws `slot_lost` when it is gone, also when it is dropped here because of `max_retained_wal_bytes`. */
@@ -59,6 +66,7 @@ class Sampler {
       readonly changesPerSecond: number;
       readonly figures: ReplayFigures;
       readonly limitedBy: 'source' | 'target' | null;
+      readonly feed: 'live' | 'catch-up' | null;
     },
   ): Promise<{ readonly lag: number; readonly slot: SlotHealth['slot'] }> {
     const scope = this.#scope;
@@ -83,7 +91,9 @@ class Sampler {
     if (outlook.warning !== null && outlook.warning !== this.#warned)
       scope.log.warn({ slot: this.#slot.name, ...health.slot }, outlook.warning);
     this.#warned = outlook.warning;
+    this.#tell(health.slot, outlook, now);
     scope.progress.setSync({
+      feed: rates.feed,
       sourceLsn: health.sourceLsn,
       sentLsn: health.sentLsn,
       receivedLsn: at.receivedLsn,
@@ -100,6 +110,17 @@ class Sampler {
     });
     return { lag, slot: health.slot };
   }
+
+  /** The danger of the slot as a finding of the task, when it is another than before. */
+  #tell(slot: NonNullable<SlotHealth['slot']>, outlook: SlotOutlook, atMs: number): void {
+    const cap = this.#scope.spec.options.maxRetainedWalBytes;
+    const finding = slotFinding(slot, outlook, cap, { atMs, dangerAtMs: this.#dangerAtMs });
+    if (finding === undefined) return;
+    if (finding !== null) this.#dangerAtMs = atMs;
+    const said = JSON.stringify(finding);
+    if (said !== this.#said) this.#emit({ type: 'FINDING', code: SLOT_ENDANGERED, finding });
+    this.#said = said;
+  }
 }
 
 /** Until the copy is complete: nothing is streamed yet, the slot retains WAL. */
@@ -109,15 +130,16 @@ export async function sampleUntilCopied(
   version: number,
   appliedLsn: Lsn,
   isCopied: () => boolean,
+  emit: (event: StreamEvent) => void,
 ): Promise<void> {
   const figures = newFigures();
-  const sampler = new Sampler(scope, slot, version);
+  const sampler = new Sampler(scope, slot, version, emit);
   for (let sampledAt = 0; !isCopied(); ) {
     if (Date.now() - sampledAt >= COPY_SAMPLE_MS) {
       sampledAt = Date.now();
       await sampler.sample(
         { receivedLsn: appliedLsn, appliedLsn },
-        { changesPerSecond: 0, figures, limitedBy: null },
+        { changesPerSecond: 0, figures, limitedBy: null, feed: null },
       );
     }
     await sleep(COPY_POLL_MS, scope.signal);
@@ -133,7 +155,7 @@ export async function sampleReplay(
   emit: (event: StreamEvent) => void,
   signal: AbortSignal,
 ): Promise<void> {
-  const sampler = new Sampler(scope, slot, version);
+  const sampler = new Sampler(scope, slot, version, emit);
   // The first sample tells in any case: the connection before may have been caught up, and the source has written since.
   let caughtUp: boolean | null = null;
   let last = { at: Date.now(), ...view.figures };
@@ -158,7 +180,8 @@ export async function sampleReplay(
     last = { at: now, ...view.figures };
     // The applied position first: sampled later it could lie beyond the source's.
     const at = { appliedLsn: view.position(), receivedLsn: view.receivedLsn() };
-    const sampled = await sampler.sample(at, { changesPerSecond, figures: view.figures, limitedBy });
+    const { figures, feed } = view;
+    const sampled = await sampler.sample(at, { changesPerSecond, figures, limitedBy, feed });
     const { lag } = sampled;
     view.onSample(lag, sampled.slot);
     if (caughtUp === true && now - catalogCheckedAt >= CATALOG_CHECK_MS) {

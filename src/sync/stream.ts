@@ -27,6 +27,7 @@ import { taskObjectName } from '../postgres/sql.ts';
 import { WalStream, type WalStreamOptions } from '../postgres/wal-stream.ts';
 import { Applier } from './apply.ts';
 import { openApplySession } from './apply-session.ts';
+import { CATCH_UP_REFUSED, catchUpRefused } from './catch-up-refused.ts';
 import { drainHeld } from './drain-held.ts';
 import { CopyFilter } from './filter.ts';
 import { HOLDS_CHANGED } from './held-changes.ts';
@@ -52,7 +53,8 @@ export type AddPartitions = (names: readonly string[]) => Promise<void>;
 /**
  * Streams the source's changes to the target until `scope.signal` aborts; resolves then, within two seconds, with nothing
  * left open. Slot and publication stay. Emits SLOT_READY once, CAUGHT_UP and FELL_BEHIND as the lag crosses
- * `cutoverMaxLagBytes`, STREAM_PROGRESS after the first position made durable by every connection.
+ * `cutoverMaxLagBytes`, STREAM_PROGRESS after the first position made durable by every connection, FINDING as the slot is in
+ * danger and the slot functions are refused, or no longer.
  * Errors: `source_replaced`, `slot_lost`, `slot_stranger`, `slot_creation_timeout`, `publication_lost`, `source_ddl`, `unexpected_row`, and
  * what fromPostgres says of a statement or of a connection that stays away.
  */
@@ -185,7 +187,7 @@ async function streamOnce(
   await ensurePublication(scope);
   const waiting = await loadProgress(scope, slot);
   const version = await sourceVersion(scope);
-  await sampleUntilCopied(scope, slot, version, waiting.appliedLsn, () => isCopyComplete(scope));
+  await sampleUntilCopied(scope, slot, version, waiting.appliedLsn, () => isCopyComplete(scope), emit);
   const holds = await settleReleased(scope);
   const held = new Set(holds.tables.filter(({ state }) => state !== 'done').map(({ relation }) => relation));
   const filter = new CopyFilter(await loadParts(scope, slot, held));
@@ -235,14 +237,13 @@ async function streamOnce(
         binary: format.binary,
       },
       memory,
+      emit,
       signal,
     );
     feed = opened;
     const isCatchUp = opened instanceof SlotFeed;
-    scope.log.info(
-      { ...format, feed: isCatchUp ? 'catch-up' : 'live', from: progress.appliedLsn },
-      'the stream begins',
-    );
+    const kind = isCatchUp ? 'catch-up' : 'live';
+    scope.log.info({ ...format, feed: kind, from: progress.appliedLsn }, 'the stream begins');
     const applier = new Applier(
       scope,
       session,
@@ -270,6 +271,7 @@ async function streamOnce(
       waitingMs: () => applier.waitingMs,
       silentMs: () => opened.silentMs,
       applyPid: session.pid,
+      feed: kind,
       figures,
       onSample: (lag, found) => {
         const isBehind = !isCatchUp && shouldCatchUp(memory, replay.position, lag / 2, found);
@@ -296,6 +298,7 @@ async function streamOnce(
     const failure = fromPostgres(error);
     if (feed instanceof SlotFeed && isOutOfResources(failure)) {
       memory.mayCatchUp = false;
+      emit({ type: 'FINDING', code: CATCH_UP_REFUSED, finding: catchUpRefused(failure) });
       scope.log.warn(
         { err: failure },
         'the source cannot hold what a call returns: the walsender feeds alone',
@@ -361,17 +364,21 @@ async function openFeed(
   scope: TaskScope,
   options: WalStreamOptions,
   memory: StreamMemory,
+  emit: (event: StreamEvent) => void,
   signal: AbortSignal,
 ): Promise<WalStream | SlotFeed> {
   const { slot, sourceLsn } = await sampleSlot(scope, options.slot.name);
   if (shouldCatchUp(memory, options.startLsn, lagBytes(sourceLsn, options.startLsn), slot)) {
     try {
-      return await SlotFeed.open(scope, options, memory.sizes, signal);
+      const feed = await SlotFeed.open(scope, options, memory.sizes, signal);
+      emit({ type: 'FINDING', code: CATCH_UP_REFUSED, finding: null });
+      return feed;
     } catch (error) {
       signal.throwIfAborted();
       const failure = fromPostgres(error);
       if (failure.kind === 'transient') throw failure;
       memory.mayCatchUp = false;
+      emit({ type: 'FINDING', code: CATCH_UP_REFUSED, finding: catchUpRefused(failure) });
       scope.log.warn({ err: failure }, 'the slot functions are not to be had: the walsender feeds alone');
     }
   }

@@ -4,6 +4,7 @@ import type { SyncStatus } from '../../src/model/progress.ts';
 import { makeServer, rawRequest, validBody } from '../support/http-server.ts';
 
 const sync: SyncStatus = {
+  feed: 'catch-up',
   sourceLsn: '1/100',
   sentLsn: '1/80',
   receivedLsn: '1/60',
@@ -65,6 +66,7 @@ test('tasks are shown by id and state, lag between named positions, and never a 
     'dts_task_lag_bytes{task="orders",ahead="source",behind="received"} 160',
     'dts_task_lag_bytes{task="orders",ahead="source",behind="applied"} 256',
     'dts_task_lag_seconds{task="orders",ahead="source",behind="applied"} 1.5',
+    'dts_task_feed{task="orders",feed="catch-up"} 1',
     'dts_task_catch_up_seconds{task="orders"} +Inf',
     'dts_task_limited_by{task="orders",side="target"} 1',
     'dts_task_applied_changes_total{task="orders"} 12',

@@ -114,6 +114,16 @@ const onSource: readonly ObstacleOf[] = [
     }),
   ],
   [
+    'a function to catch up with that was revoked',
+    ({ role }) => ({
+      code: 'catch_up_not_permitted',
+      spoil: 'revoke execute on function pg_copy_logical_replication_slot(name, name, boolean) from public',
+      severity: 'info',
+      object: role,
+      remedy: `grant execute on function pg_catalog.pg_copy_logical_replication_slot(name, name, boolean) to "${role}"`,
+    }),
+  ],
+  [
     'a role without REPLICATION',
     ({ role }) => ({
       code: 'role_lacks_replication',

@@ -1,6 +1,7 @@
 // Slots of tasks whose stream does not run: what they cost is shown, and no paused task fills the source's disk.
 import { expect, test } from 'vitest';
 import { cutoverNotes, type WriteStop } from '../../src/model/cutover-notes.ts';
+import type { Finding } from '../../src/model/finding.ts';
 import type { TaskEvent } from '../../src/model/service.ts';
 import { ensurePublication } from '../../src/postgres/publication.ts';
 import { ensureSlot } from '../../src/postgres/slot.ts';
@@ -58,6 +59,24 @@ test.each([
   await waitFor(() => service.taskManager.getTask(id) === undefined);
   await waitFor(async () => (await service.getTask(id)).connections === 0);
 
+  // as fast as that it would not last an hour: said once, although every look says it anew
+  const dangers = async (): Promise<Finding[]> =>
+    (await service.getTask(id)).findings.filter(({ code }) => code === 'slot_endangered');
+  expect(await dangers()).toEqual([]);
+  await service.changeOptions(id, { maxRetainedWalBytes: 4096 * MB });
+  await waitFor(async () => {
+    await writeWal(pair.source, 20);
+    return (await dangers()).length > 0;
+  });
+  await writeWal(pair.source, 20);
+  expect(await dangers()).toEqual([
+    expect.objectContaining({
+      severity: 'warning',
+      message: expect.stringContaining('within an hour') as string,
+      remedy: expect.stringContaining('max_retained_wal_bytes') as string,
+    }),
+  ]);
+
   await service.changeOptions(id, { maxRetainedWalBytes: 64 * MB });
   const lost = await waitFor(async () => {
     const now = await service.getTask(id);
@@ -80,6 +99,8 @@ test.each([
     if (event.kind === 'state' && event.event === 'SLOT_LOST') break;
   }
   expect(events.at(-1)).toMatchObject({ event: 'SLOT_LOST', state: 'paused' });
+  expect(events.filter((event) => event.kind === 'state' && event.event === 'FINDING')).toHaveLength(1);
+  expect(await dangers()).toEqual([]); // there is no slot to be lost
 
   await service.changeOptions(id, { maxRetainedWalBytes: null });
   await pair.source.query('delete from t where id <= 50');

@@ -1,6 +1,7 @@
 // The slot functions as a feed: they take turns with the walsender without a gap or a repeat, and leave to it what is not
 // for them.
 import { describe, expect, it } from 'vitest';
+import type { Finding } from '../../src/model/finding.ts';
 import { compareLsn, ZERO_LSN, type Lsn } from '../../src/model/lsn.ts';
 import type { CatchUpSizes } from '../../src/postgres/call-size.ts';
 import { sourceVersion } from '../../src/postgres/marker.ts';
@@ -11,7 +12,7 @@ import { backlog, copied, expectEqual, listening, manyChanges, tables } from '..
 import { makePair, waitFor } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
 import { randomTables, startWriters } from '../support/random-writers.ts';
-import { drainStream, startStream, untilEvent } from '../support/replication.ts';
+import { drainStream, startStream, untilEvent, type RunningStream } from '../support/replication.ts';
 import { makeScope } from '../support/scope.ts';
 
 // of its own: which feed is chosen depends on the WAL that is written, other tests' too
@@ -24,12 +25,17 @@ const small: CatchUpSizes = {
   mostCallBytes: 150_000,
 };
 
+const findingsOf = (stream: RunningStream): (Finding | null)[] =>
+  stream.events.flatMap((event) =>
+    event.type === 'FINDING' && event.code === 'catch_up_refused' ? [event.finding] : [],
+  );
+
 describe('far behind', () => {
   it.each([16, 13, 18] as const)(
     'the slot functions of %i feed the stream, then the walsender',
     async (source) => {
       const pair = await makePair({ source });
-      const { scope, said, stop } = await backlog(
+      const { scope, said, stream } = await backlog(
         pair,
         tables(''),
         `insert into public.t (id, v) select g, 'first' from generate_series(1, 50) g`,
@@ -39,7 +45,10 @@ describe('far behind', () => {
       expect(await expectEqual(scope, pair)).toBeGreaterThan(1_000);
       await waitFor(() => said.feeds.length === 2, 20_000, 'the walsender');
       expect(said).toMatchObject({ feeds: ['catch-up', 'live'], again: 0 });
-      await stop();
+      expect(scope.sync[0]?.feed).toBe('catch-up');
+      await waitFor(() => scope.sync.at(-1)?.feed === 'live', 10_000, 'a sample of the walsender');
+      expect(findingsOf(stream)).toEqual([null]);
+      await stream.stop();
     },
   );
 
@@ -81,6 +90,14 @@ describe('far behind', () => {
     const again = startStream(scope, small);
     await drainStream(scope, pair, again);
     expect(said.feeds).toEqual(['live']);
+    expect(new Set(scope.sync.map(({ feed }) => feed))).toEqual(new Set(['live']));
+    expect(findingsOf(again)).toEqual([
+      expect.objectContaining({
+        code: 'catch_up_refused',
+        message: expect.stringContaining('all replication slots are in use') as string,
+        remedy: expect.stringContaining('max_replication_slots') as string,
+      }),
+    ]);
     await expectEqual(scope, pair);
     await again.stop();
     await pair.source.query(
@@ -112,7 +129,7 @@ describe('far behind', () => {
     const pair = await makePair();
     const { dbname } = pair.source;
     await pair.source.query(`alter role postgres in database ${dbname} set temp_file_limit = '1MB'`);
-    const { scope, said, stop } = await backlog(
+    const { scope, said, stream } = await backlog(
       pair,
       'create table public.t (id int primary key, v text)',
       '',
@@ -123,7 +140,11 @@ describe('far behind', () => {
     await pair.source.query(`alter role postgres in database ${dbname} reset temp_file_limit`);
     expect(await expectEqual(scope, pair)).toBe(40_000);
     expect(said).toMatchObject({ feeds: ['catch-up', 'live'], again: 0 });
-    await stop();
+    expect(findingsOf(stream)).toEqual([
+      null,
+      expect.objectContaining({ remedy: expect.stringContaining('temp_file_limit') as string }),
+    ]);
+    await stream.stop();
   });
 
   it('a call leaves the slot where the last running-transactions record lets it restart', async () => {

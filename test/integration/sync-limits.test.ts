@@ -201,6 +201,7 @@ describe('the stream', () => {
       waitingMs: () => 0,
       silentMs: () => 0,
       applyPid: rows[0]?.pid ?? 0,
+      feed: 'live',
       onSample: () => undefined,
       figures: newFigures(),
     };
@@ -278,6 +279,17 @@ describe('a slot whose WAL was removed', () => {
     await untilEvent(stream, 'SLOT_READY');
     await waitFor(() => scope.sync.length > 0);
     await pair.source.query('create table public.waste (v text)');
+    await pair.source.query(
+      'insert into public.waste select repeat(md5(g::text), 100) from generate_series(1, 300) g',
+    );
+    const said = (): StreamEvent[] => stream.events.filter(({ type }) => type === 'FINDING');
+    await waitFor(() => said().length > 0, 20_000, 'a finding');
+    expect(said()).toEqual([
+      expect.objectContaining({
+        code: 'slot_endangered',
+        finding: expect.objectContaining({ severity: 'warning' }) as unknown,
+      }),
+    ]);
     const removed = async (): Promise<boolean> => {
       await pair.source.query(
         'insert into public.waste select repeat(md5(g::text), 100) from generate_series(1, 5000) g',
@@ -294,6 +306,7 @@ describe('a slot whose WAL was removed', () => {
     const error = await stream.failed;
     expect(error).toMatchObject({ code: 'slot_lost', kind: 'lost' });
     expect(error.message).toContain('max_slot_wal_keep_size');
+    expect(said().length).toBeLessThanOrEqual(2); // and then the next checkpoint: not with every sample
     await expect(ensureSlot(makeScope(pair, {}, scope))).rejects.toMatchObject({ code: 'slot_lost' });
   });
 });

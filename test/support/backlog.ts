@@ -3,7 +3,15 @@ import { expect } from 'vitest';
 import type { Lsn } from '../../src/model/lsn.ts';
 import type { CatchUpSizes } from '../../src/postgres/call-size.ts';
 import type { DatabasePair } from './databases.ts';
-import { contents, copyAll, drainStream, prepare, startStream, untilEvent } from './replication.ts';
+import {
+  contents,
+  copyAll,
+  drainStream,
+  prepare,
+  startStream,
+  untilEvent,
+  type RunningStream,
+} from './replication.ts';
 import { makeScope, type TestScope } from './scope.ts';
 
 export interface Said {
@@ -56,13 +64,13 @@ export async function backlog(
   rows: string,
   write: () => Promise<unknown>,
   sizes?: CatchUpSizes,
-): Promise<{ scope: TestScope; said: Said; stop: () => Promise<unknown> }> {
+): Promise<{ scope: TestScope; said: Said; stream: RunningStream; stop: () => Promise<unknown> }> {
   const first = await copied(pair, ddl, rows);
   await write();
   const { scope, said } = listening(makeScope(pair, {}, first));
   const stream = startStream(scope, sizes);
   await drainStream(scope, pair, stream);
-  return { scope, said, stop: () => stream.stop() };
+  return { scope, said, stream, stop: () => stream.stop() };
 }
 
 export async function expectEqual(scope: TestScope, pair: DatabasePair): Promise<number> {

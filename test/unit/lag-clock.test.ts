@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { bigintToLsn } from '../../src/model/lsn.ts';
 import { BatchSize } from '../../src/sync/batch-size.ts';
-import { LagClock, slotOutlook } from '../../src/sync/lag-clock.ts';
+import { LagClock, slotFinding, slotOutlook } from '../../src/sync/lag-clock.ts';
 
 const lsn = (bytes: number) => bigintToLsn(BigInt(1_000_000 + bytes));
 
@@ -77,6 +77,28 @@ describe('the outlook of a slot', () => {
       secondsUntilLost: 1_000,
       warning: expect.stringContaining('max_slot_wal_keep_size') as string,
     });
+  });
+});
+
+describe('the finding of a slot', () => {
+  const mb = 1024 * 1024;
+  const reserved = { walStatus: 'reserved', safeWalBytes: 600 * mb, retainedBytes: 0 };
+  const find = (slot: typeof reserved, rate: number, cap: number | null, calmMs: number) =>
+    slotFinding(slot, slotOutlook(slot, rate, cap), cap, { atMs: 100_000, dangerAtMs: 100_000 - calmMs });
+
+  it('is the same whatever the rate is, and another one when something else is so', () => {
+    const soon = find(reserved, mb, null, 0);
+    expect(soon).toMatchObject({ code: 'slot_endangered', severity: 'warning', object: 'source' });
+    expect(find({ ...reserved, safeWalBytes: 90 * mb }, 3 * mb, null, 0)).toEqual(soon);
+    expect(soon?.remedy).toContain('max_slot_wal_keep_size');
+    expect(find(reserved, mb, 100 * mb, 0)?.remedy).toContain('max_retained_wal_bytes');
+    const next = find({ ...reserved, walStatus: 'unreserved', safeWalBytes: 0 }, 0, null, 0);
+    expect(next?.message).toContain('next checkpoint');
+  });
+
+  it('is taken back when the slot has been safe for a minute', () => {
+    expect(find(reserved, 0, null, 59_999)).toBeUndefined();
+    expect(find(reserved, 0, null, 60_000)).toBeNull();
   });
 });
 

@@ -577,6 +577,8 @@ const slots = (facts: Partial<SlotFacts> = {}, ownership: Partial<SlotOwnership>
     {
       max: 10,
       used: 8,
+      user,
+      refused: [],
       slotExists: false,
       publicationExists: false,
       idleTimeout: '0',
@@ -615,7 +617,13 @@ describeCheck(
     [
       'standbys that get a copy',
       slots({ physicalSlots: ['a'], standbys: 1, synchronizedStandbys: 'a' }),
-      ['failover_slot', 'info', 'synchronized_standby_slots', null, 'The stream waits for a'],
+      [
+        'failover_slot',
+        'info',
+        'synchronized_standby_slots',
+        null,
+        'The stream waits for a: one of them that is down holds it up. What it reads comes from the walsender alone',
+      ],
     ],
     [
       'all are taken',
@@ -637,6 +645,17 @@ describeCheck(
         'max_replication_slots',
         'alter system set max_replication_slots = 11; then restart the server',
         'one replication slot is free',
+      ],
+    ],
+    [
+      'functions to catch up with that were revoked',
+      slots({ refused: ['f(name)', 'g(name, pg_lsn)'] }),
+      [
+        'catch_up_not_permitted',
+        'info',
+        user,
+        `grant execute on function pg_catalog.f(name) to ${quotedUser}; grant execute on function pg_catalog.g(name, pg_lsn) to ${quotedUser}`,
+        'may not execute f(name), g(name, pg_lsn)',
       ],
     ],
     [

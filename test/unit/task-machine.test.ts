@@ -685,3 +685,47 @@ describe('a reverse task', () => {
     expect((await driveTo('syncingWal')).actor.getSnapshot().can({ type: 'FINISH' })).toBe(false);
   });
 });
+
+describe('findings of the stream', () => {
+  const danger = (message: string) =>
+    ({ code: 'slot_endangered', severity: 'warning', object: 'source', message, remedy: 'r' }) as const;
+  const say = (message: string) =>
+    ({ type: 'FINDING', code: 'slot_endangered', finding: danger(message) }) as const;
+  const takeBack = { type: 'FINDING', code: 'slot_endangered', finding: null } as const;
+
+  test('one of a code takes the place of the one before, and is said and taken back once', async () => {
+    const task = await driveTo('syncingWal');
+    const before = task.context.findings;
+    expect(task.actor.getSnapshot().can(takeBack)).toBe(false);
+    task.stream(say('soon'));
+    expect(task.actor.getSnapshot().can(say('soon'))).toBe(false);
+    task.stream(say('now'));
+    expect(task.context.findings).toEqual([...before, danger('now')]);
+    expect(task.context.validationPass).toBe(0);
+    task.stream(takeBack);
+    expect(task.context.findings).toEqual(before);
+  });
+
+  test('a task at rest takes them, too', async () => {
+    const task = await driveTo('syncingWal');
+    task.send({ type: 'PAUSE' });
+    await task.done('release');
+    task.send(say('soon'));
+    expect(task.context.findings).toContainEqual(danger('soon'));
+    expect(task.actor.getSnapshot().hasTag('dormant')).toBe(true);
+  });
+
+  test('the danger of a slot ends with the slot: when it is lost, and with the task', async () => {
+    const lost = await driveTo('syncingWal');
+    lost.stream(say('soon'));
+    lost.stream({ type: 'STREAM_FAILED', error: new MigrationError('slot_lost', 'gone').toReport() });
+    expect(lost.context.findings).not.toContainEqual(danger('soon'));
+    const cancelled = await driveTo('syncingWal');
+    cancelled.stream(say('soon'));
+    cancelled.send({ type: 'CANCEL' });
+    expect(cancelled.context.findings).toContainEqual(danger('soon'));
+    await cancelled.done('cleanUp', { cleanupPending: false, error: null });
+    expect(cancelled.state).toBe('cancelled');
+    expect(cancelled.context.findings).not.toContainEqual(danger('soon'));
+  });
+});
