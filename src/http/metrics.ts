@@ -104,10 +104,15 @@ class TaskFigures {
         ahead: 'source',
         behind,
       });
-    this.#set(id, 'lag_seconds', 'How long ago the source stood at the position named.', sync.lagSeconds, {
-      ahead: 'source',
-      behind: 'applied',
-    });
+    const seconds: Readonly<Record<string, number | null>> = {
+      sent: sync.sentLagSeconds,
+      received: sync.receivedLagSeconds,
+      applied: sync.lagSeconds,
+      flushed: sync.flushedLagSeconds,
+    };
+    const ago = 'How long ago the source stood at the position named.';
+    for (const [behind, value] of Object.entries(seconds))
+      this.#set(id, 'lag_seconds', ago, value, { ahead: 'source', behind });
     if (sync.feed !== null)
       this.#set(id, 'feed', 'What the stream reads from: 1 with its name.', 1, { feed: sync.feed });
     this.#set(id, 'source_wal_bytes_per_second', 'WAL that the source writes.', sync.sourceBytesPerSecond);

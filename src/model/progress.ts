@@ -51,6 +51,10 @@ export interface SyncStatus {
   readonly lagBytes: number;
   /** How long ago the source stood at appliedLsn, to half a second; at least, where that was before we looked first. */
   readonly lagSeconds: number;
+  /** The same of sentLsn, receivedLsn and flushedLsn; null where they are. */
+  readonly sentLagSeconds: number | null;
+  readonly receivedLagSeconds: number;
+  readonly flushedLagSeconds: number | null;
   /** WAL that the source writes, and that is applied, a second; over the last minute at most. */
   readonly sourceBytesPerSecond: number;
   readonly appliedBytesPerSecond: number;

@@ -1,5 +1,5 @@
 // What the positions of source and target say over time: the lag in seconds, the rates of both, when they will meet, and
-// how long the slot still lives. Pure; the sampler feeds it two positions and a time, twice a second.
+// how long the slot still lives. Pure; the sampler feeds it the positions and a time, twice a second.
 import { SLOT_ENDANGERED, type Finding } from '../model/finding.ts';
 import { lsnToBigint, type Lsn } from '../model/lsn.ts';
 
@@ -24,10 +24,11 @@ export interface LagFigures {
 export class LagClock {
   readonly #samples: Sample[] = [];
 
-  add(atMs: number, sourceLsn: Lsn, appliedLsn: Lsn): LagFigures {
+  /** `oldestLsn`: what secondsBehind is asked for is not behind it. */
+  add(atMs: number, sourceLsn: Lsn, appliedLsn: Lsn, oldestLsn = appliedLsn): LagFigures {
     const now: Sample = { atMs, source: lsnToBigint(sourceLsn), applied: lsnToBigint(appliedLsn) };
     this.#samples.push(now);
-    this.#forget(now);
+    this.#forget(now, lsnToBigint(oldestLsn));
     const first = this.#samples.find((sample) => sample.atMs >= atMs - WINDOW_MS) ?? now;
     const seconds = (atMs - first.atMs) / 1_000;
     const rate = (from: bigint, to: bigint): number =>
@@ -37,27 +38,28 @@ export class LagClock {
     const left = Number(now.source - now.applied);
     const gain = appliedBytesPerSecond - sourceBytesPerSecond;
     return {
-      lagSeconds: this.#secondsBehind(now),
+      lagSeconds: this.secondsBehind(appliedLsn),
       sourceBytesPerSecond,
       appliedBytesPerSecond,
       catchUpSeconds: left <= 0 ? 0 : gain > 0 ? Math.ceil(left / gain) : null,
     };
   }
 
-  /** Since the source first went beyond what is applied. */
-  #secondsBehind(now: Sample): number {
-    if (now.source <= now.applied) return 0;
-    const passed = this.#samples.find((sample) => sample.source > now.applied) ?? now;
-    return (now.atMs - passed.atMs) / 1_000;
+  /** At the last sample: since when the source was beyond `lsn`. */
+  secondsBehind(lsn: Lsn): number {
+    const position = lsnToBigint(lsn);
+    const passed = this.#samples.find((sample) => sample.source > position);
+    const now = this.#samples.at(-1);
+    return passed && now ? (now.atMs - passed.atMs) / 1_000 : 0;
   }
 
-  /** Kept: the window, and what is needed to tell since when the target is behind. */
-  #forget(now: Sample): void {
+  /** Kept: the window, and what is needed to tell since when a position from `oldest` on is behind. */
+  #forget(now: Sample, oldest: bigint): void {
     const { length } = this.#samples;
     let drop = 0;
     while (drop < length - 2) {
       const next = this.#samples[drop + 1];
-      if (!next || next.source > now.applied || next.atMs >= now.atMs - WINDOW_MS) break;
+      if (!next || next.source > oldest || next.atMs >= now.atMs - WINDOW_MS) break;
       drop++;
     }
     if (drop > 0) this.#samples.splice(0, drop);

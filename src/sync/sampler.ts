@@ -2,7 +2,7 @@
 // once instead of at the next reconnection, and the reason when nothing moves.
 import { MigrationError } from '../model/errors.ts';
 import { SLOT_ENDANGERED } from '../model/finding.ts';
-import { lagBytes, type Lsn } from '../model/lsn.ts';
+import { compareLsn, lagBytes, type Lsn } from '../model/lsn.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import { readSpill, sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { ensurePublication } from '../postgres/publication.ts';
@@ -82,7 +82,13 @@ class Sampler {
       this.#spill = await readSpill(scope, this.#slot.name, this.#version);
     }
     const lag = lagBytes(health.sourceLsn, at.appliedLsn);
-    const figures = this.#clock.add(now, health.sourceLsn, at.appliedLsn);
+    const { sentLsn } = health;
+    const flushedLsn = health.slot.confirmedFlushLsn;
+    const oldestLsn =
+      flushedLsn !== null && compareLsn(flushedLsn, at.appliedLsn) < 0 ? flushedLsn : at.appliedLsn;
+    const figures = this.#clock.add(now, health.sourceLsn, at.appliedLsn, oldestLsn);
+    const secondsBehind = (lsn: Lsn | null): number | null =>
+      lsn === null ? null : this.#clock.secondsBehind(lsn);
     const outlook = slotOutlook(
       health.slot,
       figures.sourceBytesPerSecond,
@@ -95,12 +101,15 @@ class Sampler {
     scope.progress.setSync({
       feed: rates.feed,
       sourceLsn: health.sourceLsn,
-      sentLsn: health.sentLsn,
+      sentLsn,
       receivedLsn: at.receivedLsn,
       appliedLsn: at.appliedLsn,
-      flushedLsn: health.slot.confirmedFlushLsn,
+      flushedLsn,
       lagBytes: lag,
       ...figures,
+      sentLagSeconds: secondsBehind(sentLsn),
+      receivedLagSeconds: this.#clock.secondsBehind(at.receivedLsn),
+      flushedLagSeconds: secondsBehind(flushedLsn),
       limitedBy: lag > 0 ? rates.limitedBy : null,
       changesPerSecond: rates.changesPerSecond,
       transactionsApplied: rates.figures.transactionsApplied,

@@ -18,6 +18,17 @@ describe('the lag clock', () => {
     expect(clock.add(90_000, lsn(600), lsn(600)).lagSeconds).toBe(0);
   });
 
+  it('tells it of any position, as far back as it was told to look', () => {
+    const clock = new LagClock();
+    for (let second = 0; second <= 300; second++)
+      clock.add(second * 1_000, lsn(second * 100), lsn(second * 100), lsn(0));
+    expect(clock.secondsBehind(lsn(30_000))).toBe(0);
+    expect(clock.secondsBehind(lsn(29_950))).toBe(0);
+    expect(clock.secondsBehind(lsn(29_900))).toBe(0);
+    expect(clock.secondsBehind(lsn(29_800))).toBe(1);
+    expect(clock.secondsBehind(lsn(0))).toBe(299);
+  });
+
   it('tells when they will meet, and never when the source is faster', () => {
     const clock = new LagClock();
     clock.add(0, lsn(10_000), lsn(0));
