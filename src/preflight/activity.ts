@@ -1,8 +1,10 @@
-// Check of run.ts: who else is at work on the source. Slot creation waits for every write transaction that is running,
-// WAL that the slot holds is limited by a setting, and a subscription's apply worker meets no fence but row triggers.
+// Checks of run.ts: who else is at work. On the source, slot creation waits for every write transaction that is running,
+// WAL that the slot holds is limited by a setting, and a subscription's apply worker meets no fence but row triggers. On the
+// target, a transaction that stays open slows down what is applied.
 import type { Finding } from '../model/finding.ts';
 import type { TaskOptions } from '../model/task-options.ts';
 import { ident, literal } from '../postgres/sql.ts';
+import type { OldSnapshot } from '../postgres/old-snapshots.ts';
 import { subscriptionsWriting } from '../postgres/subscriptions.ts';
 import { onlyRow, type Ask } from './ask.ts';
 
@@ -91,5 +93,20 @@ export function assessActivity(activity: Activity, fence: TaskOptions['fence'] =
             }),
       }),
     ),
+  ];
+}
+
+/** `oldest`: of the target's sessions, the one that holds back the most (postgres/old-snapshots.ts). */
+export function assessOldSnapshot(oldest: OldSnapshot | null): Finding[] {
+  if (oldest === null) return [];
+  const { pid, user, seconds, query } = oldest;
+  return [
+    {
+      code: 'target_long_transaction',
+      severity: 'warning',
+      object: `pid ${pid}`,
+      message: `target: a transaction of ${user} has been open for ${seconds} s (${query}); while it is, old versions of rows stay, and updates of the same rows are applied up to ten times slower`,
+      remedy: `end it, or: select pg_terminate_backend(${pid})`,
+    },
   ];
 }

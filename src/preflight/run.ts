@@ -6,10 +6,11 @@ import type { Role } from '../model/endpoint.ts';
 import { readSelection, type CatalogTable, type TableSelection } from '../postgres/catalog.ts';
 import { defaultCopyJobs, readHost, unknownHost } from '../postgres/host.ts';
 import { fromPostgres } from '../postgres/errors.ts';
+import { oldestSnapshot } from '../postgres/old-snapshots.ts';
 import { rolesPastReadOnly } from '../postgres/read-only-roles.ts';
 import { taskObjectName } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
-import { assessActivity, readActivity } from './activity.ts';
+import { assessActivity, assessOldSnapshot, readActivity } from './activity.ts';
 import { askOn, type Ask } from './ask.ts';
 import {
   assessConnections,
@@ -166,18 +167,20 @@ async function checkSource(
 }
 
 async function checkTarget(scope: TaskScope, ask: Ask, findings: Finding[]): Promise<TargetFacts> {
-  const [major, readOnly, privileges, limits, encoding] = await Promise.all([
+  const [major, readOnly, privileges, limits, encoding, oldest] = await Promise.all([
     readMajor(ask),
     readReadOnly(ask),
     readDatabasePrivileges(ask),
     readConnectionLimits(ask, scope.taskId),
     readEncoding(ask),
+    oldestSnapshot(ask, scope.taskId),
   ]);
   findings.push(
     ...assessMajor('target', major),
     ...assessReadOnly('target', readOnly),
     ...assessDatabasePrivileges('target', privileges),
     ...assessConnections('target', limits, await mostCopyJobs(scope, 'target')),
+    ...assessOldSnapshot(oldest),
     ...(await checkWayBackOnTarget(scope, ask)),
   );
   return { major, encoding };

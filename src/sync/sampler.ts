@@ -12,6 +12,7 @@ import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { enforceWalCap } from '../postgres/wal-cap.ts';
 import { checkCatalog } from './catalog-watch.ts';
 import { LagClock, slotFinding, slotOutlook, type SlotOutlook } from './lag-clock.ts';
+import type { OldSnapshots } from './old-snapshots.ts';
 import { newFigures, type ReplayFigures } from './replay-figures.ts';
 
 const SAMPLE_MS = 500;
@@ -34,6 +35,7 @@ export interface ReplayView {
   readonly silentMs: () => number;
   readonly applyPid: number;
   readonly feed: 'live' | 'catch-up';
+  readonly oldSnapshots: OldSnapshots;
   /** Called with every sample. */
   readonly onSample: (lagBytes: number, slot: SlotHealth['slot']) => void;
   readonly figures: ReplayFigures;
@@ -68,7 +70,7 @@ class Sampler {
       readonly limitedBy: 'source' | 'target' | null;
       readonly feed: 'live' | 'catch-up' | null;
     },
-  ): Promise<{ readonly lag: number; readonly slot: SlotHealth['slot'] }> {
+  ): Promise<{ readonly lag: number; readonly lagSeconds: number; readonly slot: SlotHealth['slot'] }> {
     const scope = this.#scope;
     const health = await sampleSlot(scope, this.#slot.name);
     if (health.slot === null || health.slot.walStatus === 'lost') {
@@ -117,7 +119,7 @@ class Sampler {
       slot: { ...health.slot, ...outlook, spillBytes: this.#spill },
       sampledAt: new Date(now).toISOString(),
     });
-    return { lag, slot: health.slot };
+    return { lag, lagSeconds: figures.lagSeconds, slot: health.slot };
   }
 
   /** The danger of the slot as a finding of the task, when it is another than before. */
@@ -191,7 +193,7 @@ export async function sampleReplay(
     const at = { appliedLsn: view.position(), receivedLsn: view.receivedLsn() };
     const { figures, feed } = view;
     const sampled = await sampler.sample(at, { changesPerSecond, figures, limitedBy, feed });
-    const { lag } = sampled;
+    const { lag, lagSeconds } = sampled;
     view.onSample(lag, sampled.slot);
     if (caughtUp === true && now - catalogCheckedAt >= CATALOG_CHECK_MS) {
       catalogCheckedAt = now;
@@ -202,7 +204,7 @@ export async function sampleReplay(
       caughtUp = within;
       emit({ type: within ? 'CAUGHT_UP' : 'FELL_BEHIND' });
     }
-    const reason = await waitReason(scope, view);
+    const reason = (await waitReason(scope, view)) ?? (await view.oldSnapshots.reason(now, lagSeconds));
     if (reason !== shown) scope.progress.setWaitingFor(reason);
     shown = reason;
     await sleep(SAMPLE_MS, signal);

@@ -32,6 +32,7 @@ import { drainHeld } from './drain-held.ts';
 import { CopyFilter } from './filter.ts';
 import { HOLDS_CHANGED } from './held-changes.ts';
 import { runHeartbeat } from './heartbeat.ts';
+import { OldSnapshots } from './old-snapshots.ts';
 import { streamPosition } from './position.ts';
 import { loadParts, loadProgress } from './progress.ts';
 import { RelationMap } from './relations.ts';
@@ -272,6 +273,7 @@ async function streamOnce(
       silentMs: () => opened.silentMs,
       applyPid: session.pid,
       feed: kind,
+      oldSnapshots: new OldSnapshots(scope),
       figures,
       onSample: (lag, found) => {
         const isBehind = !isCatchUp && shouldCatchUp(memory, replay.position, lag / 2, found);

@@ -15,6 +15,7 @@ import { ensureSlot } from '../../src/postgres/slot.ts';
 import { slotOf } from '../../src/postgres/slot-record.ts';
 import { taskObjectName } from '../../src/postgres/sql.ts';
 import { WalStream } from '../../src/postgres/wal-stream.ts';
+import { OldSnapshots } from '../../src/sync/old-snapshots.ts';
 import { newFigures } from '../../src/sync/replay-figures.ts';
 import { sampleReplay, type ReplayView } from '../../src/sync/sampler.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
@@ -202,6 +203,7 @@ describe('the stream', () => {
       silentMs: () => 0,
       applyPid: rows[0]?.pid ?? 0,
       feed: 'live',
+      oldSnapshots: new OldSnapshots(scope, 0),
       onSample: () => undefined,
       figures: newFigures(),
     };
@@ -209,9 +211,34 @@ describe('the stream', () => {
     const emit = ({ type }: StreamEvent): void => void events.push(type);
     const sampling = sampleReplay(scope, slot, await sourceVersion(scope), view, emit, scope.signal);
     await waitFor(() => events.length > 0, 10_000, 'an event');
+    // and while it lags, who on the target may be the reason
+    const other = await pair.target.connect();
+    await other.query(`begin isolation level repeatable read; select 'a report'`);
+    await waitFor(() => scope.waits.some((wait) => wait?.includes('a report')), 20_000, 'a reason');
+    await other.query('rollback');
     scope.controller.abort();
     await expect(sampling).rejects.toMatchObject({ code: 'aborted' });
     expect(events).toEqual(['FELL_BEHIND']);
+  });
+
+  it('tells who keeps a transaction open on the target, of others, and asks every ten seconds', async () => {
+    const pair = await makePair();
+    const scope = makeScope(pair);
+    const snapshots = new OldSnapshots(scope, 0);
+    const ours = await scope.target.session({ purpose: 'test', signal: scope.signal });
+    await ours.client.query('begin isolation level repeatable read; select 1');
+    expect(await snapshots.reason(0, 60)).toBeNull();
+    const other = await pair.target.connect();
+    const { rows } = await other.query<{ pid: number }>('select pg_backend_pid() as pid');
+    await other.query('begin; create table public.w ()'); // who has written keeps rows without a snapshot, too
+    expect(await snapshots.reason(9_999, 60)).toBeNull();
+    expect(await snapshots.reason(10_000, 60)).toContain(`pid ${rows[0]?.pid} (postgres)`);
+    await other.query('rollback');
+    expect(await snapshots.reason(10_001, 2)).toBeNull();
+    expect(await snapshots.reason(20_000, 60)).toBeNull();
+    await other.query('begin isolation level repeatable read; select 1');
+    expect(await new OldSnapshots(scope).reason(0, 60)).toBeNull(); // it may end by itself
+    await ours.close();
   });
 
   it('tells the slot exactly what is stored on the target, never a byte more', async () => {

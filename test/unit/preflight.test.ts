@@ -7,7 +7,7 @@ import { isBlocked, type Finding } from '../../src/model/finding.ts';
 import type { Endpoint } from '../../src/model/endpoint.ts';
 import type { CatalogTable, TableSelection } from '../../src/postgres/catalog.ts';
 import { fromPostgres } from '../../src/postgres/errors.ts';
-import { assessActivity, type Activity } from '../../src/preflight/activity.ts';
+import { assessActivity, assessOldSnapshot, type Activity } from '../../src/preflight/activity.ts';
 import {
   assessConnections,
   assessEncodings,
@@ -567,6 +567,24 @@ describeCheck(
         'source',
         `alter role ${quotedUser} bypassrls`,
         'public.a, public.b',
+      ],
+    ],
+  ],
+);
+
+describeCheck(
+  'transactions on the target',
+  [['none is old', assessOldSnapshot(null)]],
+  [
+    [
+      'one is',
+      assessOldSnapshot(transaction),
+      [
+        'target_long_transaction',
+        'warning',
+        'pid 42',
+        'end it, or: select pg_terminate_backend(42)',
+        'of app has been open for 31 s (update t)',
       ],
     ],
   ],
