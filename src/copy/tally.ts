@@ -1,5 +1,5 @@
-// What the tables of a copy show: the finished parts of each, and what has been read of the running ones. Told by
-// copy-parts.ts; says when a table is complete.
+// What the tables of a copy show: the finished parts of each, and what has been read of the running ones, beside
+// estimates that finished parts correct. Told by copy-parts.ts; says when a table is complete.
 import { relationKey } from '../model/relation.ts';
 import type { TableProgress } from '../model/progress.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -15,6 +15,7 @@ interface TableTally {
   readonly total: number;
   /** By the statistics. */
   readonly rowsEstimated: number;
+  readonly bytesOnDisk: number;
   readonly done: Map<number, Marker>;
   readonly running: Map<number, Counts>;
 }
@@ -37,6 +38,7 @@ export class Tally {
         rowsEstimated: table.rowsEstimated,
         bytesCopied: 0,
         bytesEstimated: table.bytesEstimated,
+        bytesOnDisk: table.bytesEstimated,
         partsDone: 0,
         partsTotal: (known?.partsTotal ?? 0) + 1,
         format: null,
@@ -45,10 +47,10 @@ export class Tally {
     }
     if (isLive) scope.progress.addTables([...tables.values()]);
     else scope.progress.setTables([...tables.values()]);
-    for (const { table, partsTotal, rowsEstimated } of tables.values()) {
-      this.#tables.set(table, { total: partsTotal, rowsEstimated, done: new Map(), running: new Map() });
+    for (const { table, partsTotal: total, rowsEstimated, bytesEstimated: bytesOnDisk } of tables.values()) {
+      this.#tables.set(table, { total, rowsEstimated, bytesOnDisk, done: new Map(), running: new Map() });
       // what a former run showed of parts that were not finished is not true any more
-      this.#show(table, { state: 'pending', partsTotal });
+      this.#show(table, { state: 'pending', partsTotal: total, bytesOnDisk });
     }
   }
 
@@ -99,14 +101,17 @@ export class Tally {
     const table = this.#of(relation);
     const { done, running } = table;
     const all: Counts[] = [...done.values(), ...running.values()];
+    const bytesCopied = sumOf(all, 'bytes');
     this.#scope.progress.updateTable(
       relation,
       {
         ...patch,
         partsDone: done.size,
-        rowsEstimated: rowsExpected(table),
-        rowsCopied: all.reduce((sum, { rows }) => sum + rows, 0),
-        bytesCopied: all.reduce((sum, { bytes }) => sum + bytes, 0),
+        rowsEstimated: expected(table, 'rows') ?? table.rowsEstimated,
+        rowsCopied: sumOf(all, 'rows'),
+        // what is compressed on the disk is sent as it is, and may be more
+        bytesEstimated: expected(table, 'bytes') ?? Math.max(table.bytesOnDisk, bytesCopied),
+        bytesCopied,
       },
       durable,
     );
@@ -115,18 +120,30 @@ export class Tally {
   #of(relation: string): TableTally {
     const table = this.#tables.get(relation);
     if (table) return table;
-    const made: TableTally = { total: 1, rowsEstimated: 0, done: new Map(), running: new Map() };
+    const made: TableTally = {
+      total: 1,
+      rowsEstimated: 0,
+      bytesOnDisk: 0,
+      done: new Map(),
+      running: new Map(),
+    };
     this.#tables.set(relation, made);
     return made;
   }
 }
 
-/** Parts are cut into equal shares: those that are finished tell better than the statistics what is in the others. */
-function rowsExpected({ total, rowsEstimated, done, running }: TableTally): number {
-  if (done.size === 0) return rowsEstimated;
-  const rows = (counts: Iterable<Counts>): number[] => [...counts].map((each) => each.rows);
-  const finished = rows(done.values()).reduce((sum, count) => sum + count, 0);
+function sumOf(counts: Iterable<Counts>, figure: keyof Counts): number {
+  return [...counts].reduce((sum, each) => sum + each[figure], 0);
+}
+
+/**
+ * Of the whole table: parts are cut into equal shares, so those that are finished tell better than the statistics what is
+ * in the others. Null while none is.
+ */
+function expected({ total, done, running }: TableTally, figure: keyof Counts): number | null {
+  if (done.size === 0) return null;
+  const finished = sumOf(done.values(), figure);
   const share = finished / done.size;
-  const begun = rows(running.values()).reduce((sum, count) => sum + Math.max(count, share), 0);
+  const begun = [...running.values()].reduce((sum, each) => sum + Math.max(each[figure], share), 0);
   return Math.round(finished + begun + share * (total - done.size - running.size));
 }

@@ -59,7 +59,12 @@ class TaskFigures {
     this.#set(id, 'progress_ratio', 'Share of the bytes that is copied, 0 to 1.', task.progress / 100);
     this.#set(id, 'copied_rows', 'Rows that are copied.', detail.rowsCopied);
     this.#set(id, 'copied_bytes', 'Bytes that are copied, as COPY sent them.', detail.bytesCopied);
-    this.#set(id, 'estimated_bytes', 'Heap and TOAST of the tables on the source.', detail.bytesEstimated);
+    this.#set(
+      id,
+      'estimated_bytes',
+      'Bytes that COPY will have sent: the size on the source, corrected by what is copied.',
+      detail.bytesEstimated,
+    );
     this.#set(id, 'copy_bytes_per_second', 'Rate of the copy.', detail.bytesPerSecond);
     this.#set(id, 'copy_eta_seconds', 'Until the copy is done at this rate.', detail.etaSeconds);
     this.#set(

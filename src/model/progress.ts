@@ -12,7 +12,7 @@ export interface IndexProgress {
   readonly share: number | null;
 }
 
-/** Progress of one table; rows and bytes are counted, the estimates come from the source's statistics. */
+/** Progress of one table; rows and bytes are counted, the estimates come from the source's statistics and from finished parts. */
 export interface TableProgress {
   /** `relationKey` of the source table. */
   readonly table: string;
@@ -22,8 +22,10 @@ export interface TableProgress {
   readonly rowsEstimated: number;
   /** Bytes as COPY sent them. */
   readonly bytesCopied: number;
-  /** Heap and TOAST on the source's disk. */
+  /** Of COPY, too: `bytesOnDisk` until a part is finished, which tells better; what was copied when all are. */
   readonly bytesEstimated: number;
+  /** Heap and TOAST on the source's disk; absent in what an older version has saved. */
+  readonly bytesOnDisk?: number;
   readonly partsDone: number;
   readonly partsTotal: number;
   /** `binary` or `text`, with the reason; null until the copy has chosen. */

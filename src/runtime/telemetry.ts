@@ -10,10 +10,10 @@ const RATE_WINDOW_MS = 5_000;
 /** Figures are saved together: a commit each would cost thousands of small tables a wait for the disk each. */
 const SAVE_AFTER_MS = 200;
 
+/** What was copied at a moment. Estimates are corrected on the way, so shares of them are reckoned when the rate is asked for. */
 interface RateSample {
   readonly atMs: number;
-  readonly bytes: number;
-  readonly weight: number;
+  readonly tables: ReadonlyMap<string, TableProgress>;
 }
 
 export class TaskTelemetry implements ProgressPort {
@@ -63,10 +63,7 @@ export class TaskTelemetry implements ProgressPort {
   updateTable(table: string, patch: Partial<TableProgress>, durable = false): void {
     const known = this.#tables.get(table);
     if (!known) return;
-    const next = { ...known, ...patch };
-    this.#tables.set(table, next);
-    // shares that were measured against another estimate say nothing about the rate
-    if (next.rowsEstimated !== known.rowsEstimated) this.#samples = [];
+    this.#tables.set(table, { ...known, ...patch });
     this.#sample();
     if (durable) {
       this.#saveSoon(table);
@@ -125,14 +122,9 @@ export class TaskTelemetry implements ProgressPort {
 
   snapshot(): TaskProgress {
     const tables = this.tables;
-    const first = this.#samples[0];
-    const last = this.#samples.at(-1);
-    const seconds = first && last ? (last.atMs - first.atMs) / 1_000 : 0;
-    const stale = last === undefined || Date.now() - last.atMs > RATE_WINDOW_MS || seconds === 0;
-    const bytesPerSecond = stale || !first ? 0 : Math.round((last.bytes - first.bytes) / seconds);
-    const weightPerSecond = stale || !first ? 0 : (last.weight - first.weight) / seconds;
+    const { bytesPerSecond, sharePerSecond } = this.#rates();
     const done = copiedFraction(tables);
-    const etaSeconds = weightPerSecond > 0 && done < 1 ? Math.ceil((1 - done) / weightPerSecond) : null;
+    const etaSeconds = sharePerSecond > 0 && done < 1 ? Math.ceil((1 - done) / sharePerSecond) : null;
     return {
       tables,
       bytesCopied: total(tables, 'bytesCopied'),
@@ -150,11 +142,38 @@ export class TaskTelemetry implements ProgressPort {
     const atMs = Date.now();
     const last = this.#samples.at(-1);
     if (last && atMs - last.atMs < 200) return;
-    const tables = this.tables;
+    // before the first part begins, those of a former run are told, all at once: that is no rate
+    if (!this.tables.some(({ state }) => state === 'copying')) return;
     this.#samples = this.#samples.filter((sample) => atMs - sample.atMs <= RATE_WINDOW_MS);
-    this.#samples.push({ atMs, bytes: total(tables, 'bytesCopied'), weight: copiedFraction(tables) });
+    this.#samples.push({ atMs, tables: new Map(this.#tables) });
+  }
+
+  /** Over the samples; 0 where there are none, or none of late. */
+  #rates(): { readonly bytesPerSecond: number; readonly sharePerSecond: number } {
+    const first = this.#samples[0];
+    const last = this.#samples.at(-1);
+    if (!first || !last || first === last || Date.now() - last.atMs > RATE_WINDOW_MS)
+      return { bytesPerSecond: 0, sharePerSecond: 0 };
+    const seconds = (last.atMs - first.atMs) / 1_000;
+    const [before, after] = [this.#asOf(first), this.#asOf(last)];
+    // it may be less than before: parts are lost, tables start over
+    const bytes = Math.max(0, total(after, 'bytesCopied') - total(before, 'bytesCopied'));
+    return {
+      bytesPerSecond: Math.round(bytes / seconds),
+      sharePerSecond: (copiedFraction(after) - copiedFraction(before)) / seconds,
+    };
+  }
+
+  /** What was copied then, of what is expected now. */
+  #asOf({ tables }: RateSample): TableProgress[] {
+    return this.tables.map((table) => {
+      const { state, rowsCopied, bytesCopied } = tables.get(table.table) ?? notBegun;
+      return { ...table, state, rowsCopied, bytesCopied };
+    });
   }
 }
+
+const notBegun = { state: 'pending', rowsCopied: 0, bytesCopied: 0 } as const;
 
 /** Only these are copied: what the whole lacks is theirs. */
 function copyingOf(
@@ -183,14 +202,14 @@ function total(
 }
 
 /**
- * Copied share of all tables, 0–1, each weighing its size on the source's disk. Within a table COPY's bytes are set
- * against that size, or rows against the estimate where the statistics know them; a table counts fully only when done.
+ * Copied share of all tables, 0–1, each weighing its size on the source's disk, which does not change on the way. Within a
+ * table rows are set against their estimate, or bytes where the statistics know no rows; it counts fully only when done.
  */
 export function copiedFraction(tables: readonly TableProgress[]): number {
   let copied = 0;
   let all = 0;
   for (const table of tables) {
-    const weight = Math.max(table.bytesEstimated, 8_192);
+    const weight = Math.max(table.bytesOnDisk ?? table.bytesEstimated, 8_192);
     const done = table.state === 'copied' || table.state === 'indexing' || table.state === 'ready';
     const share =
       table.rowsEstimated > 0

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, onTestFinished, test } from 'vitest';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { TaskNotes } from '../../db/notes.ts';
 import { openStore } from '../../db/open.ts';
 import { TaskStore } from '../../db/tasks.ts';
@@ -12,7 +12,7 @@ import type { TableProgress } from '../../src/model/progress.ts';
 import { ActivityRunner } from '../../src/runtime/activity-runner.ts';
 import { makeFailpoint } from '../../src/runtime/failpoint.ts';
 import { keyFromFile, SecretVault } from '../../src/runtime/secrets.ts';
-import { copiedFraction, progressPercent } from '../../src/runtime/telemetry.ts';
+import { copiedFraction, progressPercent, TaskTelemetry } from '../../src/runtime/telemetry.ts';
 
 const silent = {
   debug: () => undefined,
@@ -226,10 +226,75 @@ describe('progress', () => {
     expect(copiedFraction([])).toBe(0);
   });
 
+  test('weighs them alike when the first of them is finished and its estimate corrected', () => {
+    const finished = table({ bytesOnDisk: 9_000_000, bytesEstimated: 10_000, state: 'ready' });
+    expect(copiedFraction([finished, table({ bytesOnDisk: 1_000_000 })])).toBeCloseTo(0.9);
+  });
+
   test('is at most 99 until completed', () => {
     const done = [table({ state: 'ready' })];
     expect(progressPercent('finalizing', done)).toBe(99);
     expect(progressPercent('completed', [])).toBe(100);
+  });
+
+  /** Of one table with 1,000 rows that nobody copies yet, with a clock of the test's own. */
+  function telling(): TaskTelemetry {
+    vi.useFakeTimers();
+    onTestFinished(() => void vi.useRealTimers());
+    const notes = { tables: () => [], saveTables: () => undefined } as unknown as TaskNotes;
+    const silence = (): void => undefined;
+    const listeners = { changed: silence, partDone: silence, validated: silence };
+    const telemetry = new TaskTelemetry('t', notes, listeners);
+    telemetry.setTables([table({ state: 'pending', rowsEstimated: 1_000 })]);
+    return telemetry;
+  }
+
+  function copy(telemetry: TaskTelemetry, seconds: number, rowsPerSecond: number): void {
+    for (let n = 0; n < seconds * 10; n++) {
+      vi.advanceTimersByTime(100);
+      const rowsCopied = (telemetry.tables[0]?.rowsCopied ?? 0) + rowsPerSecond / 10;
+      telemetry.updateTable('public.t', { state: 'copying', rowsCopied, bytesCopied: rowsCopied * 1_000 });
+    }
+  }
+
+  const isAbout = (seconds: number | null, expected: number): void => {
+    expect(seconds).toBeGreaterThanOrEqual(expected);
+    expect(seconds).toBeLessThanOrEqual(expected + 1); // it is rounded up
+  };
+
+  test('when half is copied in 10 s, the rest takes as long; more when there is more than was thought', () => {
+    const telemetry = telling();
+    expect(telemetry.snapshot()).toMatchObject({ bytesPerSecond: 0, etaSeconds: null });
+    copy(telemetry, 10, 50);
+    isAbout(telemetry.snapshot().etaSeconds, 10);
+    expect(telemetry.snapshot().bytesPerSecond).toBe(50_000);
+    telemetry.updateTable('public.t', { rowsEstimated: 2_000 });
+    isAbout(telemetry.snapshot().etaSeconds, 30); // at once, and the rate is what it was
+    expect(telemetry.snapshot().bytesPerSecond).toBe(50_000);
+    copy(telemetry, 10, 50);
+    isAbout(telemetry.snapshot().etaSeconds, 20);
+  });
+
+  test('nobody knows how long it takes when nothing has moved of late, or what moved is lost', () => {
+    const telemetry = telling();
+    copy(telemetry, 10, 50);
+    vi.advanceTimersByTime(5_001);
+    expect(telemetry.snapshot()).toMatchObject({ bytesPerSecond: 0, etaSeconds: null });
+    copy(telemetry, 2, 50);
+    isAbout(telemetry.snapshot().etaSeconds, 8);
+    telemetry.updateTable('public.t', { state: 'copying', rowsCopied: 0, bytesCopied: 0 });
+    copy(telemetry, 1, 50);
+    expect(telemetry.snapshot()).toMatchObject({ bytesPerSecond: 0, etaSeconds: null });
+  });
+
+  test('what a former run has finished is no rate of this one', () => {
+    const telemetry = telling();
+    telemetry.updateTable('public.t', { state: 'pending', rowsCopied: 0 });
+    vi.advanceTimersByTime(1_000);
+    telemetry.updateTable('public.t', { rowsCopied: 800, bytesCopied: 800_000 });
+    copy(telemetry, 3, 10);
+    expect(telemetry.snapshot().bytesPerSecond).toBe(10_000);
+    isAbout(telemetry.snapshot().etaSeconds, 17);
   });
 });
 
