@@ -436,7 +436,9 @@ describe('parts of several snapshots and the stream', () => {
   );
 });
 
-it('unique constraints of one snapshot are built at once, of several when the stream has passed their horizons', async () => {
+const constraints = ['unique (u)', 'exclude using btree (u with =)'];
+
+it.each(constraints)('%s waits until the stream has passed the horizons of parts', async (constraint) => {
   const pair = await makePair();
   const scope = await prepare(pair, ordered.replace('v text', 'v text, u int'), { options: { copyJobs: 1 } });
   await pair.source.query(`insert into public.ordered select n, 'x', n from generate_series(1, 20) n`);
@@ -449,7 +451,7 @@ it('unique constraints of one snapshot are built at once, of several when the st
   saveSchemaPlan(scope, {
     ...schemaPlanOf(scope),
     statements: [
-      { ...unique, n: 0, sql: 'alter table only public.ordered add constraint one_u unique (u)' },
+      { ...unique, n: 0, sql: `alter table only public.ordered add constraint one_u ${constraint}` },
       { ...unique, n: 1, sql: 'alter table public.ordered cluster on one_u' },
     ],
   });

@@ -7,7 +7,7 @@ import {
   type CatalogType,
   type SideTypes,
 } from '../../src/postgres/binary-form.ts';
-import { planIndexes } from '../../src/copy/index-plan.ts';
+import { hasUnique, planIndexes, splitUnique } from '../../src/copy/index-plan.ts';
 import { buildMemoryBytes, memoryOfBuild } from '../../src/copy/build-memory.ts';
 import { buildWorkers } from '../../src/copy/indexes.ts';
 import { PartQueue } from '../../src/copy/part-queue.ts';
@@ -449,5 +449,55 @@ describe('the order of keys and indexes', () => {
     expect(numbers('a')).toEqual([[5], [1, 2], [3], [4]]);
     expect(numbers('b')).toEqual([[8]]);
     expect(plan.last.map(({ n }) => n)).toEqual([6, 7]);
+  });
+
+  const relation = 'public.t';
+  // as pg_dump writes them
+  const add = (constraint: string): string => `ALTER TABLE ONLY public.t\n    ADD CONSTRAINT ${constraint};`;
+  const uniques = [
+    'CREATE UNIQUE INDEX t_u ON public.t USING btree (u)',
+    'CREATE UNIQUE INDEX t_u ON public.t USING btree (u) NULLS NOT DISTINCT WHERE (u > 0)',
+    add('t_u UNIQUE (u)'),
+    add('t_u UNIQUE NULLS NOT DISTINCT (u)'),
+    add('t_u UNIQUE (u) DEFERRABLE INITIALLY DEFERRED'),
+    add('t_u EXCLUDE USING gist (u WITH =, span WITH &&)'),
+    add('"t u" EXCLUDE USING btree (u WITH =) WHERE ((u > 0))'),
+  ];
+  const behind = [
+    'ALTER TABLE public.t CLUSTER ON t_u;',
+    'ALTER TABLE ONLY public.t REPLICA IDENTITY USING INDEX t_u;',
+    'ALTER INDEX public.t_u ALTER COLUMN 1 SET STATISTICS 400;',
+  ];
+  const others = [
+    'CREATE INDEX t_v ON public.t USING btree (v)',
+    'CREATE INDEX t_unique ON public.t USING gist (unique_span)',
+    'CREATE STATISTICS public.s ON u, v FROM public.t',
+  ];
+
+  it.each(uniques)('%j waits for the stream, with what may name it', (sql) => {
+    const statements = [
+      statement(0, 'key', add('t_pkey PRIMARY KEY (id)'), relation),
+      ...[...others.slice(0, 2), sql, ...behind, ...others].map((each, at) =>
+        statement(at + 1, 'index', each, relation),
+      ),
+    ];
+    const groups = planIndexes(statements, new Set([relation]), new Set()).byTable.get(relation) ?? [];
+    const { now, later } = splitUnique(groups);
+    // statistics behind it wait, too: only an index is known not to name another one
+    expect(now.flat().map(({ n }) => n)).toEqual([0, 1, 2, 7, 8]);
+    expect(later.map(({ n }) => n)).toEqual([3, 4, 5, 6, 9]);
+    expect(hasUnique(statements, relation)).toBe(true);
+    expect(hasUnique(statements, 'public.other')).toBe(false);
+  });
+
+  it('nothing waits where the primary key is the only constraint', () => {
+    const statements = [
+      statement(0, 'key', add('t_pkey PRIMARY KEY (id)'), relation),
+      ...others.map((each, at) => statement(at + 1, 'index', each, relation)),
+      statement(4, 'index', 'ALTER TABLE public.t CLUSTER ON t_pkey;', relation),
+    ];
+    const groups = planIndexes(statements, new Set([relation]), new Set()).byTable.get(relation) ?? [];
+    expect(splitUnique(groups)).toEqual({ now: groups, later: [] });
+    expect(hasUnique(statements, relation)).toBe(false);
   });
 });
