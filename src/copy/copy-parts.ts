@@ -17,9 +17,9 @@ import { partKey, type CopyPart, type Marker } from './plan.ts';
 import type { Tally } from './tally.ts';
 import type { Waits } from './waits.ts';
 
-/** How long somebody's DDL may wait behind our locks; doubled whenever a generation yielded without finishing a part. */
-const YIELD_AFTER_MS = 5_000;
-const MAX_PATIENCE_MS = 3_600_000;
+/** How long somebody's DDL may wait behind our locks. */
+export const YIELD_AFTER_MS = 5_000;
+export const MAX_PATIENCE_MS = 3_600_000;
 /** Transient failures in a row, without a part done in between, before the error is thrown (about 15 s of delays). */
 const MAX_FAILURES = 5;
 
@@ -91,7 +91,7 @@ export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Pr
       if (progressed) failures = 0;
       if (signal.aborted) throw failure;
       if (generation?.state() === 'yielded') {
-        patienceMs = progressed ? YIELD_AFTER_MS : Math.min(patienceMs * 2, MAX_PATIENCE_MS);
+        patienceMs = nextPatience(progressed, patienceMs);
         continue;
       }
       const retryable = generation === null ? failure.code !== 'lock_timeout' : generation.state() === 'lost';
@@ -101,6 +101,14 @@ export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Pr
       await generation?.end();
     }
   }
+}
+
+/**
+ * How long DDL waits behind the next generation, when the last one gave way to some after `ms`. One that finished no part
+ * doubles it: beside DDL that comes again and again, a part that takes longer would never end.
+ */
+export function nextPatience(progressed: boolean, ms: number): number {
+  return progressed ? YIELD_AFTER_MS : Math.min(ms * 2, MAX_PATIENCE_MS);
 }
 
 /** The first part of every table cut by blocks that has some markers but not all: their snapshot's holder is gone. */

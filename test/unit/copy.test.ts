@@ -7,6 +7,7 @@ import {
   type CatalogType,
   type SideTypes,
 } from '../../src/postgres/binary-form.ts';
+import { MAX_PATIENCE_MS, nextPatience, YIELD_AFTER_MS } from '../../src/copy/copy-parts.ts';
 import { hasUnique, planIndexes, splitUnique } from '../../src/copy/index-plan.ts';
 import { buildMemoryBytes, memoryOfBuild } from '../../src/copy/build-memory.ts';
 import { buildWorkers } from '../../src/copy/indexes.ts';
@@ -415,6 +416,17 @@ describe('what is done at once', () => {
       () => 1_000,
     );
     expect(names([old.take(), old.take(), old.take()])).toEqual(['a0', 'a1', '–']);
+  });
+});
+
+describe('the patience with DDL that waits behind the copy', () => {
+  it('doubles while no part is finished, so that a long one ends some time, and is short again afterwards', () => {
+    let ms = YIELD_AFTER_MS;
+    const waits = Array.from({ length: 4 }, () => (ms = nextPatience(false, ms)));
+    expect(waits).toEqual([10_000, 20_000, 40_000, 80_000]);
+    expect(nextPatience(true, 80_000)).toBe(YIELD_AFTER_MS);
+    expect(nextPatience(false, MAX_PATIENCE_MS)).toBe(MAX_PATIENCE_MS);
+    expect(nextPatience(false, MAX_PATIENCE_MS - 1)).toBe(MAX_PATIENCE_MS);
   });
 });
 
