@@ -81,7 +81,10 @@ export async function watchSourceLag(
   }
 }
 
-/** Of the standbys that show one; `hidden` when our role sees none of those that there are. */
+/**
+ * Of the standbys that show one; `hidden` when our role sees none of those that there are. One that is not connected has no
+ * row and is not waited for: it may never come back.
+ */
 async function worstLag({ source }: TaskScope): Promise<{ name: string; bytes: number } | 'hidden' | null> {
   const { rows } = await source.query<{ name: string; bytes: number | null }>(
     `select application_name as name, pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)::float8 as bytes

@@ -1,8 +1,10 @@
 // The whole copy against real servers: every type, every way to stop it, and what a rerun keeps.
-import { describe, expect, it } from 'vitest';
+import pg from 'pg';
+import { describe, expect, it, onTestFinished } from 'vitest';
 import { copyTables } from '../../src/copy/copy-tables.ts';
 import type { MigrationError } from '../../src/model/errors.ts';
 import type { Failpoint } from '../../src/model/failpoints.ts';
+import { lsnToBigint } from '../../src/model/lsn.ts';
 import { isVisible, parsePgSnapshot } from '../../src/model/pg-snapshot.ts';
 import { waitForFlush } from '../../src/postgres/copy-flush.ts';
 import { isCopyComplete } from '../../src/postgres/copy-state.ts';
@@ -589,6 +591,93 @@ describe('max_bytes_per_second', () => {
     expect(Date.now() - lifted).toBeLessThan(10_000);
     for (const table of ['a', 'b'])
       expect(await contentOf(pair.target, table)).toEqual(await contentOf(pair.source, table));
+  });
+});
+
+interface Standby {
+  /** Says that it has replayed everything up to `lsn`. */
+  report(lsn: string): void;
+  disconnect(): void;
+}
+
+/** A walsender under a name, as of a standby that has replayed what the source has written so far, and reports no more. */
+async function connectStandby(source: TestDatabase, name: string): Promise<Standby> {
+  const { host, port, user, password } = source.connection;
+  const settings = { host, port, user, password, application_name: name };
+  const client = new pg.Client({ ...settings, replication: 'true' } as pg.ClientConfig);
+  client.on('error', () => undefined);
+  await client.connect();
+  const { connection } = client as unknown as {
+    connection: pg.Connection & { sendCopyFromChunk(chunk: Buffer): void };
+  };
+  const disconnect = (): void => void connection.stream.destroy();
+  onTestFinished(disconnect);
+  const started = new Promise((resolve) => connection.once('replicationStart', resolve));
+  const lsn = await positionOf(source);
+  client.query(`START_REPLICATION PHYSICAL ${lsn}`).catch(() => undefined);
+  await started;
+  const report = (position: string): void => {
+    const status = Buffer.alloc(34); // Standby status update: written, flushed, replayed, clock, whether to answer
+    status.write('r');
+    for (const at of [1, 9, 17]) status.writeBigUInt64BE(lsnToBigint(position), at);
+    connection.sendCopyFromChunk(status);
+  };
+  report(lsn);
+  return { report, disconnect };
+}
+
+async function positionOf(source: TestDatabase): Promise<string> {
+  const { rows } = await source.query<{ lsn: string }>('select pg_current_wal_flush_lsn()::text as lsn');
+  return rows[0]?.lsn ?? '';
+}
+
+describe('max_source_lag_bytes', () => {
+  it('stops the copy while a standby is too far behind, and not for one that is gone', async () => {
+    const pair = await makePair();
+    await onBoth(pair, 'create table t (id int, body text)');
+    await pair.source.query(`insert into t select n, repeat('x', 2000) from generate_series(1, 4000) n`);
+    const near = await connectStandby(pair.source, 'near');
+    const far = await connectStandby(pair.source, 'far');
+    const scope = makeScope(pair, { options: { maxBytesPerSecond: 512 * 1024 } });
+    await prepareCopy(scope, await makePlan(pair.source, ['t']));
+    const writeWal = (megabytes: number): Promise<unknown> =>
+      pair.source.query(
+        `select pg_logical_emit_message(true, 'filler', repeat('x', 1048576)) from generate_series(1, ${megabytes})`,
+      );
+    const bytes = (): number => scope.tables.get('public.t')?.bytesCopied ?? 0;
+    const setOptions = (options: object): unknown => Object.assign(scope.spec.options, options);
+    /** Waits until the copy says that it waits for `name`, and looks whether it does. */
+    const standsStill = async (name: string): Promise<void> => {
+      await waitFor(() => scope.waits.at(-1)?.startsWith(`the copy waits: ${name} lies `));
+      const before = bytes();
+      await new Promise((resolve) => setTimeout(resolve, 500));
+      expect(bytes()).toBe(before);
+    };
+    /** The WAL is that of the whole server, whose other databases are written to, too. */
+    const goesOn = async (): Promise<void> => {
+      const before = bytes();
+      await waitFor(async () => {
+        near.report(await positionOf(pair.source));
+        return scope.waits.at(-1) === null && bytes() > before;
+      });
+    };
+
+    const copying = copyTables(scope);
+    await writeWal(3);
+    near.report(await positionOf(pair.source));
+    await waitFor(() => bytes() > 0);
+    await writeWal(3);
+    setOptions({ maxSourceLagBytes: 2 * 1024 ** 2 });
+    await standsStill('far'); // both lie too far behind
+    far.disconnect();
+    await standsStill('near');
+    await goesOn();
+    await writeWal(3);
+    await standsStill('near');
+    setOptions({ maxSourceLagBytes: null, maxBytesPerSecond: null });
+    await copying;
+    expect(await contentOf(pair.target, 't')).toEqual(await contentOf(pair.source, 't'));
+    expect(scope.waits.at(-1)).toBe(null);
   });
 });
 
