@@ -249,6 +249,29 @@ it('keys and indexes run once, keys first, roots and ATTACH after every leaf, an
   await expectNothingOpen(pair.source, pair.target);
 });
 
+it.each([
+  ['SQL_ASCII', 'SQL_ASCII', `chr(200) || 'x'`, 'c878'], // no UTF-8, and nothing that it could be converted from
+  ['LATIN1', 'UTF8', `'Gr' || chr(252) || chr(223) || 'e'`, '4772c3bcc39f65'],
+])('values of a database in %s arrive in one in %s', async (source, target, value, bytes) => {
+  const pair = await makePair({ encodings: { source, target } });
+  await onBoth(
+    pair,
+    'create table as_binary (id int, v text); create table as_text (id int, v text, r int4range)',
+  );
+  for (const table of ['as_binary', 'as_text'])
+    await pair.source.query(`insert into ${table} (v) values (${value})`);
+  const scope = makeScope(pair);
+  await prepareCopy(scope, await makePlan(pair.source, ['as_binary', 'as_text']));
+  await copyTables(scope);
+  for (const format of ['binary', 'text']) {
+    expect(scope.tables.get(`public.as_${format}`)?.format).toBe(format);
+    const { rows } = await pair.target.query(
+      `select encode(convert_to(v, getdatabaseencoding()), 'hex') as v from as_${format}`,
+    );
+    expect(rows).toEqual([{ v: bytes }]);
+  }
+});
+
 describe('a rerun', () => {
   it.each([
     ['copy.mid-table', 2],

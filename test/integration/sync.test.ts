@@ -233,6 +233,29 @@ describe('a change', () => {
     await stream.stop();
   });
 
+  it('of a database in SQL_ASCII keeps its bytes where they are UTF-8; others stop the stream', async () => {
+    const pair = await makePair({ encodings: { source: 'SQL_ASCII', target: 'SQL_ASCII' } });
+    const { scope, stream } = await streaming(
+      pair,
+      'create table public.t (v text primary key, w text)',
+      `insert into public.t values ('é', 'ü'), ('è', 'ö')`,
+    );
+    await pair.source.query(`insert into public.t values ('à', 'ß');
+      update public.t set w = 'ñ' where v = 'é'; delete from public.t where v = 'è'`);
+    await drainStream(scope, pair, stream);
+    expect(await expectEqual(scope, pair)).toEqual({ 'public.t': ['(à,ß)', '(é,ñ)'] });
+    await pair.source.query(`insert into public.t values (chr(200))`);
+    expect(await stream.failed).toMatchObject({
+      code: 'sql_failed',
+      kind: 'operator',
+      details: {
+        role: 'source',
+        sqlstate: '22021',
+        where: expect.stringContaining('associated LSN') as string,
+      },
+    });
+  });
+
   it('swaps values under a deferred unique constraint, also where the role may not switch triggers off', async () => {
     const role = `plain_${randomBytes(4).toString('hex')}`;
     const { port, password } = inject('servers')[18];

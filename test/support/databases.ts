@@ -50,6 +50,7 @@ function serverOf(major: EmbeddedMajor): ServerAddress {
 async function makeDatabase(
   major: EmbeddedMajor,
   prefix: string,
+  encoding?: string,
 ): Promise<{ database: TestDatabase; drop: () => Promise<void> }> {
   const { port, password } = serverOf(major);
   const dbname = `${prefix}_${randomBytes(5).toString('hex')}`;
@@ -65,7 +66,10 @@ async function makeDatabase(
   };
   // copying the template's files is several times cheaper than writing each of its blocks to the WAL (the default since 15)
   const strategy = major >= 15 ? ' strategy file_copy' : '';
-  await asAdmin(async (admin) => void (await admin.query(`create database "${dbname}"${strategy}`)));
+  const encoded = encoding === undefined ? '' : ` encoding '${encoding}' template template0 locale 'C'`;
+  await asAdmin(
+    async (admin) => void (await admin.query(`create database "${dbname}"${strategy}${encoded}`)),
+  );
   const pool = new pg.Pool({ ...server, database: dbname, max: 8, application_name: 'test' });
   pool.on('error', () => undefined);
   const clients: pg.Client[] = [];
@@ -118,13 +122,21 @@ export async function makeRole(major: EmbeddedMajor): Promise<string> {
   return role;
 }
 
-/** Databases that live until the test has finished. With `checkLeaks` (default) the teardown asserts that nothing of DTS is left. */
+/**
+ * Databases that live until the test has finished. With `checkLeaks` (default) the teardown asserts that nothing of DTS is
+ * left. `encodings`: else those of the servers.
+ */
 export async function makePair(
-  options: { source?: EmbeddedMajor; target?: EmbeddedMajor; checkLeaks?: boolean } = {},
+  options: {
+    source?: EmbeddedMajor;
+    target?: EmbeddedMajor;
+    checkLeaks?: boolean;
+    encodings?: { readonly source: string; readonly target: string };
+  } = {},
 ): Promise<DatabasePair> {
   const [source, target] = await Promise.all([
-    makeDatabase(options.source ?? 16, 'src'),
-    makeDatabase(options.target ?? 18, 'tgt'),
+    makeDatabase(options.source ?? 16, 'src', options.encodings?.source),
+    makeDatabase(options.target ?? 18, 'tgt', options.encodings?.target),
   ]);
   onTestFinished(async () => {
     const leaks = options.checkLeaks === false ? [] : await lastingLeaks([source.database, target.database]);
