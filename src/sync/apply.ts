@@ -350,8 +350,11 @@ export class Applier {
   }
 
   #note(table: StreamedTable, before: Tuple | null, after: Tuple | null): void {
+    const { keyPositions, columns } = table;
     const asText = (row: Tuple): Tuple =>
-      row.map((value, position) => textOf(table.columns[position]?.type ?? '', value));
+      row.map((value, position) =>
+        keyPositions.includes(position) ? textOf(columns[position]?.type ?? '', value) : value,
+      );
     this.#changed.noteRow(table, before && asText(before), after && asText(after));
   }
 

@@ -6,7 +6,7 @@
 // before the horizon while its transaction was still in the proc array, hence invisible, when the snapshot was taken.
 import { MigrationError } from '../model/errors.ts';
 import { lsnToBigint, type Lsn } from '../model/lsn.ts';
-import { positionOf, type KeyRange, type PartRange, type RangeType } from '../model/part-range.ts';
+import { positionOf, type KeyRange, type PartRange } from '../model/part-range.ts';
 import { isVisible, widenXid, type PgSnapshot } from '../model/pg-snapshot.ts';
 import type { ColumnValue, Tuple } from '../postgres/pgoutput-messages.ts';
 import { textOf } from './binary-text.ts';
@@ -36,9 +36,6 @@ export interface SourceTransaction {
 export type FilteredTable = Pick<StreamedTable, 'key' | 'keyPositions'> & {
   readonly columns: readonly { readonly name: string; readonly type: string }[];
 };
-
-/** A range of one of these types is not asked of a binary stream: their text is not told from bytes (binary-text.ts). */
-const timeTypes: readonly RangeType[] = ['date', 'timestamp', 'timestamptz'];
 
 /**
  * What to do with an update whose old and new row may lie in different parts: a delete in the old part and an insert in
@@ -209,11 +206,8 @@ export function keyOf(table: FilteredTable, row: Tuple): Record<string, string> 
 export class CopyFilter {
   readonly #tables = new Map<string, TableParts>();
   #lastHorizon = 0n;
-  /** The parts of some table are cut by dates or times: as long as it concerns anything, the stream is to send texts. */
-  readonly needsText: boolean;
 
   constructor(parts: readonly CopiedPart[]) {
-    this.needsText = parts.some(({ range }) => range?.kind === 'key' && timeTypes.includes(range.type));
     const byTable = new Map<string, CopiedPart[]>();
     for (const part of parts) {
       const known = byTable.get(part.relation);

@@ -1,8 +1,6 @@
 // Whether the stream sends values in binary form. Asked by stream.ts before every connection; a connection has one form for
 // all its tables.
 //
-//   text while a copy's horizon is ahead      the filter compares key values, and dates and times are not told from
-//     and its parts are cut by dates          their bytes
 //   text while changes may come under a type  widen-columns.ts
 //     that was narrower
 //   text from a source of version 13          its pgoutput has no binary

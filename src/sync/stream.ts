@@ -210,11 +210,7 @@ async function streamOnce(
     const tables = widenedBehind(schemaPlanOf(scope).tables, progress.appliedLsn);
     const relations = new RelationMap(scope, tables, marker, { held, isComing });
     const textUntil = (position: Lsn): string | null =>
-      filter.needsText && filter.concerns({ xid: 0, commitLsn: position })
-        ? 'changes before the end of the copy are compared with its dates'
-        : wasWidenedBehind(tables, position)
-          ? 'changes may come under a type that was widened since'
-          : null;
+      wasWidenedBehind(tables, position) ? 'changes may come under a type that was widened since' : null;
     const passing = textUntil(progress.appliedLsn);
     const mayReadAgain = tables.some(({ where }) => where !== undefined);
     const lasting = await chooseStreamFormat(

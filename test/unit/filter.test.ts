@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { bigintToLsn } from '../../src/model/lsn.ts';
-import type { PartRange } from '../../src/model/part-range.ts';
+import type { KeyRange, PartRange } from '../../src/model/part-range.ts';
 import { parsePgSnapshot } from '../../src/model/pg-snapshot.ts';
 import {
   CopyFilter,
@@ -106,9 +106,32 @@ describe('CopyFilter', () => {
       expect(filter.sawRow(t, ['x', bytes], transaction)).toBe(id >= -5);
       expect(filter.sawRow(t, row(id), transaction)).toBe(id >= -5);
     }
-    expect(filter.needsText).toBe(false);
-    const dates = { kind: 'key', column: 'id', type: 'date', from: null, to: null } as const;
-    expect(new CopyFilter([part({ range: dates })]).needsText).toBe(true);
+  });
+
+  it('finds the part of a moment that came in binary form', () => {
+    const at: FilteredTable = {
+      ...t,
+      columns: [
+        { name: 'v', type: 'text' },
+        { name: 'id', type: 'timestamp with time zone' },
+      ],
+    };
+    const moments = (from: string | null, to: string | null): PartRange => ({
+      ...(key(from, to) as KeyRange),
+      type: 'timestamptz',
+    });
+    const bound = '1999-12-31 23:59:59.5+00';
+    const filter = new CopyFilter([
+      part({ part: 0, range: moments(null, bound) }),
+      part({ part: 1, range: moments(bound, null), ...later }),
+    ]);
+    const transaction = { xid: 105, commitLsn: '0/1' }; // seen by the later part only
+    const infinity = 2n ** 63n - 1n;
+    for (const micros of [-infinity - 1n, -63_000_000_000_000_000n, -500_001n, -500_000n, 0n, infinity]) {
+      const bytes = Buffer.alloc(8);
+      bytes.writeBigInt64BE(micros);
+      expect(filter.sawRow(at, ['x', bytes], transaction)).toBe(micros >= -500_000n);
+    }
   });
 
   it('passes or skips an update of a table of one part as a whole', () => {
