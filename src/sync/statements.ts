@@ -118,6 +118,10 @@ export function oldRowOf(message: UpdateMessage): Tuple {
   return message.old ?? message.new;
 }
 
+function isSame(one: ColumnValue | undefined, other: ColumnValue | undefined): boolean {
+  return one === other || (Buffer.isBuffer(one) && Buffer.isBuffer(other) && one.equals(other));
+}
+
 /**
  * Whether the update gives an identity column GENERATED ALWAYS another value (a key move; SET column = DEFAULT on the
  * source): the server refuses to update it. Not a key and no old value known: it may have.
@@ -127,7 +131,7 @@ function movesAlwaysIdentity(table: StreamedTable, message: UpdateMessage): bool
     if (!column.identityAlways) return false;
     const isKey = table.keyPositions.includes(position);
     const knowsOld = message.oldKind === 'full' || (message.oldKind === 'key' && isKey);
-    if (knowsOld) return message.old?.[position] !== message.new[position];
+    if (knowsOld) return !isSame(message.old?.[position], message.new[position]);
     return !isKey;
   });
 }

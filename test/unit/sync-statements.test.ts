@@ -79,6 +79,15 @@ describe('statements', () => {
     );
   });
 
+  it('update in place where an ALWAYS identity stays as it is, also in binary form', () => {
+    const always = table([column('n', 'integer', { identityAlways: true }), column('v', 'text')], [], 'full');
+    const sent = (n: number, v: string): Buffer[] => [Buffer.from([0, 0, 0, n]), Buffer.from(v)];
+    const updated = (n: number): string =>
+      updateRow(always, update({ oldKind: 'full', old: sent(1, 'a'), new: sent(n, 'b') })).text;
+    expect(updated(1)).toMatch(/^update only .* set "v" = /);
+    expect(updated(2)).toContain('overriding system value');
+  });
+
   it('match identity full by every column, NULLs included, and by text where = is not identity', () => {
     const full = table([column('a', 'integer'), column('p', 'point'), column('n', 'numeric')], [], 'full');
     expect(deleteRow(full, ['1', '(1,2)', null], true)).toEqual({
