@@ -8,7 +8,7 @@ import { expectEqualTables } from '../support/compare.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
 import { completes, KilledService } from '../support/kills.ts';
 import { randomTables, seeded, startWriters } from '../support/random-writers.ts';
-import { migrationBody, startMigration } from '../support/service-process.ts';
+import { migrationBody, startMigration, streamForms } from '../support/service-process.ts';
 
 /** Of services whose stream has applied something. */
 const KILLS = 52;
@@ -73,6 +73,7 @@ test(`no change of ${source} is lost or doubled by ${KILLS} kills of the service
   await startMigration(service, migrationBody(pair, { id, options: { keep_fence: false } }));
   await service.reaches(id, 'syncingWal');
 
+  const forms = new Set<boolean>();
   let before = await seenOn(pair.target);
   for (let kills = 0; kills < KILLS; ) {
     // one in six is not waited for: it is killed while it starts, connects or catches up
@@ -80,6 +81,7 @@ test(`no change of ${source} is lost or doubled by ${KILLS} kills of the service
     const hasApplied = async (): Promise<boolean> => (await seenOn(pair.target)).logged > before.logged;
     if (works) await waitFor(hasApplied, 60_000, 'a change on the target');
     await sleep(random(300)); // the random moment itself
+    for (const binary of streamForms(service)) forms.add(binary);
     service = await killed.start();
     if (works) kills++;
     before = await seenOn(pair.target);
@@ -96,5 +98,8 @@ test(`no change of ${source} is lost or doubled by ${KILLS} kills of the service
     pair.target,
     tables.map((name) => [`public.${name}`, `public.${name}`]),
   );
+  expect([...forms]).toEqual([source >= 14]);
   expect(writers.done()).toBeGreaterThan(KILLS);
+  expect(writers.prepared.commit).toBeGreaterThan(0);
+  expect(writers.prepared.rollback).toBeGreaterThan(0);
 }, 900_000);

@@ -11,6 +11,7 @@ import {
   migrationBody,
   startMigration,
   startService,
+  streamForms,
   type ServiceProcess,
 } from '../support/service-process.ts';
 
@@ -231,11 +232,7 @@ test.each([
       (await rowsOf(pair.target, 'public.w')).some((row) => row.startsWith('(5000000000,8000000000,1.125,')),
     );
     expect(await findingsOf(service, id)).toContain('column_widened');
-    const forms = (): unknown[] =>
-      service.log.flatMap((line) => {
-        const { msg, binary } = JSON.parse(line) as { msg?: string; binary?: boolean };
-        return msg === 'the stream begins' ? [binary] : [];
-      });
+    const forms = (): boolean[] => streamForms(service);
     // text while an int4 may come for an int8, binary from then on
     if (from >= 14) await waitFor(() => forms().includes(false) && forms().at(-1) === true);
     await writeBoth(120);

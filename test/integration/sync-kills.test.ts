@@ -3,6 +3,7 @@
 // ours ended on its server. (test/crash kills the whole service at named places.)
 import { expect, test } from 'vitest';
 import type { CatchUpSizes } from '../../src/postgres/call-size.ts';
+import { listening, nothingSaid } from '../support/backlog.ts';
 import { makePair, waitFor } from '../support/databases.ts';
 import { randomTables, startWriters } from '../support/random-writers.ts';
 import { contents, copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
@@ -14,17 +15,24 @@ const sizes: CatchUpSizes = {
   fromBytes: 60_000,
   toBytes: 20_000,
   firstCallBytes: 30_000,
-  mostCallBytes: 60_000,
+  mostCallBytes: 1_000_000,
 };
+/** Kills between two checkpoints: behind one the slot can restart there, and calls are worth it. */
+const CHECKPOINT_EVERY = 4;
 
-test.each([16, 18] as const)(
-  'no change of %i is lost or doubled by sixty kills at random moments',
-  async (major) => {
+test.each([
+  [13, 'text'],
+  [18, 'binary'],
+] as const)(
+  'no change of %i is lost or doubled by sixty kills at random moments, as %s',
+  async (major, form) => {
     const pair = await makePair({ source: major });
-    let scope: TestScope = await prepare(
+    const said = nothingSaid();
+    const first = await prepare(
       pair,
       `${randomTables}; create table public.counter (id int primary key, n int not null)`,
     );
+    let { scope }: { scope: TestScope } = listening(first, said);
     await pair.source.query('insert into public.counter select g, 0 from generate_series(1, 40) g');
     let stream = startStream(scope, sizes);
     await untilEvent(stream, 'SLOT_READY');
@@ -48,6 +56,7 @@ test.each([16, 18] as const)(
     let restarts = 0;
     for (let kill = 0; kill < KILLS; kill++) {
       await new Promise((resolve) => setTimeout(resolve, below(120))); // the random moment itself
+      if (kill % CHECKPOINT_EVERY === 0) await pair.source.query('checkpoint');
       const one = below(4);
       if (one < 2 && stream.failure() === null) {
         const name = one === 0 ? 'target/apply' : 'source/%';
@@ -59,7 +68,7 @@ test.each([16, 18] as const)(
       }
       const dead = stream;
       const closed = scope.connections.closeAll();
-      scope = makeScope(pair, {}, scope);
+      ({ scope } = listening(makeScope(pair, {}, scope), said));
       stream = startStream(scope, sizes);
       restarts++;
       await Promise.all([closed, dead.stop()]);
@@ -68,7 +77,7 @@ test.each([16, 18] as const)(
     counting = false;
     const rounds = await counted;
     if (stream.failure() !== null) {
-      scope = makeScope(pair, {}, scope);
+      ({ scope } = listening(makeScope(pair, {}, scope), said));
       stream = startStream(scope, sizes);
     }
     await drainStream(scope, pair, stream);
@@ -79,6 +88,10 @@ test.each([16, 18] as const)(
     );
     expect(rows[0]).toEqual({ low: rounds, high: rounds });
     expect(restarts).toBeGreaterThan(KILLS / 3);
+    expect(said.binary).toBe(form === 'binary');
+    expect(new Set(said.feeds)).toEqual(new Set(['live', 'catch-up']));
+    expect(writers.prepared.commit).toBeGreaterThan(0);
+    expect(writers.prepared.rollback).toBeGreaterThan(0);
     await waitFor(() => stream.failure() === null);
     await stream.stop();
   },

@@ -8,6 +8,7 @@ import { isCopyComplete, markCopyComplete, saveLiveCopy } from '../../src/postgr
 import { holdTables } from '../../src/postgres/held-tables.ts';
 import { findSlot, slotOf } from '../../src/postgres/slot-record.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
+import { listening } from '../support/backlog.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
 import { randomTables, startWriters, type Writers } from '../support/random-writers.ts';
@@ -69,7 +70,7 @@ describe('the filtered replay', () => {
     [18, 4],
   ] as const)('meets a source %i under random writers exactly (seed %i)', async (source, seed) => {
     const pair = await makePair({ source });
-    const scope = await prepare(pair, randomTables);
+    const { scope, said } = listening(await prepare(pair, randomTables));
     const writers = startWriters(pair.source, seed);
     try {
       await more(writers, 50);
@@ -86,6 +87,8 @@ describe('the filtered replay', () => {
       await drainStream(scope, pair, stream);
       const rows = await expectEqual(scope, pair);
       expect(Object.values(rows).flat().length).toBeGreaterThan(20);
+      expect(said.binary).toBe(source >= 14);
+      expect(writers.prepared.commit).toBeGreaterThan(0);
       expect(await stream.stop()).toBeLessThan(2_000);
       expect(stream.failure()).toBeNull();
     } finally {

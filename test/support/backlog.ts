@@ -15,7 +15,7 @@ import {
 import { makeScope, type TestScope } from './scope.ts';
 
 export interface Said {
-  /** Whether the last connection sent binary values. */
+  /** Whether all connections sent binary values; null: there was none. */
   binary: boolean | null;
   /** Feeds of the connections, in order. */
   feeds: string[];
@@ -25,13 +25,14 @@ export interface Said {
   again: number;
 }
 
-/** A scope whose log is read. */
-export function listening(scope: TestScope): { scope: TestScope; said: Said } {
-  const said: Said = { binary: null, feeds: [], from: [], again: 0 };
+export const nothingSaid = (): Said => ({ binary: null, feeds: [], from: [], again: 0 });
+
+/** A scope whose log is read; `said`: of an earlier scope, to be gone on with. */
+export function listening(scope: TestScope, said = nothingSaid()): { scope: TestScope; said: Said } {
   const info = (fields: object, message: string): void => {
     if (message === 'the stream begins') {
       const { binary, feed, from } = fields as { binary: boolean; feed: string; from: Lsn };
-      said.binary = binary;
+      said.binary = binary && said.binary !== false;
       said.feeds.push(feed);
       said.from.push(from);
     }

@@ -21,9 +21,7 @@ declare module 'vitest' {
 
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const servers: EmbeddedServer[] = await Promise.all(
-    everyRun.map((major) =>
-      startServer({ major, settings: { max_prepared_transactions: '20', shared_buffers: '64MB' } }),
-    ),
+    everyRun.map((major) => startServer({ major, settings: { shared_buffers: '64MB' } })),
   );
   const addresses = Object.fromEntries(
     servers.map(({ major, port, password }) => [major, { port, password }]),

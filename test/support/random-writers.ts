@@ -84,11 +84,18 @@ function statementOnAll(random: Random): string {
   }
 }
 
+/** Prepared transactions, by how they ended. */
+export interface Prepared {
+  commit: number;
+  rollback: number;
+}
+
 async function transaction(
   client: pg.Client,
   random: Random,
   gid: string,
   statement: (random: Random) => string,
+  prepared: Prepared,
 ): Promise<void> {
   await client.query('begin');
   const count = 1 + random(6);
@@ -102,13 +109,16 @@ async function transaction(
   if (end === 0) await client.query('rollback');
   else if (end === 1) {
     await client.query(`prepare transaction '${gid}'`);
-    await client.query(random(4) === 0 ? `rollback prepared '${gid}'` : `commit prepared '${gid}'`);
+    const how = random(4) === 0 ? 'rollback' : 'commit';
+    await client.query(`${how} prepared '${gid}'`);
+    prepared[how]++;
   } else await client.query('commit');
 }
 
 export interface Writers {
   /** Transactions ended so far, by all of them. */
   readonly done: () => number;
+  readonly prepared: Readonly<Prepared>;
   /** Lets each finish its transaction. */
   stop(): Promise<void>;
 }
@@ -128,13 +138,14 @@ export function startWriters(
 ): Writers {
   let running = true;
   let done = 0;
+  const prepared: Prepared = { commit: 0, rollback: 0 };
   const write = async (writer: number): Promise<void> => {
     const client = await database.connect();
     await client.query('set statement_timeout = 1000');
     const random = seeded(seed * 1_000 + writer);
     while (running) {
       try {
-        await transaction(client, random, `g_${database.dbname}_${writer}`, statement);
+        await transaction(client, random, `g_${database.dbname}_${writer}`, statement, prepared);
       } catch {
         await client.query('rollback');
       }
@@ -146,6 +157,7 @@ export function startWriters(
   const writers = Array.from({ length: count }, (_, writer) => write(writer));
   return {
     done: () => done,
+    prepared,
     async stop() {
       running = false;
       await Promise.all(writers);

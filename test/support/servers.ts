@@ -22,5 +22,6 @@ function parentFolder(): string {
 }
 
 export function startServer(options: EmbeddedServerOptions): Promise<EmbeddedServer> {
-  return startEmbeddedPostgres({ parent: parentFolder(), ...options });
+  const settings = { max_prepared_transactions: '20', ...options.settings };
+  return startEmbeddedPostgres({ parent: parentFolder(), ...options, settings });
 }

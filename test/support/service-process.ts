@@ -140,6 +140,14 @@ export async function startService(options: {
   };
 }
 
+/** Whether the streams of the service sent binary values, in the order in which they began. */
+export function streamForms({ log }: Pick<ServiceProcess, 'log'>): boolean[] {
+  return log.flatMap((line) => {
+    if (!line.includes('the stream begins')) return [];
+    return [(JSON.parse(line) as { binary: boolean }).binary];
+  });
+}
+
 /** The create request for a pair, in the API's spelling. */
 export function migrationBody(
   pair: DatabasePair,
