@@ -4,8 +4,6 @@
 //   text while changes may come under a type  widen-columns.ts
 //     that was narrower
 //   text from a source of version 13          its pgoutput has no binary
-//   text when a table has a row filter and    a row may be read again (reread.ts) whenever it comes into the filter, and
-//     parts of any are cut by dates           a horizon is ahead once more
 //   text when a table has a type without a    chooseFormat, as for the copy
 //     stable binary form on both servers
 //   text when a key has a type whose text we  the keys of changed rows are written down as text (changed-keys.ts)

@@ -212,15 +212,10 @@ async function streamOnce(
     const textUntil = (position: Lsn): string | null =>
       wasWidenedBehind(tables, position) ? 'changes may come under a type that was widened since' : null;
     const passing = textUntil(progress.appliedLsn);
-    const mayReadAgain = tables.some(({ where }) => where !== undefined);
     const lasting = await chooseStreamFormat(
       scope,
       version,
-      held.size > 0
-        ? 'changes that are set aside are compared with a copy'
-        : filter.needsText && mayReadAgain
-          ? 'changes behind a row that came into a row filter are compared with dates'
-          : null,
+      held.size > 0 ? 'changes that are set aside are compared with a copy' : null,
     );
     const format = passing === null ? lasting : await chooseStreamFormat(scope, version, passing);
     const opened = await openFeed(

@@ -259,6 +259,183 @@ describe('a change', () => {
     });
   });
 
+  /** Columns of types that a binary stream carries, with values as text; null is one of each. */
+  const binaryKinds: readonly (readonly [type: string, ...values: string[]])[] = [
+    ['public.mood', 'sad', `it's ok`],
+    ['public.small', '99', '-1'],
+    ['bytea', '', '\\x00', '\\x5c0a09ff'],
+    ['timetz', '12:00+05:45', '24:00:00-15:59', '00:00:00.000001+00'],
+    ['time', '24:00', '00:00:00.1'],
+    ['interval', '1 year -2 days 03:00:00.1234', '-00:00:01', '24:00', '1 day', '-178000000 years'],
+    ['numeric', 'NaN', '1.10', '1.1000', '-0.00', '1e60', '-1e-60'],
+    ['numeric(12,4)', 'NaN', '12345678.9', '-0.0001'],
+    ['float8', 'NaN', 'Infinity', '-Infinity', '-0', '0', '5e-324', '1.1234567890123457'],
+    ['real', 'NaN', '-Infinity', '-0', '1e-45', '0.1'],
+    ['date', 'infinity', '-infinity', '4713-01-01 BC', '5874897-12-31'],
+    ['timestamp', 'infinity', '-infinity', '0044-03-15 12:00 BC', '294276-12-31 23:59:59.999999'],
+    ['timestamptz', 'infinity', '-infinity', '2024-02-29 12:00+05:45', '0001-01-01 00:00:00.1+00'],
+    ['int[]', '{}', '{1,NULL,3}', '[0:1]={7,8}', '{{1,2},{3,4}}'],
+    ['text[]', '{"a,b",NULL,"NULL","\\\\"}', '{""}'],
+    ['numeric[]', '{NaN,1.10,NULL}', '{}'],
+    ['jsonb', 'null', '{"a": 1.0, "b": ["é", null]}', '"\\u0001"'],
+    ['json', 'null', '{"a":  1.0, "a": 2}'],
+    ['inet', '10.0.0.1/24', '::1', '0.0.0.0/0'],
+    ['cidr', '10.0.0.0/24', 'fe80::/10'],
+    ['macaddr', '08:00:2b:01:02:03', 'ff:ff:ff:ff:ff:ff'],
+    ['bit(5)', '10101', '00000'],
+    ['varbit', '', '1', '0110010101'],
+    ['money', '-1234.50', '0'],
+    ['"char"', '', 'x'],
+    ['char(6)', '', 'ab', 'äöü'],
+    ['varchar(4)', '', 'a b ', 'tab\t'],
+    ['uuid', '00000000-0000-0000-0000-000000000000', 'ffffffff-ffff-ffff-ffff-ffffffffffff'],
+    ['pg_lsn', '0/0', 'FFFFFFFF/FFFFFFFF'],
+    ['point', '(1,-0)', '(NaN,Infinity)'],
+  ];
+  /** Those that it does not. */
+  const textKinds: typeof binaryKinds = [
+    ['public.duo', '(1,"x,""y")', '(,)', '(,"")'],
+    ['public.mood[]', '{sad,NULL}', `{"it's ok"}`],
+    ['int4range', 'empty', '[1,5)', '(,5)', '(,)'],
+    ['tstzrange', '["2024-01-01 00:00:00+00",infinity]', '[-infinity,"2024-01-01 00:00:00.5+00")'],
+    ['int4multirange', '{}', '{[1,3),[5,)}'],
+    ['datemultirange', '{(,2024-01-01),[2025-01-01,infinity)}'],
+    ['tsvector', '', `'a':1A 'b c':2`],
+    ['xml', '<a>é</a>'],
+  ];
+
+  it.each([
+    ['binary', binaryKinds],
+    ['text', [...binaryKinds, ...textKinds]],
+  ] as const)('keeps values of every kind exactly where they go in sets, as %s', async (form, kinds) => {
+    const pair = await makePair();
+    const columns = kinds.map(([type], n) => `c${n} ${type}`).join(', ');
+    const first = await prepare(
+      pair,
+      `create type public.mood as enum ('sad', 'it''s ok'); create domain public.small as int check (value < 100);
+       create type public.duo as (a int, b text); create table public.t (id int primary key, ${columns})`,
+    );
+    const { scope, said } = listening(first);
+    const stream = startStream(scope);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(scope, pair);
+    /** Of row `g`: the next value of each column than with a `shift` that is one less. */
+    const rowOf = (shift: number): string[] =>
+      kinds.map(([type, ...values]) => {
+        const list = values.map((value) => `'${value.replaceAll("'", "''")}'`).join(', ');
+        return `((array[null, ${list}]::text[])[1 + (g + ${shift}) % ${values.length + 1}])::${type}`;
+      });
+    await pair.source.query(
+      `insert into public.t select g, ${rowOf(0).join(', ')} from generate_series(1, 40) g`,
+    );
+    await drainStream(scope, pair, stream);
+    expect((await expectEqual(scope, pair))['public.t']).toHaveLength(40);
+    await pair.source.query(
+      `update public.t set (${kinds.map((_, n) => `c${n}`).join(', ')}) = row(${rowOf(1).join(', ')}) from generate_series(1, 40) g where id = g`,
+    );
+    await drainStream(scope, pair, stream);
+    await expectEqual(scope, pair);
+    await pair.source.query('delete from public.t where id % 2 = 0');
+    await drainStream(scope, pair, stream);
+    expect((await expectEqual(scope, pair))['public.t']).toHaveLength(20);
+    expect(said).toMatchObject({ binary: form === 'binary', again: 0 });
+    await stream.stop();
+  });
+
+  it('finds its row by the identity’s index where that is not the primary key, whatever moves', async () => {
+    const pair = await makePair();
+    const first = await prepare(
+      pair,
+      `create table public.t (id int primary key, region int not null, at timestamptz not null, v text, big text);
+       create unique index t_identity on public.t (at, region);
+       alter table public.t replica identity using index t_identity;
+       alter table public.t alter big set storage external`,
+    );
+    const { scope, said } = listening(first);
+    await pair.source.query(
+      `insert into public.t select g, g % 3, timestamptz 'epoch' + g * interval '1 h', 'first', repeat(md5(g::text), 90)
+       from generate_series(1, 100) g`,
+    );
+    const stream = startStream(scope);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(scope, pair);
+    const changes = [
+      `insert into public.t select g, g % 3, timestamptz 'epoch' + g * interval '1 h', 'new', repeat(md5(g::text), 90)
+       from generate_series(101, 140) g`,
+      `update public.t set v = 'updated' where id between 20 and 60`,
+      `update public.t set id = id + 1000 where id % 2 = 0`,
+      `update public.t set at = at + interval '1 year', v = 'moved' where id between 1 and 50`,
+      `update public.t set region = 9, id = -id where id % 5 = 0`,
+      `update public.t set big = 'short' where id % 7 = 0`,
+      `delete from public.t where id % 3 = 0`,
+      // one key goes, and another row takes it
+      `begin; delete from public.t where id = 1; update public.t set id = 1 where id = 11; commit`,
+    ];
+    for (const change of changes) {
+      await pair.source.query(change);
+      await drainStream(scope, pair, stream);
+      await expectEqual(scope, pair);
+    }
+    // and all of it in one batch: what is coalesced by the identity
+    await pair.source.query(
+      `begin; update public.t set v = v || '!'; update public.t set at = at - interval '1 year' where v like 'moved%';
+       insert into public.t select g, g % 3, timestamptz 'epoch' + g * interval '1 h', 'last', null from generate_series(201, 240) g;
+       update public.t set id = id + 10000, v = 'all'; delete from public.t where id % 4 = 0; commit`,
+    );
+    await drainStream(scope, pair, stream);
+    expect((await expectEqual(scope, pair))['public.t']?.length).toBeGreaterThan(40);
+    expect(said).toMatchObject({ binary: true, again: 0 });
+    await stream.stop();
+  });
+
+  it('empties what a TRUNCATE cascades to, and restarts the identities', async () => {
+    const pair = await makePair();
+    const { scope, stream } = await streaming(
+      pair,
+      `create table public.parent (id int generated by default as identity primary key, v text);
+       create table public.child (id serial primary key, parent_id int not null references public.parent);
+       create table public.grandchild (child_id int primary key references public.child);
+       create table public.other (id int primary key)`,
+    );
+    await pair.source.query(
+      `insert into public.parent (v) select 'v' from generate_series(1, 30);
+       insert into public.child (parent_id) select id from public.parent;
+       insert into public.grandchild select id from public.child; insert into public.other values (1)`,
+    );
+    await drainStream(scope, pair, stream);
+    await pair.target.query(
+      `select setval(pg_get_serial_sequence('public.' || t, 'id'), 77) from unnest('{parent,child}'::text[]) t`,
+    );
+    // rows before and behind it, in one transaction: its place among them counts
+    await pair.source.query(
+      `begin; insert into public.grandchild select id from public.child where id < 0; update public.parent set v = 'w';
+       truncate public.child restart identity cascade;
+       insert into public.child (parent_id) select id from public.parent order by id limit 20;
+       insert into public.grandchild select id from public.child; commit`,
+    );
+    await drainStream(scope, pair, stream);
+    const rows = await expectEqual(scope, pair);
+    expect(rows['public.child']?.[0]).toBe('(1,1)');
+    const last = async (): Promise<unknown> =>
+      (
+        await pair.target.query(
+          'select p.last_value::int as parent, c.last_value::int as child from public.parent_id_seq p, public.child_id_seq c',
+        )
+      ).rows[0];
+    expect(await last()).toEqual({ parent: 77, child: 1 });
+    await pair.source.query('truncate public.parent restart identity cascade');
+    await pair.source.query(`insert into public.parent (v) values ('again')`);
+    await drainStream(scope, pair, stream);
+    expect(await expectEqual(scope, pair)).toEqual({
+      'public.parent': ['(1,again)'],
+      'public.child': [],
+      'public.grandchild': [],
+      'public.other': ['(1)'],
+    });
+    expect(await last()).toEqual({ parent: 1, child: 1 });
+    await stream.stop();
+  });
+
   it('swaps values under a deferred unique constraint, also where the role may not switch triggers off', async () => {
     const role = `plain_${randomBytes(4).toString('hex')}`;
     const { port, password } = inject('servers')[18];
