@@ -45,6 +45,7 @@ export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Pr
   let patienceMs = YIELD_AFTER_MS;
   let failures = 0;
   let done = 0;
+  let number = 0;
   const tell = (part: CopyPart, marker: Marker): void => {
     if (tally.isDone(part)) return;
     done++;
@@ -56,6 +57,9 @@ export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Pr
     try {
       await flushTarget(scope); // markers of a killed process, too
       const markers = await readMarkers(scope, slotIncarnation);
+      // beyond the previous one, too: a commit of its last parts may be under way, and show itself at any later time
+      for (const marker of markers.values()) number = Math.max(number, marker.generation);
+      number++;
       for (const part of brokenTables(options.parts, markers)) {
         scope.log.warn({ relation: part.relation }, 'a table cut by blocks starts over under a new snapshot');
         await startOver(scope, slotIncarnation, part);
@@ -71,9 +75,8 @@ export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Pr
         else remaining.push(part);
       }
       if (remaining.length === 0) return;
-      const last = Math.max(0, ...[...markers.values()].map((marker) => marker.generation));
       generation = await beginGeneration(scope, {
-        number: last + 1,
+        number,
         parts: remaining,
         patienceMs,
         waits,
@@ -111,17 +114,19 @@ export function nextPatience(progressed: boolean, ms: number): number {
   return progressed ? YIELD_AFTER_MS : Math.min(ms * 2, MAX_PATIENCE_MS);
 }
 
-/** The first part of every table cut by blocks that has some markers but not all: their snapshot's holder is gone. */
+/**
+ * The first part of every table cut by blocks that has some markers but not all, for their snapshot's holder is gone, or
+ * markers of several generations.
+ */
 function brokenTables(parts: readonly CopyPart[], markers: ReadonlyMap<string, Marker>): CopyPart[] {
-  const counts = new Map<string, { readonly first: CopyPart; done: number; total: number }>();
+  const tables = new Map<string, { readonly first: CopyPart; readonly generations: Set<number | null> }>();
   for (const part of parts) {
     if (part.range?.kind !== 'ctid') continue;
-    const count = counts.get(part.relation) ?? { first: part, done: 0, total: 0 };
-    counts.set(part.relation, count);
-    count.total++;
-    if (markers.has(partKey(part))) count.done++;
+    const table = tables.get(part.relation) ?? { first: part, generations: new Set() };
+    tables.set(part.relation, table);
+    table.generations.add(markers.get(partKey(part))?.generation ?? null);
   }
-  return [...counts.values()].filter(({ done, total }) => done > 0 && done < total).map(({ first }) => first);
+  return [...tables.values()].filter(({ generations }) => generations.size > 1).map(({ first }) => first);
 }
 
 /** Parts commit without waiting for the disk: a crash of the target may take back the last of them, rows and marker. */

@@ -4,6 +4,7 @@
 import { randomUUID } from 'node:crypto';
 import { setMaxListeners } from 'node:events';
 import { MigrationError } from '../model/errors.ts';
+import type { Role } from '../model/endpoint.ts';
 import type { Lsn } from '../model/lsn.ts';
 import { waitForFlush } from '../postgres/copy-flush.ts';
 import { copyError } from '../postgres/copy-stream.ts';
@@ -12,7 +13,7 @@ import { recopyRemedy, slotOf } from '../postgres/slot-record.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { ONE_SNAPSHOT } from '../postgres/transaction-options.ts';
-import type { CopyPart } from './plan.ts';
+import type { CopyPart, Marker } from './plan.ts';
 import type { Waits } from './waits.ts';
 
 const WATCH_INTERVAL_MS = 1_000;
@@ -22,7 +23,8 @@ const LOCK_BATCH = 200;
 
 /**
  * - `open`: parts may begin
- * - `lost`: the holder's connection is gone; running parts have their own copy of the snapshot and go on
+ * - `lost`: the holder's connection is gone, or an earlier generation was not at its end; running parts have their own copy
+ *   of the snapshot and go on
  * - `yielded`: gave way to somebody's lock; running parts are aborted
  */
 export type GenerationState = 'open' | 'lost' | 'yielded';
@@ -51,6 +53,8 @@ export interface Generation {
   abort(): void;
   /** The error of a part that found the holder gone; no further part begins. */
   holderLost(): MigrationError;
+  /** The error of a part by blocks that an earlier generation has committed behind our back; no further part begins. */
+  committedLate(marker: Marker): MigrationError;
   /** Closes the holder. */
   end(): Promise<void>;
 }
@@ -97,6 +101,12 @@ export async function beginGeneration(scope: TaskScope, options: GenerationOptio
     const pids = new Set([holder.pid]);
     let flushed: Promise<void> | null = null;
     const watcherStop = new AbortController();
+    const lost = (message: string, details: { readonly role: Role; readonly relation?: string }) => {
+      if (state === 'open') state = 'lost';
+      return new MigrationError('connection_failed', message, {
+        details: { ...details, generation: options.number },
+      });
+    };
     const watcher = watchWaiters(scope, pids, options.patienceMs, watcherStop.signal, (waiter) => {
       state = 'yielded';
       scope.log.warn({ generation: options.number, waiter }, 'copy gives way to a lock on the source');
@@ -129,16 +139,12 @@ export async function beginGeneration(scope: TaskScope, options: GenerationOptio
         ended = true; // the holder's end is our doing now
         controller.abort();
       },
-      holderLost() {
-        if (state === 'open') state = 'lost';
-        return new MigrationError(
-          'connection_failed',
-          'source: the connection that holds the snapshot was lost',
-          {
-            details: { role: 'source', generation: options.number },
-          },
-        );
-      },
+      holderLost: () => lost('source: the connection that holds the snapshot was lost', { role: 'source' }),
+      committedLate: ({ relation, part, generation }) =>
+        lost(
+          `target: part ${part} of ${relation} was committed by generation ${generation} after its connection was lost`,
+          { role: 'target', relation },
+        ),
       async end() {
         ended = true;
         watcherStop.abort();

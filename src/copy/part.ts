@@ -68,8 +68,8 @@ export function copyStatements(
 }
 
 /**
- * Copies one part and returns its marker; one that is there already is returned as it is. After an error the caller
- * closes both sessions, which rolls back.
+ * Copies one part and returns its marker; one that is there already is returned as it is, unless it is of a part by blocks
+ * and of another generation: its table must be of one. After an error the caller closes both sessions, which rolls back.
  * Errors: those of `copyStream`, `target_conflict` when rows without a marker are there, `lock_timeout`.
  */
 export async function copyPart(
@@ -90,6 +90,8 @@ export async function copyPart(
     );
     if (known) {
       await target.client.query('rollback');
+      if (part.range?.kind === 'ctid' && known.generation !== generation.number)
+        throw generation.committedLate(known);
       return known;
     }
     if (replaces)

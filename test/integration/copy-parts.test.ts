@@ -13,6 +13,7 @@ import { uniqueBefore } from '../../src/schema/existing.ts';
 import { listening } from '../support/backlog.ts';
 import { contentOf } from '../support/copy-plan.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { makeProxy, through } from '../support/proxy.ts';
 import { seeded, startWriters, type Random } from '../support/random-writers.ts';
 import { contents, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
@@ -254,6 +255,61 @@ it('a table that is rewritten after the holder was lost is copied whole, not rea
     ['public.first', 1],
     ['public.second', 2],
   ]);
+});
+
+describe('a part whose commit outlives its connection and its generation', () => {
+  it.each([
+    ['of blocks has its table started over', shuffled, shuffledRows, [3]],
+    ['of keys is taken, under a generation of its own', ordered, orderedRows, [1, 2]],
+  ] as const)('%s', async (_what, ddl, rows, epochs) => {
+    const pair = await makePair();
+    const proxy = await makeProxy(pair.target.port);
+    const cutOff = { ...pair, target: through(proxy, pair.target) };
+    const scope = await ready(cutOff, ddl, rows, 100 * KB);
+    setOptions(scope, { copyJobs: 1 });
+    // the first part's commit waits for a lock that the test has
+    await pair.target.query(`
+      create function public.wait() returns trigger language plpgsql as $$
+        begin perform pg_advisory_xact_lock_shared(1); return null; end $$;
+      create constraint trigger wait after insert on dts.part deferrable initially deferred
+        for each row when (new.part = 0) execute function public.wait()`);
+    const gate = await pair.target.connect();
+    await gate.query('select pg_advisory_lock(1)');
+    const waiters = async (): Promise<number | null> =>
+      (
+        await pair.target.query(
+          `select from pg_stat_activity where datname = current_database() and wait_event = 'advisory'`,
+        )
+      ).rowCount;
+    const copying = copyTables(scope);
+    await waitFor(async () => (await waiters()) === 1, 20_000, 'a commit under way');
+    await pair.source.query(
+      `select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name ~ '/holder$' and datname = current_database()`,
+    );
+    await proxy.close();
+    await proxy.open();
+    const [table] = schemaPlanOf(scope).tables;
+    await pair.source.query(`update public.${table?.source.name} set v = 'later'`);
+    await waitFor(async () => (await waiters()) === 2, 20_000, 'the same part of the next generation');
+    await gate.query('select pg_advisory_unlock(1)');
+    await copying;
+    const markers = await markersOf(pair);
+    expect(new Set(markers.map(({ epoch }) => epoch))).toEqual(new Set(epochs));
+    const { rows: snapshots } = await pair.target.query('select distinct pg_snapshot from dts.part');
+    expect(snapshots).toHaveLength(epochs.length);
+  });
+
+  it('markers of several generations are no copy of a table cut by blocks', async () => {
+    const pair = await makePair();
+    const scope = await ready(pair, shuffled, shuffledRows, 100 * KB);
+    await copyTables(scope);
+    await pair.target.query('update dts.part set epoch = 2 where part = 0');
+    await copyTables(makeScope(pair, {}, scope));
+    expect(new Set((await markersOf(pair)).map(({ epoch }) => epoch))).toEqual(new Set([3]));
+    expect(await contentOf(pair.target, 'public.shuffled')).toEqual(
+      await contentOf(pair.source, 'public.shuffled'),
+    );
+  });
 });
 
 it('a crash of the target that takes finished parts back is noticed, and they are copied again', async () => {
