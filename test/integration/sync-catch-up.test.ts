@@ -274,3 +274,69 @@ describe('far behind', () => {
     await stop();
   });
 });
+
+describe('the slot', () => {
+  /** While the target's table is locked: once for all of it, once behind the first batch, whose commit is acknowledged. */
+  async function watchSlot(callSizes: CatchUpSizes, feed: string): Promise<void> {
+    const pair = await makePair();
+    const first = await copied(pair, 'create table public.t (id int primary key)');
+    await pair.source.query('create table public.others (v text)');
+    // more than a first batch takes, in transactions that are smaller than a call
+    await pair.source.query(`do $$ begin for n in 0..249 loop
+      insert into public.t select n * 100 + g from generate_series(1, 100) g; commit; end loop; end $$`);
+    const { scope, said } = listening(makeScope(pair, {}, first));
+    const gates = [await pair.target.connect(), await pair.target.connect()] as const;
+    await gates[0].query('begin; lock table public.t');
+    const stream = startStream(scope, callSizes);
+    await waitFor(() => said.feeds.length > 0, 20_000, 'a feed');
+
+    const stored = async (): Promise<Lsn> => {
+      const { rows } = await pair.target.query<{ lsn: Lsn }>(
+        'select acked_lsn::text as lsn from dts.progress',
+      );
+      return rows[0]?.lsn ?? ZERO_LSN;
+    };
+    /** Until `over`, while other tables' WAL goes on. Resolves to where the slot is. */
+    const watch = async (over: (slotAt: Lsn, ms: number) => boolean): Promise<Lsn> => {
+      for (const began = Date.now(); ; ) {
+        await pair.source.query(`insert into public.others values (repeat('x', 1000))`);
+        const { rows } = await pair.source.query<{ lsn: Lsn }>(
+          'select confirmed_flush_lsn::text as lsn from pg_replication_slots where slot_name = $1',
+          [slotOf(scope).name],
+        );
+        const slotAt = rows[0]?.lsn ?? 'none';
+        const acked = await stored(); // asked behind the slot
+        if (compareLsn(slotAt, acked) > 0) expect.fail(`the slot is at ${slotAt}, the target at ${acked}`);
+        if (over(slotAt, Date.now() - began)) return slotAt;
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      }
+    };
+    // two intervals of the walsender's status; of the other feed: one until the slot may move
+    const stoodAt = await watch((_slotAt, ms) => ms > 11_000);
+    expect(said.feeds).toEqual([feed]);
+    const before = await stored();
+    expect(compareLsn(scope.sync.at(-1)?.receivedLsn ?? ZERO_LSN, before)).toBeGreaterThan(0);
+    const locked = gates[1].query('begin; lock table public.t');
+    const isQueued = async (): Promise<boolean> =>
+      (await pair.target.query(`select from pg_locks where not granted and relation = 'public.t'::regclass`))
+        .rowCount === 2;
+    await waitFor(isQueued, 5_000, 'a second lock behind the first batch');
+    await gates[0].query('rollback');
+    await locked;
+    const movedTo = await watch((slotAt, ms) => compareLsn(slotAt, stoodAt) > 0 || ms > 10_000);
+    expect(compareLsn(movedTo, stoodAt)).toBeGreaterThan(0);
+    expect(compareLsn(await stored(), before)).toBeGreaterThan(0);
+    await gates[1].query('rollback');
+    await drainStream(scope, pair, stream);
+    await watch((_slotAt, ms) => ms > 300);
+    expect(await expectEqual(scope, pair)).toBe(25_000);
+    await stream.stop();
+  }
+
+  // a call of the small ones may cover page images only
+  const sizes: CatchUpSizes = { ...small, firstCallBytes: 400_000, mostCallBytes: 1_600_000 };
+
+  it('never hears of more than the target has committed, from either feed', async () => {
+    await Promise.all([watchSlot(sizes, 'catch-up'), watchSlot({ ...sizes, fromBytes: Infinity }, 'live')]);
+  }, 60_000);
+});
