@@ -194,6 +194,7 @@ async function streamPart(
   try {
     return await copyStream({
       ...sessions,
+      sourceSide: scope.source,
       ...copyStatements(part, format.format),
       signal: generation.signal,
       pace: options.pace,
@@ -207,10 +208,11 @@ async function streamPart(
         waits.set(stallKey, null);
         tally.moved(part, { rows, bytes });
       },
-      onStall: (ms, role) => {
+      onStall: (ms, role, isAtWork) => {
         const seconds = Math.round(ms / 1_000);
+        const why = isAtWork ? ', but is still at work on this COPY' : '';
         if (seconds >= 5)
-          waits.set(stallKey, `${part.relation}: the ${role} has moved no byte for ${seconds} s`);
+          waits.set(stallKey, `${part.relation}: the ${role} has moved no byte for ${seconds} s${why}`);
       },
     });
   } finally {

@@ -77,7 +77,7 @@ async function copyTable(
         throw copyError(error, 'target', context);
       }
       const statements = copyStatements({ table, range: null }, format);
-      await copyStream({ source, target, ...statements, signal, context });
+      await copyStream({ source, target, sourceSide: scope.source, ...statements, signal, context });
       try {
         await target.client.query(`analyze ${identRelation(table.target)}; commit`);
       } catch (error) {

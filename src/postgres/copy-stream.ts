@@ -4,7 +4,7 @@
 import type { Client } from 'pg';
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
-import type { Session } from './connections.ts';
+import type { Session, Side } from './connections.ts';
 import { CopySocket } from './copy-socket.ts';
 import { CopyInFramer, CopyOutWalker } from './copy-messages.ts';
 import { fromPostgres, type ErrorContext } from './errors.ts';
@@ -12,7 +12,10 @@ import { fromPostgres, type ErrorContext } from './errors.ts';
 /** Bytes written to the target's socket and not yet taken by the kernel at which the source is paused, and resumed. */
 const PAUSE_AT_BYTES = 512 * 1024;
 const RESUME_AT_BYTES = 256 * 1024;
-/** A peer that neither sends nor takes a byte for so long is dead: TCP keepalive does not see unacknowledged writes. */
+/**
+ * A peer that neither sends nor takes a byte for so long is dead: TCP keepalive does not see unacknowledged writes. But a
+ * source whose filter keeps few rows has nothing to send for as long as it looks for the next one.
+ */
 const STALL_LIMIT_MS = 15 * 60_000;
 
 /** Asked for every message; shared by streams. */
@@ -26,6 +29,8 @@ export interface StreamPace {
 export interface CopyStreamOptions {
   readonly source: Session;
   readonly target: Session;
+  /** Asked what the source's backend does when it has been silent for long. */
+  readonly sourceSide: Pick<Side, 'query'>;
   /** `copy … to stdout` and `copy … from stdin`, of one format. */
   readonly copyOut: string;
   readonly copyIn: string;
@@ -35,8 +40,12 @@ export interface CopyStreamOptions {
   readonly pace?: StreamPace;
   /** After each message sent to the target, with the counts so far. A throw ends the copy. */
   readonly onChunk?: (rows: number, bytes: number) => void;
-  /** Once a second while no byte moves, with the milliseconds since the last one and who is waited for. */
-  readonly onStall?: (ms: number, role: 'source' | 'target') => void;
+  /**
+   * Once a second while no byte moves, with the milliseconds since the last one and who is waited for; `isAtWork`: the
+   * source, which was asked after `stallLimitMs`, has not come to the next row yet.
+   */
+  readonly onStall?: (ms: number, role: 'source' | 'target', isAtWork: boolean) => void;
+  readonly stallLimitMs?: number;
 }
 
 export interface CopyCounts {
@@ -51,13 +60,14 @@ export interface CopyCounts {
  * Errors: `copy_failed`, `source_ddl`, `disk_full`, `connection_failed` …, `aborted`, `deadline_exceeded`.
  */
 export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts> {
-  const { source, target, signal, context } = options;
+  const { source, target, signal, context, stallLimitMs = STALL_LIMIT_MS } = options;
   const from = connectionOf(source.client);
   const to = connectionOf(target.client);
   let failure: MigrationError | null = null;
   let bytes = 0;
   let inFlight = 0;
   let movedAt = Date.now();
+  let seenAtWorkAt = 0;
   let sourceIsAsked = false;
 
   /** The first failure is the one that is told; the closed sockets then settle both statements. */
@@ -141,16 +151,29 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
 
   if (signal.aborted) throw new MigrationError('aborted', 'stopped on request');
   signal.addEventListener('abort', onAbort, { once: true });
-  const watchdog = setInterval(() => {
-    const idleMs = Date.now() - movedAt;
-    const role = sourceIsAsked && inFlight === 0 ? 'source' : 'target';
-    if (idleMs >= 1_000) options.onStall?.(idleMs, role);
-    if (idleMs > STALL_LIMIT_MS)
+  let isJudging = false;
+  let ended = false;
+  const judge = async (role: 'source' | 'target'): Promise<void> => {
+    const silentSince = movedAt;
+    isJudging = true;
+    const atWork = role === 'source' && (await isAtWork(options));
+    isJudging = false;
+    if (ended || movedAt !== silentSince) return;
+    if (atWork) seenAtWorkAt = Date.now();
+    else
       failHere(
-        new MigrationError('deadline_exceeded', `${context.relation}: ${role} moved no byte for 15 minutes`, {
-          details: { ...context, role },
-        }),
+        new MigrationError(
+          'deadline_exceeded',
+          `${context.relation}: ${role} moved no byte for ${Math.round((Date.now() - silentSince) / 1_000)} s`,
+          { details: { ...context, role } },
+        ),
       );
+  };
+  const watchdog = setInterval(() => {
+    const now = Date.now();
+    const role = sourceIsAsked && inFlight === 0 ? 'source' : 'target';
+    if (now - movedAt >= 1_000) options.onStall?.(now - movedAt, role, seenAtWorkAt > movedAt);
+    if (now - Math.max(movedAt, seenAtWorkAt) > stallLimitMs && !isJudging) void judge(role);
   }, 1_000);
   try {
     const copyIn = new CopyCommand(options.copyIn);
@@ -189,10 +212,26 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
   } catch (error) {
     throw failure ?? copyError(error, 'target', context);
   } finally {
+    ended = true;
     clearInterval(watchdog);
     if (paced !== null) clearTimeout(paced);
     from.stream.resume(); // the last message may have paused it for the pace's sake, and what comes next on it is an answer
     signal.removeEventListener('abort', onAbort);
+  }
+}
+
+/** Whether the source's backend still looks for rows. One that waits to send has bytes that do not reach us. */
+async function isAtWork({ sourceSide, source, copyOut }: CopyStreamOptions): Promise<boolean> {
+  try {
+    // `query` is cut at track_activity_query_size
+    const { rowCount } = await sourceSide.query(
+      `select from pg_stat_activity where pid = $1 and state = 'active' and starts_with($2, query)
+         and wait_event_type is distinct from 'Client'`,
+      [source.pid, copyOut],
+    );
+    return rowCount === 1;
+  } catch {
+    return false; // it does not answer at all
   }
 }
 

@@ -13,6 +13,7 @@ import type { Session } from '../../src/postgres/connections.ts';
 import { copyStream, type CopyCounts, type CopyStreamOptions } from '../../src/postgres/copy-stream.ts';
 import { contentOf, onBoth } from '../support/copy-plan.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { makeProxy, through } from '../support/proxy.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
 
 interface Ends {
@@ -41,6 +42,7 @@ async function run(
   const format = over.format ?? 'binary';
   return copyStream({
     ...ends,
+    sourceSide: scope.source,
     copyOut: `copy public.t to stdout (format ${format})`,
     copyIn: `copy public.t from stdin (format ${format})`,
     signal: scope.signal,
@@ -319,6 +321,50 @@ describe('when an end fails', () => {
     expect(await work).toMatchObject({ code: 'aborted', kind: 'aborted' });
     expect(Date.now() - began).toBeLessThan(1_000);
     await blocker.query('rollback');
+  });
+});
+
+describe('a source that sends nothing for longer than the limit', () => {
+  it('is waited for while its backend looks for rows', async () => {
+    const pair = await makePair();
+    await onBoth(pair, table);
+    await pair.source.query(`insert into t select n, 'x' from generate_series(1, 10) n`);
+    const scope = makeScope(pair);
+    const stalls: [string, boolean][] = [];
+    const { rows } = await run(scope, await openEnds(scope), {
+      copyOut:
+        'copy (select id, body from public.t where (select pg_sleep(4.5)) is not null and id > 5) to stdout (format binary)',
+      stallLimitMs: 1_000,
+      onStall: (_ms, role, isAtWork) => void stalls.push([role, isAtWork]),
+    });
+    expect(rows).toBe(5);
+    expect(stalls.at(-1)).toEqual(['source', true]);
+  });
+
+  it('is given up when what it sends does not arrive', async () => {
+    const pair = await makePair();
+    const proxy = await makeProxy(pair.source.port);
+    await onBoth(pair, table);
+    await pair.source.query(`insert into t select n, repeat('x', 500) from generate_series(1, 60000) n`);
+    const scope = makeScope({ ...pair, source: through(proxy, pair.source) });
+    const ends = await openEnds(scope);
+    let asked = 0;
+    const sourceSide: CopyStreamOptions['sourceSide'] = {
+      query: (sql, params) => {
+        asked++;
+        return scope.source.query(sql, params);
+      },
+    };
+    const failure = await failureOf(
+      run(scope, ends, { sourceSide, stallLimitMs: 1_000, onChunk: proxy.forget }),
+    );
+    expect(failure).toMatchObject({
+      code: 'deadline_exceeded',
+      kind: 'transient',
+      details: { role: 'source', relation: 'public.t', part: 0 },
+    });
+    expect(asked).toBe(1);
+    await pair.source.query('select pg_terminate_backend($1)', [ends.source.pid]); // its goodbye is not heard
   });
 });
 
