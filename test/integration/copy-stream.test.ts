@@ -7,14 +7,17 @@ import { join } from 'node:path';
 import { createSecureContext, TLSSocket } from 'node:tls';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
+import type { EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
 import type { MigrationError } from '../../src/model/errors.ts';
 import type { Session } from '../../src/postgres/connections.ts';
 import { copyStream, type CopyCounts, type CopyStreamOptions } from '../../src/postgres/copy-stream.ts';
 import { contentOf, onBoth } from '../support/copy-plan.ts';
-import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
+import { makePair, registerServer, waitFor, type DatabasePair } from '../support/databases.ts';
+import { enableTls } from '../support/extra-servers.ts';
 import { makeProxy, through } from '../support/proxy.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
+import { startServer } from '../support/servers.ts';
 
 interface Ends {
   readonly source: Session;
@@ -67,28 +70,46 @@ async function expectUsable({ client }: Session): Promise<void> {
   expect(rows).toEqual([{ n: '20000', p: 7 }]);
 }
 
-/** Memory of buffers that are still in use: sampled after a collection, at every `every`th call. */
-function watchMemory(every: number): { readonly sample: () => void; readonly grownBy: () => number } {
+interface MemoryWatch {
+  readonly look: () => void;
+  readonly sample: () => void;
+  /** Of buffers of ours, of those and OpenSSL's, and of the whole process. */
+  readonly grownBy: () => { readonly arrayBuffers: number; readonly external: number; readonly rss: number };
+}
+
+/** Memory that is still in use: looked at after a collection, by `sample` at every `every`th call. */
+function watchMemory(every: number): MemoryWatch {
   setFlagsFromString('--expose-gc');
   const collect = runInNewContext('gc') as () => void;
-  const used = (): number => {
+  const used = (): NodeJS.MemoryUsage => {
     collect();
     collect(); // finishes the sweeping of the first, which is concurrent
-    return process.memoryUsage().arrayBuffers;
+    return process.memoryUsage();
   };
   const before = used();
-  let most = 0;
+  const most = { arrayBuffers: 0, external: 0, rss: 0 };
+  const kinds = ['arrayBuffers', 'external', 'rss'] as const;
   let calls = 0;
+  const look = (): void => {
+    const now = used();
+    for (const kind of kinds) most[kind] = Math.max(most[kind], now[kind]);
+  };
   return {
+    look,
     sample: () => {
-      if (++calls % every === 0) most = Math.max(most, used());
+      if (++calls % every === 0) look();
     },
     grownBy: () => {
-      expect(most).toBeGreaterThan(0);
-      return most - before;
+      for (const kind of kinds) {
+        expect(most[kind]).toBeGreaterThan(0);
+        most[kind] -= before[kind];
+      }
+      return most;
     },
   };
 }
+
+const MB = 1024 * 1024;
 
 const table = 'create table t (id int, body text)';
 
@@ -150,7 +171,7 @@ describe.each([
     const ends = await openEnds(scope);
     const memory = watchMemory(20);
     await run(scope, ends, { format, onChunk: memory.sample });
-    expect(memory.grownBy()).toBeLessThan(2 * 1024 * 1024);
+    expect(memory.grownBy().arrayBuffers).toBeLessThan(2 * MB);
     expect(await contentOf(pair.target, 't')).toEqual(await contentOf(pair.source, 't'));
   });
 });
@@ -430,5 +451,72 @@ it('needs 2 MB for a table of 300 MB', async () => {
   const memory = watchMemory(100);
   const { bytes } = await run(scope, ends, { onChunk: memory.sample });
   expect(bytes).toBeGreaterThan(300_000_000);
-  expect(memory.grownBy()).toBeLessThan(2 * 1024 * 1024);
+  expect(memory.grownBy().arrayBuffers).toBeLessThan(2 * MB);
+});
+
+describe('with a server that speaks TLS', () => {
+  let server: EmbeddedServer;
+
+  beforeAll(async () => {
+    server = await startServer({ major: 17 });
+    await enableTls(server);
+    registerServer(17, server);
+  });
+  afterAll(() => server?.stop());
+
+  it.each([
+    ['source', { source: 17, target: 18 }],
+    ['target', { source: 16, target: 17 }],
+  ] as const)(
+    'as %s, neither a large value nor what a slow target does not take is held',
+    async (role, majors) => {
+      const pair = await makePair(majors);
+      await onBoth(pair, 'create table t (id int, body text); alter table t alter body set storage external');
+      const field = `${role}Db` as const;
+      const scope = makeScope(pair, { [field]: { ...pair[role].connection, sslmode: 'require' } });
+      const ends = await openEnds(scope);
+      const { rows: encrypted } = await ends[role].client.query(
+        'select from pg_stat_ssl where pid = pg_backend_pid() and ssl',
+      );
+      expect(encrypted).toHaveLength(1);
+
+      await pair.source.query(`insert into t select 0, repeat(md5('x'), 655360)`); // 20 MB
+      const value = watchMemory(20);
+      await run(scope, ends, { onChunk: value.sample });
+      const ofValue = value.grownBy();
+      expect(ofValue.external).toBeLessThan(2 * MB);
+      expect(ofValue.rss).toBeLessThan(16 * MB);
+
+      await pair.source.query(
+        `truncate t; insert into t select n, repeat('z', 3000) from generate_series(1, 20000) n`, // 60 MB
+      );
+      await pair.target.query(`
+      create table gate ();
+      create function wait() returns trigger language plpgsql as $$ begin perform from public.gate; return new; end $$;
+      create trigger wait before insert on t for each row when (new.id = 1) execute function wait()`);
+      const blocker = await pair.target.connect();
+      await blocker.query('begin; lock table gate');
+      let sent = 0;
+      const rows = watchMemory(50);
+      const work = run(scope, ends, {
+        onChunk: (_rows, bytes) => {
+          sent = bytes;
+          rows.sample();
+        },
+      });
+      const standsStill = async (): Promise<boolean> => {
+        const before = sent;
+        await new Promise((resolve) => setTimeout(resolve, 500));
+        return sent > 0 && sent === before;
+      };
+      await waitFor(standsStill, 20_000, 'a source that is held back');
+      rows.look();
+      expect(sent).toBeLessThan(20 * MB); // the kernel's buffers are the most of it
+      await blocker.query('rollback');
+      expect((await work).rows).toBe(20_000);
+      const ofRows = rows.grownBy();
+      expect(ofRows.external).toBeLessThan(2 * MB);
+      expect(ofRows.rss).toBeLessThan(32 * MB);
+    },
+  );
 });

@@ -1,7 +1,11 @@
 // Servers that only few tests need, of other majors or with settings of their own: started by those, not for every run.
+import { execFileSync } from 'node:child_process';
+import { chmodSync, chownSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import pg from 'pg';
 import { afterAll, beforeAll, onTestFinished } from 'vitest';
 import type { EmbeddedMajor, EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
-import { registerServer } from './databases.ts';
+import { registerServer, waitFor } from './databases.ts';
 import { startServer } from './servers.ts';
 
 /** Call it at the top of a test file; `makePair` knows the majors from then on. */
@@ -26,4 +30,27 @@ export async function startForgetfulServer(major: EmbeddedMajor) {
     server,
     connection: { host, port, user, password, dbname: 'postgres', sslmode: 'disable' },
   } as const;
+}
+
+/** With a certificate of its own; connections without TLS are still taken. */
+export async function enableTls(server: EmbeddedServer): Promise<void> {
+  const { uid, gid } = statSync(server.directory);
+  const request =
+    'req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout server.key -out server.crt';
+  execFileSync('openssl', request.split(' '), { cwd: server.directory, stdio: 'pipe' });
+  for (const name of ['server.key', 'server.crt']) {
+    chownSync(join(server.directory, name), uid, gid);
+    chmodSync(join(server.directory, name), 0o600);
+  }
+  const client = new pg.Client({ connectionString: server.url('postgres'), ssl: false });
+  await client.connect();
+  try {
+    await client.query(`alter system set ssl_cert_file = '${join(server.directory, 'server.crt')}'`);
+    await client.query(`alter system set ssl_key_file = '${join(server.directory, 'server.key')}'`);
+    await client.query('alter system set ssl = on');
+    await client.query('select pg_reload_conf()');
+    await waitFor(async () => (await client.query<{ ssl: string }>('show ssl')).rows[0]?.ssl === 'on');
+  } finally {
+    await client.end();
+  }
 }
