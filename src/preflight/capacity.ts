@@ -1,4 +1,4 @@
-// Check of run.ts: room for our connections, encodings that can hold each other's text, extensions that types come from.
+// Check of run.ts: room for our connections and locks, encodings that can hold each other's text, extensions that types come from.
 import type { Finding } from '../model/finding.ts';
 import type { Role } from '../model/endpoint.ts';
 import { ident } from '../postgres/sql.ts';
@@ -67,6 +67,56 @@ export function assessConnections(
             : `lower options.copy_jobs, or: alter ${of} ${ident(name)} connection limit ${enough}`,
       };
     });
+}
+
+export interface LockTable {
+  /** max_locks_per_transaction. */
+  readonly perTransaction: number;
+  /** max_connections and max_prepared_transactions: the lock table has room for so many times as many objects. */
+  readonly holders: number;
+}
+
+/** Of the lock table, which all sessions share: beyond it the application's statements may find it full (53200). */
+const MOST_OF_LOCK_TABLE = 3 / 4;
+
+export async function readLockTable(ask: Ask): Promise<LockTable> {
+  return onlyRow(
+    await ask<{ perTransaction: number; holders: number }>(
+      `select current_setting('max_locks_per_transaction')::int as "perTransaction",
+         current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int as holders`,
+    ),
+  );
+}
+
+export async function countIndexes(ask: Ask, oids: readonly number[]): Promise<number> {
+  return onlyRow(
+    await ask<{ count: number }>(
+      'select count(*)::int as count from pg_index where indrelid = any($1::oid[])',
+      [oids],
+    ),
+  ).count;
+}
+
+/**
+ * A transaction keeps its locks to its end. The copy's holder locks all tables; those that hash the tables as they were at the
+ * opening have read all of them in the end, which locks their indexes, too.
+ */
+export function assessLockTable(
+  role: Role,
+  { perTransaction, holders }: LockTable,
+  relations: number,
+): Finding[] {
+  const room = perTransaction * holders;
+  if (relations <= room * MOST_OF_LOCK_TABLE) return [];
+  return [
+    {
+      code: `${role}_lock_table_small`,
+      severity: 'warning',
+      object: 'max_locks_per_transaction',
+      message: `${role}: one transaction of the task locks up to ${relations} tables and indexes; the server's lock table has room for ${room}, the application's locks included`,
+      remedy: `alter system set max_locks_per_transaction = ${Math.ceil((relations * 2) / holders)}; then restart the server`,
+    },
+  ];
 }
 
 /** Of the database, such as `UTF8`. */

@@ -16,8 +16,11 @@ import {
   assessConnections,
   assessEncodings,
   assessExtensions,
+  assessLockTable,
+  countIndexes,
   readConnectionLimits,
   readEncoding,
+  readLockTable,
   readMissingExtensions,
   readNeededExtensions,
 } from './capacity.ts';
@@ -46,6 +49,8 @@ interface SourceFacts {
   readonly encoding: string;
   readonly selection: TableSelection;
   readonly extensions: readonly string[];
+  /** Selected tables, partitions and their indexes. */
+  readonly relations: number;
 }
 
 interface TargetFacts {
@@ -145,25 +150,29 @@ async function checkSource(
   const isNew = ({ relation }: CatalogTable): boolean => !beside.has(relationKey(relation));
   const selection = { ...selected, tables: selected.tables.filter(isNew) };
   const oids = selection.tables.map((table) => table.oid);
-  const [tables, restricted, activity, extensions] = await Promise.all([
+  const [tables, restricted, activity, extensions, locks, indexes] = await Promise.all([
     readTablePrivileges(ask, oids),
     readRestrictedTables(ask, oids),
     readActivity(ask, oids),
     readNeededExtensions(ask, oids),
+    readLockTable(ask),
+    countIndexes(ask, oids),
   ]);
+  const relations = oids.length + indexes;
   findings.push(
     ...assessSelection(selection, scope.spec.options),
     ...(await checkTableOptions(scope, selection, major)),
     ...assessTablePrivileges(tables, role.name),
     ...assessRowSecurity(restricted, role.name),
     ...assessActivity(activity, scope.spec.options.fence),
+    ...assessLockTable('source', locks, relations),
     ...(await checkStandbyLag(ask, scope.spec.options.maxSourceLagBytes, role.name)),
     ...(scope.spec.options.fence === 'database-read-only'
       ? assessRolesPast(await rolesPastReadOnly(scope.source))
       : []),
     ...(await checkWayBackOnSource(scope, ask, selection.tables, role.name, major)),
   );
-  return { major, encoding, selection, extensions };
+  return { major, encoding, selection, extensions, relations };
 }
 
 async function checkTarget(scope: TaskScope, ask: Ask, findings: Finding[]): Promise<TargetFacts> {
@@ -218,5 +227,6 @@ async function checkTables(
     ...(standing ? assessExisting(standing) : []),
     ...(standing ? await checkExistingWayBack(scope, ask, standing) : []),
     ...assessExtensions(await readMissingExtensions(ask, source.extensions)),
+    ...assessLockTable('target', await readLockTable(ask), source.relations),
   );
 }

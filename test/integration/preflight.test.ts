@@ -920,6 +920,8 @@ describe('a source with little room', () => {
         max_replication_slots: '1',
         max_wal_senders: '2',
         max_prepared_transactions: '1',
+        max_connections: '20',
+        max_locks_per_transaction: '10',
       },
     });
     admin = await connect();
@@ -997,6 +999,24 @@ describe('a source with little room', () => {
       remedy: 'alter system set max_wal_senders = 3; then restart the server',
     });
     expect(codes(blockers(await check()))).toEqual(['wal_level_not_logical']);
+  });
+
+  test('tables and indexes that would fill the lock table are found', async () => {
+    const check = await makeHere();
+    await admin.query('create schema many');
+    for (let n = 0; n < 78; n++) await admin.query(`create table many.t${n} (id int primary key)`);
+    const request = { tables: ['many.*'] };
+    expect(codes(await check(request))).not.toContain('source_lock_table_small'); // 156 of 210
+    await admin.query('create index on many.t0 (id); create index on many.t0 (id)');
+    const found = (await check(request)).filter(({ code }) => code === 'source_lock_table_small');
+    for (let n = 0; n < 78; n++) await admin.query(`drop table many.t${n}`);
+    await admin.query('drop schema many');
+    expect(found).toMatchObject([
+      {
+        severity: 'warning',
+        remedy: 'alter system set max_locks_per_transaction = 16; then restart the server',
+      },
+    ]);
   });
 
   test('as a target it cannot serve a way back', async () => {

@@ -12,6 +12,7 @@ import {
   assessConnections,
   assessEncodings,
   assessExtensions,
+  assessLockTable,
   type ConnectionLimit,
 } from '../../src/preflight/capacity.ts';
 import { assessConnection, hbaLine } from '../../src/preflight/connection.ts';
@@ -177,6 +178,26 @@ describeCheck(
         'Shop',
         'lower options.copy_jobs, or: alter role "Shop" connection limit 30',
         'that role Shop allows',
+      ],
+    ],
+  ],
+);
+
+const lockTable = { perTransaction: 64, holders: 100 };
+
+describeCheck(
+  'lock table',
+  [['three quarters of it', assessLockTable('source', lockTable, 4_800)]],
+  [
+    [
+      'more tables and indexes than it should hold',
+      assessLockTable('target', lockTable, 4_801),
+      [
+        'target_lock_table_small',
+        'warning',
+        'max_locks_per_transaction',
+        'alter system set max_locks_per_transaction = 97; then restart the server',
+        'target: one transaction of the task locks up to 4801 tables and indexes',
       ],
     ],
   ],
