@@ -16,6 +16,7 @@ import {
   type SequenceCheck,
   type TableCheck,
 } from '../validate/verify-certificate.ts';
+import type { OtherServer } from '../validate/verify-servers.ts';
 import type { StructureChange } from '../validate/verify-structure.ts';
 
 export interface VerifyOptions {
@@ -51,6 +52,7 @@ export async function verify(
       );
       if (!check.hashMatches)
         write('FAILED  the file is not the certificate that was made: its hash differs');
+      for (const other of check.servers.others) write(lineOfServer(other));
       for (const change of check.structure.changes) write(lineOfStructure(change));
       for (const sequence of check.sequences.filter(({ holds }) => !holds)) write(lineOfSequence(sequence));
       if (check.largeObjects) write(lineOfLargeObjects(check.largeObjects));
@@ -80,6 +82,11 @@ function lineOf(check: TableCheck): string {
     : `FAILED  ${name}: ${faults.join('; ')}`;
 }
 
+function lineOfServer({ role, parts }: OtherServer): string {
+  const what = parts.map(({ name, certified, found }) => `${name} ${found}, certified ${certified}`);
+  return `FAILED  the ${role} is another one: ${what.join('; ')}`;
+}
+
 function lineOfStructure({ role, table, parts }: StructureChange): string {
   return `FAILED  structure of ${table} on the ${role}: its ${parts.join(' and ')} have changed since`;
 }
@@ -92,11 +99,15 @@ function lineOfSequence({ target, certified, found }: SequenceCheck): string {
 }
 
 /** What the answer does not cover, or what was known when the certificate was made; none of it is a fault of today. */
-function notesOn({ tables, digests, schema }: Certificate, { structure }: CertificateCheck): string[] {
+function notesOn(
+  { tables, digests, schema }: Certificate,
+  { servers, structure }: CertificateCheck,
+): string[] {
   const partial = tables.filter(({ method }) => method === 'changes').length;
   const why = digests?.reason ? ` (${digests.reason})` : '';
   const differences = schema?.differences.join(', ') ?? '';
   return [
+    ...servers.unknown.map((reason) => `whether these are the certified servers is not known: ${reason}`),
     ...(partial === 0
       ? []
       : [

@@ -44,6 +44,7 @@ export function certificateSoFar(scope: TaskScope): Partial<Certificate> {
 }
 
 export interface CertifiedFacts {
+  readonly servers: NonNullable<Certificate['servers']>;
   readonly targetVersion: string;
   readonly tables: readonly CertifiedTable[];
   /** Why digests of some tables are of the last changes only; null when none are, or nobody knows. */
@@ -97,6 +98,7 @@ export function makeCertificate(scope: TaskScope, facts: CertifiedFacts): Certif
   const content: Omit<Certificate, 'hash'> = {
     taskId: scope.taskId,
     fence: scope.spec.options.fence,
+    servers: facts.servers,
     sourceVersion,
     targetVersion: facts.targetVersion,
     fenceLsn,

@@ -15,6 +15,7 @@ import type { TaskScope } from '../postgres/task-scope.ts';
 import { analyzeTarget } from './analyze.ts';
 import { Attempts } from './attempts.ts';
 import { certificateSoFar, makeCertificate } from './certificate.ts';
+import { certifiedServers } from './certified-servers.ts';
 import { armFence, confirmFence, disarmFence, keepsFence, removeFence } from './fence.ts';
 import { markOpened } from './fence-function.ts';
 import { callHook } from './hooks.ts';
@@ -127,6 +128,7 @@ async function certify(
     );
     const targetVersion = rows[0]?.version ?? 'unknown';
     const certificate = makeCertificate(scope, {
+      servers: await certifiedServers(scope),
       targetVersion,
       tables: await withStructures(scope, tables),
       partialDigests: fault,

@@ -92,6 +92,15 @@ export interface WriteStopReport {
   };
 }
 
+/** One side: how it was reached, and what it was. */
+export interface CertifiedServer {
+  readonly host: string;
+  readonly port: number;
+  readonly dbname: string;
+  /** Of initdb, shared by physical copies; decimal text. Null: the server did not tell. */
+  readonly systemIdentifier: string | null;
+}
+
 /** What was compared, at which position, with what result. Kept with the task until DELETE. */
 export interface Certificate {
   readonly taskId: string;
@@ -99,6 +108,8 @@ export interface Certificate {
   readonly fence: TaskOptions['fence'];
   /** With `database-read-only`: roles whose own setting let them write all the same. */
   readonly rolesPastFence?: readonly string[];
+  /** Absent in older certificates. */
+  readonly servers?: { readonly source: CertifiedServer; readonly target: CertifiedServer };
   readonly sourceVersion: string;
   readonly targetVersion: string;
   /** Source position after the last writer was gone. */

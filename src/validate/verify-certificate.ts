@@ -11,11 +11,13 @@ import { compareTable } from './compare.ts';
 import { digestSql } from './digest.ts';
 import { checkLargeObjects, type LargeObjectsCheck } from './large-objects.ts';
 import { closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
+import { checkServers, type ServerCheck } from './verify-servers.ts';
 import { checkStructure, type StructureCheck } from './verify-structure.ts';
 
 export interface CertificateCheck {
   /** The file is the one that was made. */
   readonly hashMatches: boolean;
+  readonly servers: ServerCheck;
   readonly tables: readonly TableCheck[];
   readonly structure: StructureCheck;
   readonly sequences: readonly SequenceCheck[];
@@ -57,12 +59,16 @@ export interface SequenceCheck {
  */
 const gone: ReadonlySet<unknown> = new Set(['42P01', '42703', '3F000', '42809', '42883', '42804']);
 
-/** Compares every table of the certificate. Errors: those of the servers. */
+/**
+ * Compares every table of the certificate. Errors: `invalid_request` when both sides are one database and were not, those of
+ * the servers.
+ */
 export async function verifyCertificate(
   scope: { readonly source: Side; readonly target: Side; readonly signal: AbortSignal },
   certificate: Certificate,
   onTable: (check: TableCheck) => void = () => undefined,
 ): Promise<CertificateCheck> {
+  const servers = await checkServers(scope, certificate);
   const recode = await needsRecoding(scope);
   const pair = await openPair(scope, scope.signal);
   const tables: TableCheck[] = [];
@@ -83,11 +89,12 @@ export async function verifyCertificate(
   const hashMatches = certificateHash(certificate) === certificate.hash;
   const passed =
     hashMatches &&
+    servers.others.length === 0 &&
     tables.every((table) => table.certifiedEqual && table.equal && table.sourceUnchanged !== false) &&
     structure.changes.length === 0 &&
     sequences.every((sequence) => sequence.holds) &&
     (largeObjects === null || (largeObjects.sourceUnchanged && largeObjects.differing.length === 0));
-  return { hashMatches, tables, structure, sequences, largeObjects, passed };
+  return { hashMatches, servers, tables, structure, sequences, largeObjects, passed };
 }
 
 async function checkTable(pair: SidePair, certified: CertifiedTable, recode: boolean): Promise<TableCheck> {

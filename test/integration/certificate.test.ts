@@ -13,6 +13,8 @@ import { drain } from '../../src/cutover/drain.ts';
 import { readingSteps } from '../../src/cutover/forecast-reading.ts';
 import { forecastCutover } from '../../src/cutover/forecast.ts';
 import { prepareTarget } from '../../src/cutover/prepare-target.ts';
+import { certificateHash } from '../../src/model/certificate-hash.ts';
+import type { Certificate } from '../../src/model/certificate.ts';
 import { cutoverNotes } from '../../src/model/cutover-notes.ts';
 import { MigrationError } from '../../src/model/errors.ts';
 import type { ComparisonForecast } from '../../src/model/forecast.ts';
@@ -252,6 +254,18 @@ test('a certificate made after a restart says that its digests are of the last c
       'the certificate holds',
     ],
   });
+  // the source compared with itself, which would hold: named by the certificate, in an older one, and when both were copies
+  const { source } = certificate.servers ?? expect.unreachable();
+  for (const servers of [certificate.servers, undefined, { source, target: source }]) {
+    const changed = { ...certificate, servers };
+    const { code, lines } = await verifyCertificateOf(
+      pair,
+      { ...changed, hash: certificateHash(changed as Certificate) },
+      { DTS_TARGET_URL: pair.source.url },
+    );
+    expect(lines.join('\n')).toContain('source and target are one database');
+    expect(code).toBe(2);
+  }
 });
 
 test('a failing before_open lifts the fence and changes nothing, a failing after_open is only told', async () => {

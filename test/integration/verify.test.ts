@@ -7,6 +7,8 @@ import { certificateHash } from '../../src/model/certificate-hash.ts';
 import type { Certificate } from '../../src/model/certificate.ts';
 import { cutoverNotes, type DrainNote } from '../../src/model/cutover-notes.ts';
 import { ensureBookkeeping } from '../../src/postgres/bookkeeping.ts';
+import { slotNote, type SlotRecord } from '../../src/postgres/slot-record.ts';
+import { sourceSystem } from '../../src/postgres/source-system.ts';
 import { saveSchemaPlan, schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { compareTables } from '../../src/validate/compare.ts';
 import { planFromCatalog } from '../support/cutover-plan.ts';
@@ -78,6 +80,12 @@ async function certified(): Promise<Certified> {
       creates: null,
     })),
   });
+  scope.checkpoints.set(slotNote, {
+    name: 'none',
+    incarnation: 'none',
+    consistentLsn: '0/0',
+    system: await sourceSystem(scope),
+  } satisfies SlotRecord);
   await ensureBookkeeping(scope);
   await installFence(scope);
   await armFence(scope);
@@ -124,12 +132,13 @@ test('a certificate holds while nothing has changed, whatever differed between t
   expect(await check()).toEqual(holds);
 
   // one of an earlier version says less, and holds
-  const { digests: _, ...older } = certificate;
-  const tables = older.tables.map(({ structure: __, ...table }) => table);
-  expect(await check({ tables, digests: undefined as never })).toEqual({
+  const tables = certificate.tables.map(({ structure: _, ...table }) => table);
+  const older = { tables, digests: undefined as never, servers: undefined as never };
+  expect(await check(older)).toEqual({
     code: 0,
     lines: [
       ...rows,
+      'note    whether these are the certified servers is not known: the certificate does not name its servers',
       `note    structure was not looked at: the certificate has no structure of the source's tables`,
       `note    structure was not looked at: the certificate has no structure of the target's tables`,
       'the certificate holds',
@@ -151,6 +160,86 @@ test('a certificate holds while nothing has changed, whatever differed between t
   expect((await check({ schema })).lines.at(-2)).toBe(
     'note    the schemas had 1 differences when it was certified: INDEX x',
   );
+});
+
+test('the certificate names its two databases without a secret, and does not hold of others', async () => {
+  const role = await makeRole(18);
+  const { pair, certificate, check } = await certified();
+  const { rows: systems } = await pair.source.query<{ id: string }>(
+    'select system_identifier::text as id from pg_control_system()',
+  );
+  const { source, target } = certificate.servers ?? expect.unreachable();
+  expect(source).toEqual({
+    host: '127.0.0.1',
+    port: pair.source.port,
+    dbname: pair.source.dbname,
+    systemIdentifier: systems[0]?.id,
+  });
+  expect(target).toEqual({
+    host: '127.0.0.1',
+    port: pair.target.port,
+    dbname: pair.target.dbname,
+    systemIdentifier: expect.stringMatching(/^\d+$/) as unknown,
+  });
+  expect(target.systemIdentifier).not.toBe(source.systemIdentifier);
+  for (const secret of ['postgres', pair.source.password, pair.target.password])
+    expect(JSON.stringify(certificate)).not.toContain(secret);
+
+  const other = await makePair({ source: 13 });
+  expect(failed(await check({}, { DTS_SOURCE_URL: other.source.url }))).toContain(
+    `FAILED  the source is another one: database ${other.source.dbname}, certified ${source.dbname}`,
+  );
+  // the address may be another
+  const elsewhere = { ...source, host: '10.0.0.1', port: 1 };
+  expect((await check({ servers: { source: elsewhere, target } })).code).toBe(0);
+  const clone = { ...target, systemIdentifier: '1', dbname: 'shop' };
+  expect(failed(await check({ servers: { source, target: clone } }))).toEqual([
+    `FAILED  the target is another one: system identifier ${target.systemIdentifier}, certified 1; database ${target.dbname}, certified shop`,
+  ]);
+  const untold = { source: { ...source, systemIdentifier: null }, target };
+  expect(await check({ servers: untold })).toEqual({
+    code: 0,
+    lines: [
+      ...rows,
+      'note    whether these are the certified servers is not known: the certificate has no system identifier of the source',
+      'the certificate holds',
+    ],
+  });
+  // as managed servers refuse it
+  await pair.target.query(`revoke execute on function pg_control_system() from public; grant usage on schema new to ${role};
+    grant select on all tables in schema new to ${role}; grant select on all sequences in schema public to ${role}`);
+  const url = `postgresql://${role}:secret@127.0.0.1:${pair.target.port}/${pair.target.dbname}?sslmode=disable`;
+  expect(await check({}, { DTS_TARGET_URL: url })).toEqual({
+    code: 0,
+    lines: [
+      ...rows,
+      'note    whether these are the certified servers is not known: the target does not tell its system identifier',
+      'the certificate holds',
+    ],
+  });
+});
+
+test('one database for both sides is an error, but for a migration within one database', async () => {
+  const { pair, certificate, check } = await certified();
+  const { source } = certificate.servers ?? expect.unreachable();
+  const twice = { DTS_TARGET_URL: pair.source.url };
+  expect(await check({}, twice)).toEqual({
+    code: 2,
+    lines: [
+      expect.stringContaining(
+        `source and target are one database, which would be compared with itself: ${source.dbname} of system identifier ${source.systemIdentifier}`,
+      ) as unknown,
+    ],
+  });
+  await pair.source.query(targetDdl.replace(/create sequence.*/, ''));
+  expect(await check({ servers: { source, target: source } }, twice)).toEqual({
+    code: 0,
+    lines: [
+      ...rows,
+      'note    structure was not looked at: the target was PostgreSQL 18 and is 13',
+      'the certificate holds',
+    ],
+  });
 });
 
 test('a table whose columns, constraints, indexes or triggers have changed since does not hold, on either side', async () => {
