@@ -23,7 +23,7 @@ export interface TableVerdict {
   readonly where?: string;
   /** `options.table`: only these columns; absent: all. */
   readonly columns?: readonly string[];
-  /** Of the online validation; null when it has not read the table. */
+  /** How far the online validation had come before the write stop; null when it has not read the table. */
   readonly verifiedLsn: Lsn | null;
 }
 

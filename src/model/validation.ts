@@ -28,8 +28,18 @@ export interface ValidationRun {
   readonly keysWaiting?: number;
   /** When everything was last settled: every table compared, no key pending. ISO 8601. */
   readonly settledAt: string | null;
+  /** Of the last look that had all keys before it and all tables read; absent before, and in notes of older versions. */
+  readonly verified?: VerifiedUpTo;
   /** Why it stands still; it goes on by itself. */
   readonly error: ErrorReport | null;
+}
+
+/** Of all tables in one note: a look moves thousands that nobody writes to. */
+export interface VerifiedUpTo {
+  /** Every change of the source up to here was compared in tables that are `verified`. */
+  readonly lsn: Lsn;
+  /** Tables of which that is not known, because rows differed, perhaps only late: their own notes tell how far they were equal. */
+  readonly except: readonly string[];
 }
 
 /**
@@ -51,7 +61,7 @@ export interface TableValidation {
   /** Of the source. */
   readonly rows: number;
   readonly ranges: number;
-  /** Position of the source behind the last range's read. */
+  /** Position of the source behind the last range's read; `verifiedUpTo` tells what looks at keys have added. */
   readonly verifiedLsn: Lsn | null;
   readonly differences: readonly RowDifference[];
 }
@@ -137,6 +147,7 @@ export interface TableValidationView {
   readonly rows: number;
   readonly rowsEstimated: number;
   readonly ranges: number;
+  /** While it is read, the position behind the last range; then up to where every change was compared and nothing differed. */
   readonly verifiedLsn: Lsn | null;
   readonly differences: {
     readonly missing: number;

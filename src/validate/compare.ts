@@ -14,7 +14,7 @@ import { readingDeadline, tookTooLong } from '../postgres/under-fence.ts';
 import { compareChanges } from './delta.ts';
 import { combineDigest, digestSql, limitsOf, type DigestRow } from './digest.ts';
 import { compareLargeObjects } from './large-objects.ts';
-import { saveTableNote, tableNote } from './notes.ts';
+import { findRun, saveTableNote, tableNote, verifiedUpTo } from './notes.ts';
 import { closePair, needsRecoding, openPair, type SidePair } from './sessions.ts';
 import { verifySourceColumns } from './source-columns.ts';
 
@@ -60,7 +60,8 @@ export async function compareTables(
         const name = relationKey(table.source);
         const verdict = await compareTable(table, pair, recode);
         const note = tableNote(scope.checkpoints, name);
-        verdicts.set(name, { ...verdict, verifiedLsn: note.verifiedLsn });
+        const verifiedLsn = verifiedUpTo(findRun(scope.checkpoints), name, note);
+        verdicts.set(name, { ...verdict, verifiedLsn });
         // of the others the API shows keys, which the online validation finds
         if (!verdict.equal && table.keyColumns.length === 0 && plan.tables.includes(table))
           saveTableNote(scope.checkpoints, name, { ...note, state: 'differs' });

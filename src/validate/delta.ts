@@ -7,7 +7,7 @@ import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { limitsOf } from './digest.ts';
 import { readChanges, streamPosition } from './changes.ts';
 import { differenceOf, readHashes, withColumns } from './keys.ts';
-import { findRun, saveTableNote, tableNote } from './notes.ts';
+import { findRun, saveTableNote, tableNote, verifiedUpTo } from './notes.ts';
 import type { KeyTexts } from './range-sql.ts';
 import { tablePair, type TablePair } from './ranges.ts';
 import { BY_KEY, closePair, openPair, rowFormOf, type SidePair } from './sessions.ts';
@@ -153,6 +153,10 @@ function verdictOf(scope: TaskScope, table: TablePair, found: Sums): TableVerdic
     equal: found.differences.size === 0,
     method: 'changes',
     ...limitsOf(table.plan),
-    verifiedLsn: tableNote(scope.checkpoints, table.name).verifiedLsn,
+    verifiedLsn: verifiedUpTo(
+      findRun(scope.checkpoints),
+      table.name,
+      tableNote(scope.checkpoints, table.name),
+    ),
   };
 }

@@ -13,9 +13,9 @@ import type { Lsn } from '../model/lsn.ts';
 import type { RowDifference } from '../model/validation.ts';
 import { askForPosition } from '../postgres/marker.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
-import { changedBeyond, readChanges, replaceChanges } from './changes.ts';
+import { changedBeyond, readChanges, replaceChanges, streamPosition } from './changes.ts';
 import { differenceOf, readHashes, withColumns, type RowHashes } from './keys.ts';
-import { saveTableNote, tableNote } from './notes.ts';
+import { isRead, saveTableNote, tableNote } from './notes.ts';
 import type { KeyTexts } from './range-sql.ts';
 import type { TablePair } from './ranges.ts';
 import { positionBehind, type SidePair } from './sessions.ts';
@@ -42,6 +42,18 @@ export interface KeyCheck {
   readonly lsn: Lsn;
   /** About how many keys of dts.changed it has left for another look; null: none. */
   readonly waiting: number | null;
+  /**
+   * What the stream had applied before dts.changed was read. Every change up to here that was not settled before is in this look,
+   * and its row is read on the source later than it was committed. Null: not so, for keys are left, or ranges to be read.
+   */
+  readonly completeUpTo: Lsn | null;
+}
+
+export interface KeyVerdict {
+  /** Keys. */
+  readonly inDoubt: number;
+  /** Tables with a row that was not the same, late or not. */
+  readonly unlike: readonly string[];
 }
 
 export class KeyChecker {
@@ -68,6 +80,7 @@ export class KeyChecker {
   /** `recheck`: also the differences that are known. */
   async begin(recheck: boolean): Promise<KeyCheck> {
     const beganAtMs = Date.now();
+    const position = await streamPosition(this.#scope); // before the keys: those of each batch are committed with it
     const { changes, waiting } = await readChanges(this.#scope);
     const wanted = new Map<string, Map<string, KeyTexts>>();
     const want = (relation: string, keys: readonly KeyTexts[]): void => {
@@ -85,6 +98,9 @@ export class KeyChecker {
           relation,
           tableNote(this.#scope.checkpoints, relation).differences.map(({ key }) => key),
         );
+    const isComplete =
+      waiting === null &&
+      [...this.#tables.keys()].every((relation) => isRead(tableNote(this.#scope.checkpoints, relation)));
     const tables: KeysOfTable[] = [];
     for (const [relation, byText] of wanted) {
       const table = this.#tables.get(relation);
@@ -100,11 +116,12 @@ export class KeyChecker {
       tables,
       lsn,
       waiting,
+      completeUpTo: isComplete ? (position?.appliedLsn ?? null) : null,
     };
   }
 
-  /** Call it once the stream has applied `check.lsn`. Returns how many keys are in doubt. */
-  async finish(check: KeyCheck): Promise<number> {
+  /** Call it once the stream has applied `check.lsn`. */
+  async finish(check: KeyCheck): Promise<KeyVerdict> {
     const compared = [];
     for (const each of check.tables) {
       const targets = await readHashes(this.#pair, each.table, each.keys, 'target');
@@ -140,7 +157,10 @@ export class KeyChecker {
     }
     this.#scope.failpoint('validate.keys-compared');
     await replaceChanges(this.#scope, check.rows, again);
-    return [...again.values()].reduce((sum, keys) => sum + keys.length, 0);
+    return {
+      inDoubt: [...again.values()].reduce((sum, keys) => sum + keys.length, 0),
+      unlike: unlike.map(({ table }) => table.name),
+    };
   }
 
   #looks(id: string, seen: string): number {

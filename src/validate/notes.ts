@@ -1,6 +1,7 @@
 // The notes of the online validation: read and written by online.ts and key-check.ts, read by the comparison under the
 // fence and by the API. One checkpoint a table, so that a range costs one small write.
 import { MigrationError } from '../model/errors.ts';
+import { compareLsn, type Lsn } from '../model/lsn.ts';
 import { relationKey } from '../model/relation.ts';
 import type { SchemaPlan } from '../model/schema-plan.ts';
 import {
@@ -36,6 +37,21 @@ export function tableNote(checkpoints: Pick<Checkpoints, 'get'>, relation: strin
 
 export function saveTableNote(checkpoints: Checkpoints, relation: string, note: TableValidation): void {
   checkpoints.set(validationNotes.table(relation), note);
+}
+
+/**
+ * Up to which position of the source the table is known to be equal. It does not go forward while something of it differs, or is
+ * left to read.
+ */
+export function verifiedUpTo(
+  run: ValidationRun | undefined,
+  relation: string,
+  { state, verifiedLsn }: TableValidation,
+): Lsn | null {
+  const known = run?.verified;
+  if (!known || state !== 'verified' || known.except.includes(relation)) return verifiedLsn;
+  // a table that was read after that look is known further
+  return verifiedLsn !== null && compareLsn(verifiedLsn, known.lsn) > 0 ? verifiedLsn : known.lsn;
 }
 
 const MAX_REPAIRS = 20;
@@ -124,7 +140,7 @@ export function validationView(
         rows: note.rows,
         rowsEstimated: table.rowsEstimated,
         ranges: note.ranges,
-        verifiedLsn: note.verifiedLsn,
+        verifiedLsn: verifiedUpTo(run, relationKey(table.source), note),
         differences: {
           missing: count('missing'),
           extra: count('extra'),

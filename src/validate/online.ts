@@ -11,11 +11,12 @@ import {
   type Repair,
   type TableValidation,
   type ValidationRun,
+  type VerifiedUpTo,
 } from '../model/validation.ts';
 import { unfinishedTables } from '../postgres/copy-state.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { hasApplied, overflow, replaceChanges, startTracking, streamPosition } from './changes.ts';
-import { KeyChecker, type KeyCheck } from './key-check.ts';
+import { KeyChecker, type KeyCheck, type KeyVerdict } from './key-check.ts';
 import { KeylessTables } from './keyless.ts';
 import {
   findRun,
@@ -26,6 +27,7 @@ import {
   saveTableNote,
   tableNote,
   unread,
+  verifiedUpTo,
 } from './notes.ts';
 import type { KeyTexts } from './range-sql.ts';
 import { RangeReader, tablePair, type TablePair } from './ranges.ts';
@@ -104,8 +106,7 @@ async function validate(scope: TaskScope, pass: number, onProgress: () => void):
         check = await checker.begin(recheck);
       }
       if (check !== null && (check.tables.length === 0 || (await hasApplied(scope, check.lsn)))) {
-        const inDoubt = await checker.finish(check);
-        noteCheck(scope, tables, check, inDoubt);
+        noteCheck(scope, tables, leftOut, check, await checker.finish(check));
         nextCheckMs = check.waiting === null ? Date.now() + CHECK_EVERY_MS : 0;
         check = null;
         onProgress();
@@ -275,11 +276,18 @@ async function dropOverflow(scope: TaskScope, readAgain: ReadAgain): Promise<voi
   );
 }
 
-function noteCheck(scope: TaskScope, tables: readonly TablePair[], check: KeyCheck, inDoubt: number): void {
+function noteCheck(
+  scope: TaskScope,
+  tables: readonly TablePair[],
+  leftOut: ReadonlySet<string>,
+  check: KeyCheck,
+  { inDoubt, unlike }: KeyVerdict,
+): void {
   const run = findRun(scope.checkpoints);
   if (!run) return;
   const notes = tables.map((table) => tableNote(scope.checkpoints, table.name));
-  const settled = check.waiting === null && inDoubt === 0 && notes.every(isRead);
+  const allRead = notes.every(isRead);
+  const settled = check.waiting === null && inDoubt === 0 && allRead;
   const now: ValidationRun = {
     ...run,
     settledAt: settled ? new Date(check.beganAtMs).toISOString() : run.settledAt,
@@ -293,9 +301,42 @@ function noteCheck(scope: TaskScope, tables: readonly TablePair[], check: KeyChe
     now.keysWaiting !== run.keysWaiting ||
     run.error !== null ||
     Date.parse(settledAt ?? '') - Date.parse(run.settledAt ?? new Date(0).toISOString()) >= NOTE_EVERY_MS;
-  if (isNews) scope.checkpoints.set(validationNotes.run, now);
+  if (isNews) {
+    const differing = tables
+      .filter((_, n) => (notes[n]?.differences.length ?? 0) > 0)
+      .map(({ name }) => name);
+    const except = new Set([...differing, ...unlike, ...leftOut]);
+    const verified = allRead ? verifiedBy(scope, run, check, except) : null;
+    scope.checkpoints.set(validationNotes.run, { ...now, ...(verified && { verified }) });
+  }
   const fresh = settledAt !== null && !isTooOld(scope, Date.parse(settledAt));
   scope.progress.setValidationClean(fresh && isClean(notes));
+}
+
+/**
+ * Up to where a look leaves the tables equal; null: it does not tell. The stream writes a change down in the transaction that applies
+ * it. A look takes it out when the rows are the same, are written down again, or are noted to differ, and of the latter two the
+ * table is uncertain. So of any other every change up to `completeUpTo` was found the same, by this look or an earlier one, on
+ * the source as of a later position; one without a key would have made its table `atCutover`. Not the position behind the
+ * reads: what was committed in between was not written down yet.
+ */
+function verifiedBy(
+  scope: TaskScope,
+  run: ValidationRun,
+  { completeUpTo }: KeyCheck,
+  uncertain: ReadonlySet<string>,
+): VerifiedUpTo | null {
+  if (completeUpTo === null) return null;
+  const except: string[] = [];
+  for (const name of uncertain) {
+    const note = tableNote(scope.checkpoints, name);
+    if (note.state !== 'verified') continue; // is read first, and then known further
+    except.push(name);
+    // it stays at what the last look knew
+    const verifiedLsn = verifiedUpTo(run, name, note);
+    if (verifiedLsn !== note.verifiedLsn) saveTableNote(scope.checkpoints, name, { ...note, verifiedLsn });
+  }
+  return { lsn: completeUpTo, except };
 }
 
 function isTooOld(scope: TaskScope, settledMs: number): boolean {

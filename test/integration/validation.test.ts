@@ -2,10 +2,11 @@
 // and what it leaves for the write stop.
 import { isDeepStrictEqual } from 'node:util';
 import { describe, expect, test } from 'vitest';
+import { compareLsn, ZERO_LSN, type Lsn } from '../../src/model/lsn.ts';
 import { validationNotes, type TableValidation, type ValidationRun } from '../../src/model/validation.ts';
 import { saveSchemaPlan, schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { compareTables } from '../../src/validate/compare.ts';
-import { repairsOf, requestRepair, validationView } from '../../src/validate/notes.ts';
+import { findRun, repairsOf, requestRepair, validationView } from '../../src/validate/notes.ts';
 import { validateOnline } from '../../src/validate/online.ts';
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import {
@@ -312,7 +313,9 @@ test('a look takes thousands of small changes, says how many it leaves, and the 
   );
   const first = startValidation(run);
   await untilSettled(run.scope);
+  await waitFor(() => findRun(run.scope.checkpoints)?.verified, 10_000, 'a verified position');
   await first.stop();
+  const verified = findRun(run.scope.checkpoints)?.verified;
   // as the stream leaves them that applies a transaction at a time
   await run.pair.target.query(
     `insert into dts.changed (task_id, relation, keys) select task_id, 'public.t', '[["' || g || '"]]'
@@ -320,20 +323,65 @@ test('a look takes thousands of small changes, says how many it leaves, and the 
      update t set v = -1 where id in (1, 12500)`,
   );
   const second = startValidation(run);
-  const waiting: number[] = [];
+  const notes: ValidationRun[] = [];
   const { set } = second.scope.checkpoints;
   second.scope.checkpoints.set = (key, value) => {
-    if (key === validationNotes.run) waiting.push((value as ValidationRun).keysWaiting ?? 0);
+    if (key === validationNotes.run) notes.push(value as ValidationRun);
     set(key, value);
   };
   await waitFor(() => viewOf(run.scope).tables[0]?.differences.changed === 2, 30_000, 'both differences');
   await untilSettled(run.scope);
   await second.stop();
   expect(viewOf(run.scope)).toMatchObject({ keysWaiting: 0, keysInDoubt: 0 });
-  const [left] = waiting;
+  const [left, ...others] = notes.map(({ keysWaiting }) => keysWaiting ?? 0);
   expect(left).toBeGreaterThan(2_000); // 2,500, by their bytes
   expect(left).toBeLessThan(3_000);
-  expect(waiting.slice(1).every((count) => count === 0)).toBe(true);
+  expect(others.every((count) => count === 0)).toBe(true);
+  expect(notes[0]?.verified).toEqual(verified); // with keys left it is not known further
+});
+
+test('the verified position moves on with what changes, idle tables too, and stands still while a key differs', async () => {
+  const run = await syncing(
+    await makePair(),
+    'create table t (id int primary key, v int); create table idle (id int primary key)',
+    'insert into t select g, 0 from generate_series(1, 9) g; insert into idle values (1)',
+  );
+  const { source, target } = run.pair;
+  const verifiedLsn = (name: string): Lsn =>
+    viewOf(run.scope).tables.find(({ table }) => table === `public.${name}`)?.verifiedLsn ?? ZERO_LSN;
+  const isPast = (name: string, lsn: Lsn): boolean => compareLsn(verifiedLsn(name), lsn) >= 0;
+  const positionAfter = async (change: string): Promise<Lsn> => {
+    await source.query(change);
+    const { rows } = await source.query<{ lsn: Lsn }>('select pg_current_wal_lsn()::text as lsn');
+    return rows[0]?.lsn ?? expect.unreachable();
+  };
+  const validation = startValidation(run);
+  await untilSettled(run.scope);
+  const idle = noteOf(run.scope, 'idle');
+  const changed = await positionAfter('update t set v = 1 where id = 1');
+  await drainStream(run.scope, run.pair, run.stream);
+  await waitFor(() => isPast('t', changed) && isPast('idle', changed), 30_000, 'both past the change');
+  expect(compareLsn(verifiedLsn('t'), await positionAfter('select'))).toBeLessThanOrEqual(0);
+  expect(noteOf(run.scope, 'idle')).toEqual(idle); // of thousands each would be a write
+
+  await target.query(`update t set v = 9 where id = 1;
+    insert into dts.changed (task_id, relation, keys) select task_id, 'public.t', '[["1"]]' from dts.task`);
+  await waitFor(() => noteOf(run.scope, 't')?.differences.length === 1, 20_000, 'the difference');
+  const stands = verifiedLsn('t');
+  expect(compareLsn(stands, changed)).toBeGreaterThanOrEqual(0);
+  const later = await positionAfter('update t set v = 2 where id = 2');
+  await drainStream(run.scope, run.pair, run.stream);
+  await waitFor(() => isPast('idle', later), 30_000, 'the idle table past the next change');
+  expect(verifiedLsn('t')).toBe(stands);
+  expect(compareLsn(stands, later)).toBeLessThan(0);
+  await target.query('update t set v = 1 where id = 1');
+  await waitFor(() => isPast('t', later), 30_000, 'past it again');
+  await validation.stop();
+  const { tables } = await compareTables(run.scope);
+  expect(tables.map((table) => [table.table, table.verifiedLsn])).toEqual([
+    ['public.idle', verifiedLsn('idle')],
+    ['public.t', verifiedLsn('t')],
+  ]);
 });
 
 test('the write stop compares only what changed since, and whole tables where that is not known', async () => {
