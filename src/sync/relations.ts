@@ -183,7 +183,9 @@ export class RelationMap {
     if (!plan && this.#isComing(key)) throw HOLDS_CHANGED;
     if (!plan)
       throw sourceDdl(key, 'a table was renamed, moved to another schema, or added to the publication');
-    const difference = relationDifference(plan, message, await this.#types(message));
+    // both sides at once: after a reconnection each of thousands of tables is asked for
+    const [types, bytewise] = await Promise.all([this.#types(message), this.#bytewise(plan)]);
+    const difference = relationDifference(plan, message, types);
     if (difference !== null) throw sourceDdl(key, difference);
     const byName = new Map(plan.columns.map((column) => [column.name, column]));
     const kept = message.columns.flatMap(({ name }, at) =>
@@ -200,7 +202,7 @@ export class RelationMap {
     const keyPositions = keyColumns.map((name) => position.get(name) ?? -1);
     const sent = message.columns.length;
     const table = { key, plan, columns, kept: kept.length === sent ? null : kept, keyPositions };
-    const coalescing = coalescingOf(table, sent, await this.#bytewise(plan));
+    const coalescing = coalescingOf(table, sent, bytewise);
     return { kind: 'table', table: { ...table, ...coalescing } };
   }
 

@@ -326,7 +326,7 @@ test('limits of a task are changed while it has not ended, and only those', asyn
     maxBytesPerSecond: null,
     maxSourceLagBytes: 2 ** 30,
   });
-  for (const bad of [{ maxBytesPerSecond: 1 }, { copyJobs: 2 }, { maxSnapshotAgeMs: null }])
+  for (const bad of [{ maxBytesPerSecond: 1 }, { partBytes: 1e8 }, { maxSnapshotAgeMs: null }])
     await expect(service.changeOptions(task.id, bad as never)).rejects.toMatchObject({
       code: 'invalid_request',
       details: { fields: [{ field: Object.keys(bad)[0] }] },

@@ -110,15 +110,19 @@ describe('ensureSlot', () => {
         `START_REPLICATION SLOT "${name}" LOGICAL 0/0 (proto_version '1', publication_names '"${name}"')`,
       )
       .catch(() => undefined);
-    await waitFor(
-      async () => (await pair.source.query('select from pg_replication_slots where active')).rowCount,
-    );
+    const active = async (): Promise<number | null> =>
+      (await pair.source.query('select from pg_replication_slots where slot_name = $1 and active', [name]))
+        .rowCount;
+    await waitFor(active);
     const error = await errorOf(ensureSlot(scope));
     expect(error).toMatchObject({ code: 'slot_stranger' });
     expect(error.message).toContain('somebody else reads from it');
     await dropSlot(scope);
-    expect((await pair.source.query('select from pg_replication_slots where active')).rowCount).toBe(1);
-    await pair.source.query('select pg_terminate_backend(active_pid) from pg_replication_slots where active');
+    expect(await active()).toBe(1);
+    await pair.source.query(
+      'select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = $1',
+      [name],
+    );
     await reading;
     await waitFor(async () =>
       pair.source.query('select pg_drop_replication_slot($1)', [name]).then(
