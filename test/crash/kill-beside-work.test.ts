@@ -141,6 +141,7 @@ test.each([
     await waitFor(async () => (await service.status(id)).state === state, 30_000, state);
     expect(await service.status(id)).toMatchObject({ fenced: false, error: { code } });
     await write();
+    await service.call('PATCH', `/migrations/${id}/options`, { cutover_timeout_ms: 30_000 });
     if (state === 'paused') await service.call('POST', `/migrations/${id}/resume`);
     await expectMigrated(service, id, pair);
   },

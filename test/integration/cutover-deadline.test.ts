@@ -186,6 +186,7 @@ test('after an automatic cutover that failed, a person who asks need not wait fo
   });
   const until = Date.parse(paused.slice(paused.lastIndexOf(' ') + 1));
   expect(until).toBeGreaterThan(Date.now() + 15_000);
+  await service.changeOptions(id, { cutoverTimeoutMs: 30_000 });
   expect((await service.cutover(id)).changed).toBe(true);
   await reaches(service, id, 'completed');
   expect(Date.now()).toBeLessThan(until);

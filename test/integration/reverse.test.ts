@@ -284,6 +284,7 @@ describe('a migration that does not get so far', () => {
     await pair.source.query(`update public.users set bio = 'between the cutovers'`);
 
     await blocker.query('rollback');
+    await service.changeOptions('shop', { cutoverTimeoutMs: 30_000 });
     await service.cutover('shop');
     await reaches(service, 'shop', 'completed');
     await reaches(service, 'shop_reverse', 'syncingWal');
