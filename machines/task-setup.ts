@@ -65,13 +65,15 @@ export function withPlanFindings(known: readonly Finding[], ofPlan: readonly Fin
   );
 }
 
-const withoutDanger = (findings: readonly Finding[]): readonly Finding[] =>
-  findings.filter(({ code }) => code !== SLOT_ENDANGERED);
+/** One finding of a code at most; null: none. */
+function withOnly(known: readonly Finding[], code: string, finding: Finding | null): readonly Finding[] {
+  return [...known.filter((each) => each.code !== code), ...(finding === null ? [] : [finding])];
+}
 
 /** The danger of a slot that is lost is over. That we dropped it ourselves stays visible after the error has been dealt with. */
 function withLostSlot(known: readonly Finding[], error: ErrorReport): readonly Finding[] {
   if (error.code !== 'slot_lost') return known;
-  const findings = withoutDanger(known);
+  const findings = withOnly(known, SLOT_ENDANGERED, null);
   if (error.details?.['maxRetainedWalBytes'] === undefined) return findings;
   const dropped: Finding = {
     code: 'slot_dropped',
@@ -80,7 +82,7 @@ function withLostSlot(known: readonly Finding[], error: ErrorReport): readonly F
     message: error.message,
     remedy: error.hint ?? null,
   };
-  return [...findings.filter(({ code }) => code !== dropped.code), dropped];
+  return withOnly(findings, dropped.code, dropped);
 }
 
 /** Whether the event's finding is not among them, or is to be taken back. */
@@ -190,14 +192,7 @@ export const taskSetup = setup({
         : {},
     ),
     noteFinding: assign(({ context, event }) =>
-      event.type === 'FINDING'
-        ? {
-            findings: [
-              ...context.findings.filter(({ code }) => code !== event.code),
-              ...(event.finding === null ? [] : [event.finding]),
-            ],
-          }
-        : {},
+      event.type === 'FINDING' ? { findings: withOnly(context.findings, event.code, event.finding) } : {},
     ),
     noteRecopy: assign(({ context, event }) =>
       event.type === 'RECOPY'
@@ -233,7 +228,7 @@ export const taskSetup = setup({
     markStarted: assign({ startedAt: ({ context }) => context.startedAt ?? inMs(0) }),
     markEnded: assign({
       endedAt: () => inMs(0),
-      findings: ({ context }) => withoutDanger(context.findings),
+      findings: ({ context }) => withOnly(context.findings, SLOT_ENDANGERED, null),
     }),
     resumeAt: assign((_, point: ResumePoint) => ({ resumesAt: point })),
     waitFor: assign((_, delayMs: number) => ({ deadlineAt: inMs(delayMs) })),

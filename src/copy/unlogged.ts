@@ -1,7 +1,7 @@
 // Unlogged tables, whose changes are not in the WAL: copied whole while nobody can write, before the comparison. Every
 // cutover begins anew, for writes were allowed in between.
 import { setMaxListeners } from 'node:events';
-import { asMigrationError, MigrationError } from '../model/errors.ts';
+import { asMigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
@@ -10,7 +10,7 @@ import { copyJobsOf } from '../postgres/host.ts';
 import { emptyTable } from '../postgres/existing-tables.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
-import { abortAt, readingDeadline, tookTooLong } from '../postgres/under-fence.ts';
+import { readingDeadline, underFence } from '../postgres/under-fence.ts';
 import { ONE_SNAPSHOT } from '../postgres/transaction-options.ts';
 import { chooseFormats } from './format.ts';
 import { copyStatements } from './part.ts';
@@ -26,35 +26,31 @@ const LOCK_TIMEOUT = '10s';
 export async function copyUnlogged(scope: TaskScope, at = readingDeadline(scope)): Promise<void> {
   const { unlogged = [] } = schemaPlanOf(scope);
   if (unlogged.length === 0) return;
-  const copyJobs = copyJobsOf(scope);
-  const stop = new AbortController();
-  const deadline = abortAt(at);
-  const signal = AbortSignal.any([scope.signal, stop.signal, deadline]);
-  setMaxListeners(0, signal, scope.signal); // one listener a connection
-  const formats = await chooseFormats(scope, unlogged);
-  const queue = [...unlogged];
-  let first: unknown = null;
-  const worker = async (): Promise<void> => {
-    try {
-      for (let table = queue.shift(); table !== undefined && !signal.aborted; table = queue.shift()) {
-        scope.progress.setWaitingFor(`the copy of the unlogged ${relationKey(table.source)}`);
-        const format = formats.get(relationKey(table.source));
-        if (format) await copyTable(scope, table, format, signal);
-        scope.failpoint('copy.mid-unlogged');
+  const copyJobs = Math.min(copyJobsOf(scope), unlogged.length);
+  await underFence(scope, at, { what: 'the copy of the unlogged tables' }, async (deadline) => {
+    const stop = new AbortController();
+    const signal = AbortSignal.any([deadline, stop.signal]);
+    setMaxListeners(0, signal, scope.signal); // one listener a connection
+    const formats = await chooseFormats(scope, unlogged);
+    const queue = [...unlogged];
+    let first: unknown = null;
+    const worker = async (): Promise<void> => {
+      try {
+        for (let table = queue.shift(); table !== undefined && !signal.aborted; table = queue.shift()) {
+          scope.progress.setWaitingFor(`the copy of the unlogged ${relationKey(table.source)}`);
+          const format = formats.get(relationKey(table.source));
+          if (format) await copyTable(scope, table, format, signal);
+          scope.failpoint('copy.mid-unlogged');
+        }
+      } catch (error) {
+        first ??= error;
+        stop.abort();
       }
-    } catch (error) {
-      first ??= error;
-      stop.abort();
-    }
-  };
-  try {
-    await Promise.all(Array.from({ length: Math.min(copyJobs, unlogged.length) }, () => worker()));
-  } finally {
-    scope.progress.setWaitingFor(null);
-  }
-  if (scope.signal.aborted) throw new MigrationError('aborted', 'stopped on request');
-  if (deadline.aborted) throw tookTooLong(scope, { what: 'the copy of the unlogged tables' });
-  if (first !== null) throw asMigrationError(first);
+    };
+    await Promise.all(Array.from({ length: copyJobs }, () => worker()));
+    deadline.throwIfAborted();
+    if (first !== null) throw asMigrationError(first);
+  });
 }
 
 async function copyTable(

@@ -7,6 +7,7 @@ import { MigrationError } from '../model/errors.ts';
 import { compareLsn, lagBytes, type Lsn } from '../model/lsn.ts';
 import { emitMarker } from '../postgres/marker.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
+import { cutoverDeadline } from '../postgres/under-fence.ts';
 
 /** Writers wait, too. */
 const POLL_MS = 3;
@@ -18,7 +19,7 @@ const SHOW_EVERY_MS = 500;
  */
 export async function drain(
   scope: TaskScope,
-  deadline = Date.now() + scope.spec.options.cutoverTimeoutMs,
+  deadline = cutoverDeadline(scope),
 ): Promise<{ markerLsn: Lsn }> {
   const fence = scope.checkpoints.get<FenceNote>(cutoverNotes.fence);
   if (!fence) throw new MigrationError('internal', 'drain without a fence');

@@ -27,6 +27,7 @@ import {
   remedyFor,
   WRITING_MODES,
 } from '../postgres/lock-holders.ts';
+import { cutoverDeadline } from '../postgres/under-fence.ts';
 import { noteArming, noteLifted } from './write-stop.ts';
 
 const INSTALL_PATIENCE_MS = 120_000;
@@ -72,7 +73,7 @@ export async function installFence(
  */
 export async function armFence(
   scope: TaskScope,
-  deadline = Date.now() + scope.spec.options.cutoverTimeoutMs,
+  deadline = cutoverDeadline(scope),
 ): Promise<{ fenceLsn: Lsn }> {
   const { fence } = scope.spec.options;
   if (fence === 'triggers') {

@@ -3,6 +3,7 @@
 // turns back here must leave a target on which the stream can go on, without triggers that fire or keys that cascade.
 import { cutoverNotes } from '../model/cutover-notes.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
+import { cutoverDeadline } from '../postgres/under-fence.ts';
 import { certificateSoFar } from './certificate.ts';
 import { confirmFence } from './fence.ts';
 import { callHook } from './hooks.ts';
@@ -17,10 +18,7 @@ const LOCK_TIMEOUT = '5s';
  * Idempotent. `deadline`: ms since the epoch. Errors: those of the sequences, `schema_failed` for a statement that would fail after the opening, those of
  * `armReverse` and `confirmFence`, `hook_failed`.
  */
-export async function prepareTarget(
-  scope: TaskScope,
-  deadline = Date.now() + scope.spec.options.cutoverTimeoutMs,
-): Promise<void> {
+export async function prepareTarget(scope: TaskScope, deadline = cutoverDeadline(scope)): Promise<void> {
   await bothOf(setSequences(scope), rehearseAndArm(scope, deadline));
   await confirmFence(scope);
   if (await callHook(scope, 'beforeOpen', certificateSoFar(scope), deadline)) await confirmFence(scope); // it took its time

@@ -40,6 +40,7 @@ import {
   type Checkpoints,
   type TaskScope,
 } from '../postgres/task-scope.ts';
+import { cutoverDeadline } from '../postgres/under-fence.ts';
 import type { Attempts } from './attempts.ts';
 import { allowWrites, removeFence } from './fence.ts';
 
@@ -120,10 +121,7 @@ export async function prepareReverse(scope: TaskScope): Promise<void> {
  * have applied since. `deadline`: ms since the epoch. Errors: `slot_creation_timeout` naming the transactions on the target that
  * it waits for, and others of the slot.
  */
-export async function armReverse(
-  scope: TaskScope,
-  deadline = Date.now() + scope.spec.options.cutoverTimeoutMs,
-): Promise<void> {
+export async function armReverse(scope: TaskScope, deadline = cutoverDeadline(scope)): Promise<void> {
   const note = findNote(scope);
   if (!scope.spec.options.reverse || !note) return;
   const reverse = reverseScope(scope, note, deadline - Date.now());

@@ -97,27 +97,19 @@ class TaskFigures {
 
   #addSync(id: string, sync: SyncStatus): void {
     const { sourceLsn } = sync;
-    const positions: Readonly<Record<string, Lsn | null>> = {
-      sent: sync.sentLsn,
-      received: sync.receivedLsn,
-      applied: sync.appliedLsn,
-      flushed: sync.flushedLsn,
-    };
-    const help = 'WAL of the source between its current position and the one named.';
-    for (const [behind, lsn] of Object.entries(positions))
-      this.#set(id, 'lag_bytes', help, lsn === null ? null : lagBytes(sourceLsn, lsn), {
-        ahead: 'source',
-        behind,
-      });
-    const seconds: Readonly<Record<string, number | null>> = {
-      sent: sync.sentLagSeconds,
-      received: sync.receivedLagSeconds,
-      applied: sync.lagSeconds,
-      flushed: sync.flushedLagSeconds,
-    };
+    const positions: readonly (readonly [behind: string, lsn: Lsn | null, seconds: number | null])[] = [
+      ['sent', sync.sentLsn, sync.sentLagSeconds],
+      ['received', sync.receivedLsn, sync.receivedLagSeconds],
+      ['applied', sync.appliedLsn, sync.lagSeconds],
+      ['flushed', sync.flushedLsn, sync.flushedLagSeconds],
+    ];
+    const between = 'WAL of the source between its current position and the one named.';
     const ago = 'How long ago the source stood at the position named.';
-    for (const [behind, value] of Object.entries(seconds))
-      this.#set(id, 'lag_seconds', ago, value, { ahead: 'source', behind });
+    for (const [behind, lsn, seconds] of positions) {
+      const labels = { ahead: 'source', behind };
+      this.#set(id, 'lag_bytes', between, lsn === null ? null : lagBytes(sourceLsn, lsn), labels);
+      this.#set(id, 'lag_seconds', ago, seconds, labels);
+    }
     if (sync.feed !== null)
       this.#set(id, 'feed', 'What the stream reads from: 1 with its name.', 1, { feed: sync.feed });
     this.#set(id, 'source_wal_bytes_per_second', 'WAL that the source writes.', sync.sourceBytesPerSecond);

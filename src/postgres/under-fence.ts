@@ -1,15 +1,19 @@
-// Bounds a step that reads while the source refuses writes.
+// Bounds the steps of a cutover, during which the source refuses writes.
 import { MigrationError } from '../model/errors.ts';
 import { fromPostgres } from './errors.ts';
 import type { TaskScope } from './task-scope.ts';
+
+/** The end of a step that does not read tables, ms since the epoch, for a caller that the statechart gives none. */
+export function cutoverDeadline(scope: TaskScope): number {
+  return Date.now() + scope.spec.options.cutoverTimeoutMs;
+}
 
 /** The end of all reading under the fence, ms since the epoch, for a caller that the statechart gives none. */
 export function readingDeadline(scope: TaskScope): number {
   return Date.now() + scope.spec.options.validationTimeoutMs;
 }
 
-/** Aborts at `deadline`. */
-export function abortAt(deadline: number): AbortSignal {
+function abortAt(deadline: number): AbortSignal {
   return AbortSignal.timeout(Math.min(Math.max(0, Math.floor(deadline - Date.now())), 2 ** 31 - 1));
 }
 
@@ -40,7 +44,7 @@ export function tookTooLong(
 export async function underFence<T>(
   scope: TaskScope,
   at: number,
-  limit: { readonly what: string; readonly remedy: string },
+  limit: { readonly what: string; readonly remedy?: string },
   work: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
   const deadline = abortAt(at);

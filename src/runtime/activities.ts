@@ -63,8 +63,8 @@ const AHEAD_MS = 1_000;
 
 function stepDeadline(deadlineAt: string | null | undefined): number | undefined {
   if (!deadlineAt) return undefined;
-  const left = Date.parse(deadlineAt) - Date.now();
-  return Date.now() + left - Math.min(AHEAD_MS, left / 4);
+  const atMs = Date.parse(deadlineAt);
+  return atMs - Math.min(AHEAD_MS, (atMs - Date.now()) / 4);
 }
 
 /** What the end of a cutover needs of the other folders. */

@@ -2,6 +2,7 @@
 // the documented error, from the un-fence on every one succeeds again, and none is lost.
 import { expect, onTestFinished, test } from 'vitest';
 import type { ErrorReport } from '../../src/model/errors.ts';
+import type { TaskRequest } from '../../src/model/request.ts';
 import { makePair, waitFor } from '../support/databases.ts';
 import { reaches, startLibrary } from '../support/library.ts';
 
@@ -11,6 +12,19 @@ interface Attempt {
   readonly endedMs: number;
   /** SQLSTATE; null: accepted. */
   readonly refusedWith: string | null;
+}
+
+/** A service with a migration of one table of one row. */
+async function ofOneRow(request: Pick<TaskRequest, 'tables' | 'options'>) {
+  const pair = await makePair();
+  await pair.source.query('create table t (id int primary key); insert into t values (1)');
+  const service = startLibrary();
+  const { task } = await service.createTask({
+    sourceDb: pair.source.connection,
+    targetDb: pair.target.connection,
+    ...request,
+  });
+  return { pair, service, id: task.id };
 }
 
 test.each([13, 16] as const)(
@@ -98,16 +112,7 @@ test.each([13, 16] as const)(
 );
 
 test('a cutover that fails says what held it up, and the options that its hint names may be changed', async () => {
-  const pair = await makePair();
-  await pair.source.query('create table t (id int primary key); insert into t values (1)');
-  const service = startLibrary();
-  const { task } = await service.createTask({
-    sourceDb: pair.source.connection,
-    targetDb: pair.target.connection,
-    tables: ['t'],
-    options: { cutoverTimeoutMs: 2_000 },
-  });
-  const { id } = task;
+  const { pair, service, id } = await ofOneRow({ tables: ['t'], options: { cutoverTimeoutMs: 2_000 } });
   await service.startTask(id);
   await reaches(service, id, 'syncingWal');
   await waitFor(async () => (await service.getTask(id)).cutoverWaitsFor.length === 0);
@@ -166,15 +171,9 @@ test('a cutover that fails says what held it up, and the options that its hint n
 });
 
 test('after an automatic cutover that failed, a person who asks need not wait for the next', async () => {
-  const pair = await makePair();
-  await pair.source.query('create table t (id int primary key); insert into t values (1)');
-  const service = startLibrary();
-  const { task } = await service.createTask({
-    sourceDb: pair.source.connection,
-    targetDb: pair.target.connection,
+  const { pair, service, id } = await ofOneRow({
     options: { cutover: 'auto', fence: 'none', cutoverTimeoutMs: 1_000 },
   });
-  const { id } = task;
   const blocker = await pair.source.connect();
   await blocker.query('begin; lock table t in row exclusive mode');
   await service.startTask(id);
