@@ -444,6 +444,7 @@ describe('parts of several snapshots and the stream', () => {
       };
       const writers = startWriters(pair.source, seed, 3, {
         statement: (below) => statementOn(below, atWork(below)),
+        statementTimeoutMs: 150,
       });
       const stopped: TestScope[] = [];
       try {
@@ -468,13 +469,13 @@ describe('parts of several snapshots and the stream', () => {
         for (const death of deaths) {
           scope = makeScope(pair, { options: { copyJobs: 3 } }, streaming);
           stopped.push(scope);
-          setOptions(scope, { maxSnapshotAgeMs: 60 });
+          setOptions(scope, { maxSnapshotAgeMs: 120 });
           failAt(scope, death, count / 2 + random(count / 2));
           expect((await failureOf(copyTables(scope))).message).toContain('failpoint');
           await scope.connections.closeAll();
         }
         scope = makeScope(pair, { options: { copyJobs: 3 } }, streaming);
-        setOptions(scope, { maxSnapshotAgeMs: 60 });
+        setOptions(scope, { maxSnapshotAgeMs: 120 });
         await copyTables(scope);
         const goal = writers.done() + 200;
         await waitFor(() => writers.done() >= goal);

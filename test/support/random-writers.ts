@@ -127,6 +127,8 @@ export interface WriterOptions {
   readonly statement?: (random: Random) => string;
   /** After every transaction. */
   readonly restMs?: number;
+  /** How long a statement may take, waits for locks included; a TRUNCATE stops everybody behind it as long. */
+  readonly statementTimeoutMs?: number;
 }
 
 /** Starts `count` writers with seeds of their own. Conflicts and deadlocks among them are rolled back and forgotten. */
@@ -134,14 +136,14 @@ export function startWriters(
   database: TestDatabase,
   seed: number,
   count = 4,
-  { statement = statementOnAll, restMs = 0 }: WriterOptions = {},
+  { statement = statementOnAll, restMs = 0, statementTimeoutMs = 300 }: WriterOptions = {},
 ): Writers {
   let running = true;
   let done = 0;
   const prepared: Prepared = { commit: 0, rollback: 0 };
   const write = async (writer: number): Promise<void> => {
     const client = await database.connect();
-    await client.query('set statement_timeout = 1000');
+    await client.query(`set statement_timeout = ${statementTimeoutMs}; set deadlock_timeout = 100`);
     const random = seeded(seed * 1_000 + writer);
     while (running) {
       try {
