@@ -2,8 +2,9 @@
 //
 // A call decodes again from restart_lsn, which moves only at the source's running-transactions records (every 15 s, and at
 // checkpoints), and what is decoded again costs nearly as much as what is new. So calls are few while there is no such
-// record: the first covers a half of what is left, others a third or more. Behind one, calls are as large as the target
-// needs to be kept busy. The first one is not large, because nothing is applied while it decodes. What a call returns is
+// record: the first two cover all of a small backlog, others a third of what is left or more. Behind one, calls are as
+// large as the target needs to be kept busy. The first one is not large, because nothing is applied while it decodes; the
+// second begins beside it, so that its result is there when the target has applied the first one's. What a call returns is
 // held on the source: where a little WAL becomes many bytes (values that are compressed in it), calls stay smaller.
 //
 //   returned nothing   it ended in the middle of a transaction: the next one covers as much as any may, to hold all of it
@@ -36,6 +37,13 @@ const HUGE_RESULT_BYTES = 384 * 1024 * 1024;
 const FIRST_CALL_SHARE = 1 / 4;
 /** So little is decoded in one go: cheaper than to decode a part of it twice, and the target waits for a second at most. */
 const ONE_CALL_BYTES = 64 * 1024 * 1024;
+/** Where a second call begins beside the first, only so many first ones are: a second session costs as much. */
+const ONE_OF_TWO = 2;
+/**
+ * The first call's share, where a second begins beside it: about the time for decoding to that for decoding and applying,
+ * so that the second one's result is there when the target has applied the first one's.
+ */
+const FIRST_OF_TWO = 0.3;
 
 /** What is decoded again costs little, where it is so much of what the call covers. */
 const SMALL_SHARE = 1 / 4;
@@ -50,15 +58,22 @@ export interface CallResult {
 export interface Backlog {
   readonly lag: number;
   readonly again: number;
+  /** A second call may begin beside the first. */
+  readonly hasSecond: boolean;
 }
 
 /** WAL of the next call; `last`: null before the first. */
-export function nextCallBytes(last: CallResult | null, { lag, again }: Backlog, sizes: CatchUpSizes): number {
-  const { firstCallBytes, mostCallBytes } = sizes;
+export function nextCallBytes(
+  last: CallResult | null,
+  { lag, again, hasSecond }: Backlog,
+  sizes: CatchUpSizes,
+): number {
+  const { mostCallBytes } = sizes;
   if (last === null) {
-    // the half: the target takes about as long for it as the source to decode all
-    const wanted = lag <= ONE_CALL_BYTES ? lag : Math.ceil(lag / 2);
-    return Math.max(firstCallBytes, Math.min(wanted, mostCallBytes * FIRST_CALL_SHARE));
+    const oneBytes = hasSecond ? sizes.firstCallBytes * ONE_OF_TWO : ONE_CALL_BYTES;
+    // alone, the half: the target takes about as long for it as the source to decode all
+    const wanted = lag <= oneBytes ? lag : Math.ceil(lag * (hasSecond ? FIRST_OF_TWO : 1 / 2));
+    return Math.max(sizes.firstCallBytes, Math.min(wanted, Math.ceil(mostCallBytes * FIRST_CALL_SHARE)));
   }
   if (last.resultBytes === 0) return mostCallBytes;
   const good = Math.ceil((last.walBytes * GOOD_RESULT_BYTES) / last.resultBytes);
@@ -66,6 +81,21 @@ export function nextCallBytes(last: CallResult | null, { lag, again }: Backlog, 
   const wanted = isCheap ? ONE_CALL_BYTES : Math.max(last.walBytes * 2, Math.ceil(lag / 3));
   // a small rest is taken along
   return Math.min(lag <= wanted * 1.5 ? lag : wanted, mostCallBytes, good);
+}
+
+/** WAL of the call that begins beside the first one of `first` bytes, which leaves `rest`; 0: there is none. */
+export function secondCallBytes(
+  first: number,
+  rest: number,
+  { toBytes, mostCallBytes }: CatchUpSizes,
+): number {
+  if (rest < toBytes) return 0;
+  // nothing is known of the backlog yet
+  return Math.min(
+    rest,
+    Math.ceil((first * (1 - FIRST_OF_TWO)) / FIRST_OF_TWO),
+    Math.ceil(mostCallBytes * FIRST_CALL_SHARE),
+  );
 }
 
 /** Whether what is left should come from the walsender, by the last two calls. */

@@ -1,105 +1,93 @@
 // The catch-up feed: changes by the SQL slot functions instead of the walsender, for a stream that is far behind. A
 // walsender sends every change as a message of its own and both sides wake up for it; a COPY of a function's result comes
-// in large pieces. It reads from a temporary copy of the task's slot, so that the slot itself moves only to what the
-// target has committed. Opened by sync, which goes on with wal-stream.ts when this one has ended.
+// in large pieces. It reads from temporary copies of the task's slot (slot-copy.ts), so that the slot itself moves only to
+// what the target has committed. Opened by sync, which goes on with wal-stream.ts when this one has ended.
 //
-//   copy (select data from pg_logical_slot_get_binary_changes(copy, upto_lsn …)) to stdout (format binary)
+// One call after the other: the server decodes the next while the target takes the last. The first one is what the target
+// waits for, so it covers a part only, and the second begins beside it, on a copy of its own, which has been moved to
+// where the first one ends.
 //
-// Every call decodes again from the slot's restart_lsn and holds what it returns on the source, in a temporary file:
-// call-size.ts says how much a call may cover. The server stops a call behind the first record that ends
-// at or past upto_lsn: everything committed up to there has been returned.
-//
-// restart_lsn: of all running-transactions records that a call reads, it moves the slot to the first one, for only one
-// candidate waits until its position is confirmed. pg_replication_slot_advance to where the slot is already reads the same
-// WAL without decoding its changes, and every such record counts, because all of it is confirmed: the slot then restarts at
-// the last one. So each call but the last is followed by that.
-import { randomBytes } from 'node:crypto';
-import type { Socket } from 'node:net';
+// Every call decodes again from its slot's restart_lsn and holds what it returns on the source: call-size.ts says how much
+// a call may cover.
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
-import { isForWalsender, nextCallBytes, type CallResult, type CatchUpSizes } from './call-size.ts';
-import type { Session } from './connections.ts';
+import {
+  isForWalsender,
+  nextCallBytes,
+  secondCallBytes,
+  type CallResult,
+  type CatchUpSizes,
+} from './call-size.ts';
 import { endSessions } from './end-sessions.ts';
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
-import { hasLogicalMessages } from './marker.ts';
-import { readPaced, type ReadPace } from './read-pace.ts';
-import { readServerError } from './server-error.ts';
-import { decodingMemory } from './session-settings.ts';
 import { mayAdvance } from './slot-advance.ts';
-import { ident, literal } from './sql.ts';
+import { CATCH_UP_PURPOSE, DECODING_TIMEOUT_MS, SlotCopy } from './slot-copy.ts';
 import type { TaskScope } from './task-scope.ts';
-import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
+import { KEEPALIVE, type Gulp } from './wal-walker.ts';
 import type { WalStreamOptions } from './wal-stream.ts';
 
 /** Received and not taken: about what the target takes while the source decodes the next call. */
 const QUEUE_BYTES = 32 * 1024 * 1024;
-const PURPOSE = 'catch-up';
-const PACE_MS = 2;
-/** What a call returns goes through a temporary file: memory that is taken anew for every call costs the source more. */
-const RESULT_MEMORY = '4MB';
 const ADVANCE_INTERVAL_MS = 10_000;
-/** A call says nothing while it decodes. */
-const SILENCE_TIMEOUT_MS = 600_000;
+/** Slots that must be free before the feed takes a second one: the last is somebody else's to take. */
+const FREE_SLOTS = 2;
 
-/**
- * Of the temporary copy; no task's slot can have it, for those begin with `dts_`. Another one every time: a copy lives
- * until the server has noticed that its session is cut off.
- */
-function newCopyName(slot: string): string {
-  return `${slot.replace(/^dts_/, 'dtsc_')}_${randomBytes(4).toString('hex')}`;
+/** What a copy decodes now. */
+interface Call {
+  readonly copy: SlotCopy;
+  readonly from: bigint;
+  readonly upto: bigint;
+  /** Where the source was. */
+  readonly source: bigint;
+  /** It goes up to there. */
+  readonly isLast: boolean;
 }
 
 export class SlotFeed {
   readonly #scope: TaskScope;
-  readonly #session: Session;
   readonly #options: WalStreamOptions;
   readonly #sizes: CatchUpSizes;
-  readonly #copy: string;
+  readonly #signal: AbortSignal;
+  readonly #copies = new Set<SlotCopy>();
+  #reading: SlotCopy | null = null;
   readonly #queue = new GulpQueue(
-    { pause: () => void this.#socket().pause(), resume: () => this.#pace?.resume() },
+    { pause: () => this.#reading?.pause(), resume: () => this.#reading?.resume() },
     QUEUE_BYTES,
   );
-  #pace: ReadPace | null = null;
   #unfitUntil: Lsn | null = null;
   #receivedLsn: Lsn;
   #acknowledged: Lsn | null = null;
   #advancedAt = Date.now();
-  #callEnd: (() => void) | null = null;
   #resultBytes = 0;
+  #last: CallResult | null = null;
+  readonly #run: Promise<void>;
 
-  private constructor(scope: TaskScope, session: Session, options: WalStreamOptions, sizes: CatchUpSizes) {
-    this.#sizes = sizes;
+  private constructor(
+    scope: TaskScope,
+    first: SlotCopy,
+    options: WalStreamOptions,
+    sizes: CatchUpSizes,
+    signal: AbortSignal,
+  ) {
     this.#scope = scope;
-    this.#session = session;
     this.#options = options;
-    this.#copy = newCopyName(options.slot.name);
+    this.#sizes = sizes;
+    this.#signal = signal;
     this.#receivedLsn = options.startLsn;
+    this.#copies.add(first);
+    this.#run = this.#feed(first).catch((error: unknown) => this.#fail(error));
   }
 
-  /** Errors: as fromPostgres says; `sql_failed` 53400 (no free slot) or `insufficient_privilege` where it is not to be had. */
+  /** Errors: those of SlotCopy.open. */
   static async open(
     scope: TaskScope,
     options: WalStreamOptions,
     sizes: CatchUpSizes,
     signal: AbortSignal,
   ): Promise<SlotFeed> {
-    await endSessions(scope, scope.source, [PURPOSE]); // of a killed process: it may decode for minutes, and holds a slot
-    const session = await scope.source.session({ purpose: PURPOSE, signal });
-    const feed = new SlotFeed(scope, session, options, sizes);
-    try {
-      await session.client.query(`select set_config('work_mem', '${RESULT_MEMORY}', false)`);
-      await session.client.query(decodingMemory);
-      await session.client.query('select pg_copy_logical_replication_slot($1, $2, true)', [
-        options.slot.name,
-        feed.#copy,
-      ]);
-    } catch (error) {
-      await session.close();
-      throw fromPostgres(error, { role: 'source', slot: options.slot.name });
-    }
-    feed.#start();
-    return feed;
+    await endSessions(scope, scope.source, [CATCH_UP_PURPOSE]); // of a killed process: it may decode for minutes, and holds a slot
+    return new SlotFeed(scope, await SlotCopy.open(scope, options, signal), options, sizes, signal);
   }
 
   /** Up to here everything has been received. */
@@ -141,7 +129,7 @@ export class SlotFeed {
     this.#acknowledged = lsn;
     if (Date.now() - this.#advancedAt < ADVANCE_INTERVAL_MS) return;
     this.#advancedAt = Date.now();
-    void this.advance().catch((error: unknown) => this.#fail(fromPostgres(error, { role: 'source' })));
+    void this.advance().catch((error: unknown) => this.#fail(error));
   }
 
   /** Moves the task's slot to what has been acknowledged; where that is not sound, the walsender will. */
@@ -153,119 +141,107 @@ export class SlotFeed {
       `select pg_replication_slot_advance(slot_name, $2::pg_lsn) from pg_replication_slots
        where slot_name = $1 and not active and confirmed_flush_lsn < $2::pg_lsn`,
       [this.#options.slot.name, lsn],
-      { timeoutMs: SILENCE_TIMEOUT_MS },
+      { timeoutMs: DECODING_TIMEOUT_MS },
     );
   }
 
   async close(): Promise<void> {
-    this.#pace?.stop();
     this.#fail(new MigrationError('aborted', 'source: the feed was closed'));
-    this.#socket().destroy(); // a call that decodes would not hear a goodbye
-    await this.#session.close();
+    await Promise.all([...this.#copies].map((copy) => this.#drop(copy)));
+    await this.#run;
   }
 
-  #socket(): Socket {
-    return (this.#session.client as unknown as { connection: { stream: Socket } }).connection.stream;
-  }
-
-  #start(): void {
-    const socket = this.#socket();
-    const walker = new WalWalker('rows', {
-      gulp: (gulp) => this.#push(gulp),
-      keepalive: () => undefined,
-      control: (message) => {
-        if (message[0] === 0x45)
-          this.#fail(fromPostgres(readServerError(message, 5, message.length), { role: 'source' }));
-        if (message[0] === 0x5a) this.#callEnd?.();
-      },
-    });
-    this.#pace = readPaced(socket, {
-      paceMs: PACE_MS,
-      queue: this.#queue,
-      walker,
-      fail: (failure) => this.#fail(failure),
-    });
-    socket.on('error', (error) => this.#fail(fromPostgres(error, { role: 'source' })));
-    socket.on('close', () =>
-      this.#fail(fromPostgres(new Error('Connection terminated unexpectedly'), { role: 'source' })),
-    );
-    void this.#run(walker).catch((error: unknown) => this.#fail(fromPostgres(error, { role: 'source' })));
-  }
-
-  /** One call after the other; the server decodes the next while the target takes the last. */
-  async #run(walker: WalWalker): Promise<void> {
-    let reachedSource = false;
-    let last: CallResult | null = null;
-    while (this.#queue.failure === null) {
-      const { rows } = await this.#scope.source.query<{ lsn: Lsn; restart: Lsn | null }>(
-        `select pg_current_wal_flush_lsn()::text as lsn,
-           (select restart_lsn::text from pg_replication_slots where slot_name = $1) as restart`,
-        [this.#copy],
-      );
-      if (this.#queue.failure !== null) return; // closed meanwhile: nobody would answer the call
-      const source = lsnToBigint(rows[0]?.lsn ?? this.#receivedLsn);
-      const received = lsnToBigint(this.#receivedLsn);
-      // A busy source writes on while a call runs: what the last one left is the walsender's, however much it is.
-      if (source - received < BigInt(this.#sizes.toBytes) || reachedSource || this.#unfitUntil !== null)
-        break;
-      const backlog = {
-        lag: Number(source - received),
-        again: Number(received - lsnToBigint(rows[0]?.restart ?? this.#receivedLsn)),
-      };
-      const most = received + BigInt(nextCallBytes(last, backlog, this.#sizes));
-      reachedSource = most >= source;
-      const upto = bigintToLsn(reachedSource ? source : most);
-      walker.restart();
-      this.#resultBytes = 0;
-      await this.#call(upto, reachedSource);
-      if (this.#queue.failure !== null) return;
-      const result = { walBytes: Number(lsnToBigint(upto) - received), resultBytes: this.#resultBytes };
-      if (isForWalsender(last, result)) this.#unfitUntil = bigintToLsn(source);
-      last = result;
-      if (compareLsn(upto, this.#receivedLsn) > 0) this.#receivedLsn = upto;
-      this.#push(reached(upto));
+  async #feed(copy: SlotCopy): Promise<void> {
+    let call = await this.#begin(copy, null);
+    let beside = call === null ? null : this.#beginBeside(call);
+    try {
+      while (call !== null) {
+        const result = await this.#read(call);
+        const second: Call | null = await beside;
+        beside = null;
+        // nothing: a transaction is larger than the first call, and the second has no more of it than its end
+        if (second !== null && result.resultBytes > 0 && this.#unfitUntil === null) {
+          await this.#drop(call.copy);
+          call = second;
+          continue;
+        }
+        if (second !== null) await this.#drop(second.copy);
+        call = call.isLast ? null : await this.#begin(call.copy, result);
+      }
+    } finally {
+      const second = await beside;
+      if (second) await this.#drop(second.copy);
     }
     this.#queue.end();
   }
 
-  async #call(upto: Lsn, isLast: boolean): Promise<void> {
-    const { sourceVersion, binary, publication } = this.#options;
-    const parameters = [
-      'proto_version',
-      '1',
-      'publication_names',
-      ident(publication),
-      ...(hasLogicalMessages(sourceVersion) ? ['messages', 'true'] : []),
-      ...(binary ? ['binary', 'true'] : []),
-    ].map(literal);
-    const slot = literal(this.#copy);
-    const advance = `select pg_replication_slot_advance(slot_name, confirmed_flush_lsn)
-      from pg_replication_slots where slot_name = ${slot}`;
-    const sql = `copy (select data from pg_logical_slot_get_binary_changes(${slot}, ${literal(upto)}, null,
-      ${parameters.join(', ')})) to stdout (format binary); ${isLast || !mayAdvance(sourceVersion) ? '' : advance}`;
-    const length = Buffer.byteLength(sql);
-    const message = Buffer.alloc(length + 6);
-    message[0] = 0x51;
-    message.writeInt32BE(length + 5, 1);
-    message.write(sql, 5);
-    this.#queue.heard();
-    await new Promise<void>((resolve) => {
-      const watchdog = setInterval(() => {
-        if (this.silentMs > SILENCE_TIMEOUT_MS)
-          this.#fail(
-            new MigrationError(
-              'connection_failed',
-              `source: the slot functions gave nothing for ${this.silentMs} ms`,
-            ),
-          );
-      }, 5_000);
-      this.#callEnd = () => {
-        clearInterval(watchdog);
-        this.#callEnd = null;
-        resolve();
-      };
-      this.#socket().write(message);
-    });
+  /** The next call, behind `last`; null: nothing more is to be had by calls, or the feed was closed. */
+  async #begin(copy: SlotCopy, last: CallResult | null): Promise<Call | null> {
+    const { rows } = await this.#scope.source.query<{ lsn: Lsn; restart: Lsn | null }>(
+      `select pg_current_wal_flush_lsn()::text as lsn,
+         (select restart_lsn::text from pg_replication_slots where slot_name = $1) as restart`,
+      [copy.name],
+    );
+    const source = lsnToBigint(rows[0]?.lsn ?? this.#receivedLsn);
+    const from = lsnToBigint(this.#receivedLsn);
+    const lag = Number(source - from);
+    if (lag < this.#sizes.toBytes || this.#unfitUntil !== null) return null;
+    if (this.#queue.failure !== null) return null; // nobody would answer the call
+    const again = Number(from - lsnToBigint(rows[0]?.restart ?? this.#receivedLsn));
+    const hasSecond = mayAdvance(this.#options.sourceVersion);
+    const bytes = nextCallBytes(last, { lag, again, hasSecond }, this.#sizes);
+    // A busy source writes on while a call runs: what the last one left is the walsender's, however much it is.
+    const isLast = bytes >= lag;
+    const upto = isLast ? source : from + BigInt(bytes);
+    const isFollowed = last === null && hasSecond && secondCallBytes(bytes, lag - bytes, this.#sizes) > 0;
+    copy.begin(bigintToLsn(upto), !isLast && !isFollowed);
+    return { copy, from, upto, source, isLast };
+  }
+
+  /** The second call, while the server still decodes the first; null: there is none. Never rejects. */
+  async #beginBeside(first: Call): Promise<Call | null> {
+    const bytes = secondCallBytes(
+      Number(first.upto - first.from),
+      Number(first.source - first.upto),
+      this.#sizes,
+    );
+    if (bytes === 0 || !mayAdvance(this.#options.sourceVersion)) return null;
+    let copy: SlotCopy | null = null;
+    try {
+      const { rows } = await this.#scope.source.query<{ free: number }>(
+        `select current_setting('max_replication_slots')::int - count(*)::int as free from pg_replication_slots`,
+      );
+      if ((rows[0]?.free ?? 0) < FREE_SLOTS) return null;
+      copy = await SlotCopy.open(this.#scope, this.#options, this.#signal);
+      this.#copies.add(copy);
+      await copy.skipTo(bigintToLsn(first.upto));
+      const wanted = first.upto + BigInt(bytes);
+      const isLast = wanted >= first.source;
+      const upto = isLast ? first.source : wanted;
+      copy.begin(bigintToLsn(upto), !isLast);
+      this.#scope.log.info(
+        { from: bigintToLsn(first.upto), upto: bigintToLsn(upto) },
+        'the second call begins beside the first',
+      );
+      return { copy, from: first.upto, upto, source: first.source, isLast };
+    } catch (error) {
+      this.#scope.log.debug({ err: error }, 'the second call waits for the first');
+      if (copy !== null) await this.#drop(copy);
+      return null;
+    }
+  }
+
+  async #read({ copy, from, upto, source }: Call): Promise<CallResult> {
+    this.#reading = copy;
+    this.#resultBytes = 0;
+    await copy.read({ queue: this.#queue, gulp: (gulp) => this.#push(gulp) });
+    const result = { walBytes: Number(upto - from), resultBytes: this.#resultBytes };
+    if (isForWalsender(this.#last, result)) this.#unfitUntil = bigintToLsn(source);
+    this.#last = result;
+    const reachedLsn = bigintToLsn(upto);
+    if (compareLsn(reachedLsn, this.#receivedLsn) > 0) this.#receivedLsn = reachedLsn;
+    this.#push(reached(reachedLsn));
+    return result;
   }
 
   #push(gulp: Gulp): void {
@@ -273,9 +249,13 @@ export class SlotFeed {
     this.#queue.push(gulp);
   }
 
-  #fail(failure: MigrationError): void {
-    this.#queue.fail(failure);
-    this.#callEnd?.();
+  async #drop(copy: SlotCopy): Promise<void> {
+    this.#copies.delete(copy);
+    await copy.close();
+  }
+
+  #fail(error: unknown): void {
+    this.#queue.fail(fromPostgres(error, { role: 'source' }));
   }
 }
 

@@ -130,6 +130,10 @@ export class RelationMap {
   readonly #held: ReadonlySet<string>;
   readonly #isComing: (table: string) => boolean;
   readonly #known = new Map<number, { readonly shape: string; readonly relation: KnownRelation }>();
+  /** By OID and modifier. */
+  readonly #typeNames = new Map<string, string>();
+  /** By `relationKey` of the target's table. */
+  #bytewiseColumns: Promise<ReadonlyMap<string, ReadonlySet<string>>> | null = null;
 
   constructor(
     sides: { readonly source: Side; readonly target: Side },
@@ -183,8 +187,9 @@ export class RelationMap {
     if (!plan && this.#isComing(key)) throw HOLDS_CHANGED;
     if (!plan)
       throw sourceDdl(key, 'a table was renamed, moved to another schema, or added to the publication');
-    // both sides at once: after a reconnection each of thousands of tables is asked for
-    const [types, bytewise] = await Promise.all([this.#types(message), this.#bytewise(plan)]);
+    this.#bytewiseColumns ??= this.#readBytewise();
+    const [types, columnsByTable] = await Promise.all([this.#types(message), this.#bytewiseColumns]);
+    const bytewise = columnsByTable.get(relationKey(plan.target)) ?? new Set();
     const difference = relationDifference(plan, message, types);
     if (difference !== null) throw sourceDdl(key, difference);
     const byName = new Map(plan.columns.map((column) => [column.name, column]));
@@ -206,29 +211,41 @@ export class RelationMap {
     return { kind: 'table', table: { ...table, ...coalescing } };
   }
 
-  /** The target's columns whose `=` holds for identical values only: rows may be told apart by their bytes. */
-  async #bytewise(plan: PlannedTable): Promise<ReadonlySet<string>> {
-    const { rows } = await this.#target.query<{ name: string }>(
+  /**
+   * The target's columns whose `=` holds for identical values only: rows may be told apart by their bytes. Of all tables at
+   * once: after a reconnection each of thousands sends a Relation message.
+   */
+  async #readBytewise(): Promise<ReadonlyMap<string, ReadonlySet<string>>> {
+    const targets = [...this.#planned.values()].map(({ target }) => target);
+    const { rows } = await this.#target.query<{ schema: string; name: string; columns: string[] }>(
       // one level of domains; enums are sent as labels
-      `select a.attname::text as name
-       from pg_namespace n join pg_class c on c.relnamespace = n.oid join pg_attribute a on a.attrelid = c.oid
+      `select w.schema, w.name, array_agg(a.attname::text) as columns
+       from unnest($1::text[], $2::text[]) as w(schema, name)
+         join pg_namespace n on n.nspname = w.schema
+         join pg_class c on c.relnamespace = n.oid and c.relname = w.name join pg_attribute a on a.attrelid = c.oid
          join pg_type t on t.oid = a.atttypid left join pg_type b on b.oid = t.typbasetype
          left join pg_collation k on k.oid = a.attcollation
-       where n.nspname = $1 and c.relname = $2 and a.attnum > 0 and not a.attisdropped
+       where a.attnum > 0 and not a.attisdropped
          and coalesce(k.collisdeterministic, true)
-         and (coalesce(b.typtype, t.typtype) = 'e' or coalesce(b.oid, t.oid) = any ($3::regtype[]))`,
-      [plan.target.schema, plan.target.name, bytewiseTypes],
+         and (coalesce(b.typtype, t.typtype) = 'e' or coalesce(b.oid, t.oid) = any ($3::regtype[]))
+       group by w.schema, w.name`,
+      [targets.map(({ schema }) => schema), targets.map(({ name }) => name), bytewiseTypes],
     );
-    return new Set(rows.map((row) => row.name));
+    return new Map(rows.map((row) => [relationKey(row), new Set(row.columns)]));
   }
 
-  // The message has the type's OID on the source; the plan has its name, which is the same on both sides.
+  /** The message has the type's OID on the source; the plan has its name, which is the same on both sides. */
   async #types(message: RelationMessage): Promise<readonly string[]> {
-    const { rows } = await this.#source.query<{ type: string }>(
-      `select format_type(c.type, c.typmod) as type
-       from unnest($1::oid[], $2::int[]) with ordinality as c(type, typmod, n) order by n`,
-      [message.columns.map((column) => column.typeOid), message.columns.map((column) => column.typmod)],
-    );
-    return rows.map((row) => row.type);
+    const keyOf = ({ typeOid, typmod }: RelationMessage['columns'][number]): string => `${typeOid} ${typmod}`;
+    const unknown = message.columns.filter((column) => !this.#typeNames.has(keyOf(column)));
+    if (unknown.length > 0) {
+      const { rows } = await this.#source.query<{ type: string }>(
+        `select format_type(c.type, c.typmod) as type
+         from unnest($1::oid[], $2::int[]) with ordinality as c(type, typmod, n) order by n`,
+        [unknown.map(({ typeOid }) => typeOid), unknown.map(({ typmod }) => typmod)],
+      );
+      for (const [at, column] of unknown.entries()) this.#typeNames.set(keyOf(column), rows[at]?.type ?? '');
+    }
+    return message.columns.map((column) => this.#typeNames.get(keyOf(column)) ?? '');
   }
 }

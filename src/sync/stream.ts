@@ -19,7 +19,7 @@ import { hasLogicalMessages, markerTable, sourceVersion } from '../postgres/mark
 import { ensurePublication, extendPublication } from '../postgres/publication.ts';
 import { makeIdentitiesFull } from '../postgres/replica-identity.ts';
 import { ensureSlot } from '../postgres/slot.ts';
-import { findSlot } from '../postgres/slot-record.ts';
+import { findSlot, slotOf } from '../postgres/slot-record.ts';
 import { releaseSlot } from '../postgres/slot-removal.ts';
 import { SlotFeed } from '../postgres/slot-feed.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
@@ -89,6 +89,8 @@ export async function runStream(
 
 /** What one connection leaves to the next. */
 interface StreamMemory {
+  /** Slot and publication have been looked at since the last one. */
+  isChecked: boolean;
   /** The sets of the changes up to here failed. */
   orderedUntil: Lsn | null;
   /** False once the slot functions were refused. */
@@ -108,7 +110,13 @@ async function keepStreaming(
   let attempt = 0;
   // A copy of the slot is no failover slot: what is read from it has not waited for the standbys.
   const mayCatchUp = findSlot(scope)?.failover !== true;
-  const memory: StreamMemory = { orderedUntil: null, mayCatchUp, unfitUntil: ZERO_LSN, sizes };
+  const memory: StreamMemory = {
+    isChecked: true,
+    orderedUntil: null,
+    mayCatchUp,
+    unfitUntil: ZERO_LSN,
+    sizes,
+  };
   let caughtUp = false;
   for (;;) {
     try {
@@ -184,8 +192,12 @@ async function streamOnce(
   memory: StreamMemory,
   emit: (event: StreamEvent) => void,
 ): Promise<void> {
-  const slot = await ensureSlot(scope);
-  await ensurePublication(scope);
+  if (!memory.isChecked) {
+    await ensureSlot(scope);
+    await ensurePublication(scope);
+  }
+  memory.isChecked = false;
+  const slot = slotOf(scope);
   const waiting = await loadProgress(scope, slot);
   const version = await sourceVersion(scope);
   await sampleUntilCopied(scope, slot, version, waiting.appliedLsn, () => isCopyComplete(scope), emit);

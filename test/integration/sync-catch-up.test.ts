@@ -21,7 +21,7 @@ import { makePair, waitFor } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
 import { randomTables, startWriters } from '../support/random-writers.ts';
 import { drainStream, startStream, untilEvent, type RunningStream } from '../support/replication.ts';
-import { makeScope } from '../support/scope.ts';
+import { makeScope, type TestScope } from '../support/scope.ts';
 
 // of its own: which feed is chosen depends on the WAL that is written, other tests' too
 startServers(13, 16, 18);
@@ -37,6 +37,32 @@ const findingsOf = (stream: RunningStream): (Finding | null)[] =>
   stream.events.flatMap((event) =>
     event.type === 'FINDING' && event.code === 'catch_up_refused' ? [event.finding] : [],
   );
+
+/** From where the task's slot stands: nothing is acknowledged. */
+async function openFeed(scope: TestScope, sizes: CatchUpSizes): Promise<SlotFeed> {
+  const slot = slotOf(scope);
+  const options = {
+    slot,
+    publication: taskObjectName(scope.taskId),
+    startLsn: slot.consistentLsn,
+    ackedLsn: slot.consistentLsn,
+    sourceVersion: await sourceVersion(scope),
+    binary: false,
+  };
+  return SlotFeed.open(scope, options, sizes, scope.signal);
+}
+
+/** All that the feed gives of transactions. Every session tells of relations by itself. */
+async function messagesOf(feed: SlotFeed): Promise<string[]> {
+  const messages: string[] = [];
+  for (let ended = false; !ended; ended = feed.ended && feed.drained)
+    for (const { buffer, bounds } of await feed.take(20))
+      for (let i = 0; i < bounds.length; i += 2) {
+        const message = buffer.subarray(bounds[i], bounds[i + 1]);
+        if (!'kRY'.includes(String.fromCharCode(message[0] ?? 0))) messages.push(message.toString('hex'));
+      }
+  return messages;
+}
 
 describe('far behind', () => {
   it.each([16, 13, 18] as const)(
@@ -229,26 +255,13 @@ describe('far behind', () => {
       await pair.source.query('checkpoint');
     }
     await pair.source.query(`update public.t set v = 'y'`);
-    const startLsn = slot.consistentLsn;
     const { rows: left } = await pair.source.query<{ bytes: number }>(
       'select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), $1)::int as bytes',
-      [startLsn],
+      [slot.consistentLsn],
     );
     const rest = 50_000; // of the update
     const firstCallBytes = (left[0]?.bytes ?? 0) - rest;
-    const feed = await SlotFeed.open(
-      scope,
-      {
-        slot,
-        publication: taskObjectName(scope.taskId),
-        startLsn,
-        ackedLsn: startLsn,
-        sourceVersion: await sourceVersion(scope),
-        binary: true,
-      },
-      { ...small, toBytes: 2 * rest, firstCallBytes },
-      scope.signal,
-    );
+    const feed = await openFeed(scope, { ...small, toBytes: 2 * rest, firstCallBytes });
     await waitFor(async () => {
       await feed.take(20);
       return feed.ended && feed.drained;
@@ -260,6 +273,66 @@ describe('far behind', () => {
     await feed.close();
     expect(rows).toHaveLength(1);
     expect(compareLsn(rows[0]?.restart ?? ZERO_LSN, lastRecordAfter)).toBeGreaterThanOrEqual(0);
+  });
+
+  it.each([13, 18] as const)(
+    'a call that begins beside the first of %i goes on where that one ends, wherever that is',
+    async (source) => {
+      const pair = await makePair({ source });
+      const first = await copied(pair, randomTables);
+      const writers = startWriters(pair.source, 5);
+      await waitFor(() => writers.done() > 150, 60_000, '150 transactions');
+      await writers.stop();
+      expect(writers.prepared.commit).toBeGreaterThan(0);
+      const { scope, said } = listening(makeScope(pair, {}, first));
+      const { rows } = await pair.source.query<{ bytes: number }>(
+        'select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), $1)::int as bytes',
+        [slotOf(scope).consistentLsn],
+      );
+      const lag = rows[0]?.bytes ?? 0;
+      const read = async (sizes: { firstCallBytes: number; mostCallBytes: number }): Promise<string[]> => {
+        const feed = await openFeed(scope, { fromBytes: 1, toBytes: 1, ...sizes });
+        const messages = await messagesOf(feed);
+        await feed.close();
+        return messages;
+      };
+      const whole = await read({ firstCallBytes: lag, mostCallBytes: lag });
+      expect(whole.length).toBeGreaterThan(500);
+      expect(said.callsBeside).toBe(0);
+      const places = 40;
+      for (let n = 1; n <= places; n++) {
+        // the first two cover a quarter of the most each
+        const mostCallBytes = Math.floor((4 * 0.4 * lag * n) / places) + n;
+        expect(await read({ firstCallBytes: 100, mostCallBytes })).toEqual(whole);
+      }
+      expect(said.callsBeside).toBe(places);
+    },
+  );
+
+  it('a slot is left to others while a call begins beside the first', async () => {
+    const pair = await makePair();
+    const first = await copied(
+      pair,
+      tables(''),
+      `insert into public.t (id, v) select g, 'first' from generate_series(1, 50) g`,
+    );
+    await pair.source.query(manyChanges);
+    const fill = `select pg_create_physical_replication_slot('spare_' || n) from generate_series(1, (
+      select current_setting('max_replication_slots')::int - count(*)::int from pg_replication_slots) - $1::int) n`;
+    for (const [free, besides] of [
+      [2, 0],
+      [3, 1],
+    ] as const) {
+      await pair.source.query(fill, [free]);
+      const { scope, said } = listening(makeScope(pair, {}, first));
+      const feed = await openFeed(scope, small);
+      expect((await messagesOf(feed)).length).toBeGreaterThan(0);
+      await feed.close();
+      expect(said.callsBeside).toBe(besides);
+      await pair.source.query(
+        `select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name like 'spare\\_%'`,
+      );
+    }
   });
 
   it('a transaction that is larger than a call is left to the walsender', async () => {

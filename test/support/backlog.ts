@@ -23,9 +23,11 @@ export interface Said {
   from: Lsn[];
   /** Batches that were applied again in source order. */
   again: number;
+  /** Calls of the slot functions that began beside another one. */
+  callsBeside: number;
 }
 
-export const nothingSaid = (): Said => ({ binary: null, feeds: [], from: [], again: 0 });
+export const nothingSaid = (): Said => ({ binary: null, feeds: [], from: [], again: 0, callsBeside: 0 });
 
 /** A scope whose log is read; `said`: of an earlier scope, to be gone on with. */
 export function listening(scope: TestScope, said = nothingSaid()): { scope: TestScope; said: Said } {
@@ -37,6 +39,7 @@ export function listening(scope: TestScope, said = nothingSaid()): { scope: Test
       said.from.push(from);
     }
     if (message === 'a batch is applied again in source order') said.again++;
+    if (message === 'the second call begins beside the first') said.callsBeside++;
   };
   return { scope: Object.assign(scope, { log: { ...scope.log, info } }), said };
 }

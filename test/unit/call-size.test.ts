@@ -7,6 +7,7 @@ import {
   GOOD_RESULT_BYTES,
   isForWalsender,
   nextCallBytes,
+  secondCallBytes,
   type CallResult,
 } from '../../src/postgres/call-size.ts';
 
@@ -21,7 +22,10 @@ function callsFor(backlogBytes: number, share: number, recordEvery = Infinity): 
   for (let reached = 0; reached < backlogBytes; ) {
     const lag = backlogBytes - reached;
     const again = Number.isFinite(recordEvery) ? reached % recordEvery : reached;
-    const walBytes = Math.min(lag, nextCallBytes(calls.at(-1) ?? null, { lag, again }, catchUpSizes));
+    const walBytes = Math.min(
+      lag,
+      nextCallBytes(calls.at(-1) ?? null, { lag, again, hasSecond: false }, catchUpSizes),
+    );
     calls.push({ walBytes, resultBytes: Math.round(walBytes * share) });
     reached += walBytes;
   }
@@ -36,6 +40,25 @@ describe('the calls of a catch-up', () => {
     expect(megabytes(callsFor(100 * MEGABYTE, 0.5))).toEqual([50, 50]);
     expect(megabytes(callsFor(300 * MEGABYTE, 0.5))).toEqual([128, 172]);
     expect(megabytes(callsFor(2_000 * MEGABYTE, 0.2))).toEqual([128, 512, 512, 512, 336]);
+  });
+
+  it('are two at once at first, which are all of a small backlog', () => {
+    const pairFor = (lag: number): [number, number] => {
+      const first = nextCallBytes(null, { lag, again: 0, hasSecond: true }, catchUpSizes);
+      return [first, secondCallBytes(first, lag - first, catchUpSizes)];
+    };
+    const inMegabytes = (lag: number): number[] =>
+      pairFor(lag * MEGABYTE).map((bytes) => Math.round(bytes / MEGABYTE));
+    expect(inMegabytes(10)).toEqual([10, 0]);
+    expect(inMegabytes(100)).toEqual([30, 70]);
+    expect(inMegabytes(180)).toEqual([54, 126]);
+    expect(inMegabytes(2_000)).toEqual([128, 128]);
+    fc.assert(
+      fc.property(fc.integer({ min: 17 * MEGABYTE, max: 182 * MEGABYTE }), (lag) => {
+        const [first, second] = pairFor(lag);
+        return first + second === lag && first < second;
+      }),
+    );
   });
 
   it('decode a backlog at most twice over, although each begins where the first did', () => {
@@ -64,7 +87,7 @@ describe('the calls of a catch-up', () => {
 
   it('that end in a transaction are followed by the largest, and that by the walsender', () => {
     const call = (resultBytes: number): CallResult => ({ walBytes: 8 * MEGABYTE, resultBytes });
-    expect(nextCallBytes(call(0), { lag: 100 * MEGABYTE, again: 0 }, catchUpSizes)).toBe(
+    expect(nextCallBytes(call(0), { lag: 100 * MEGABYTE, again: 0, hasSecond: false }, catchUpSizes)).toBe(
       catchUpSizes.mostCallBytes,
     );
     expect(isForWalsender(null, call(0))).toBe(false);
