@@ -44,6 +44,12 @@ interface Call {
   readonly isLast: boolean;
 }
 
+function callOf(copy: SlotCopy, from: bigint, bytes: number, source: bigint): Call {
+  const wanted = from + BigInt(bytes);
+  const isLast = wanted >= source;
+  return { copy, from, upto: isLast ? source : wanted, source, isLast };
+}
+
 export class SlotFeed {
   readonly #scope: TaskScope;
   readonly #options: WalStreamOptions;
@@ -152,7 +158,7 @@ export class SlotFeed {
   }
 
   async #feed(copy: SlotCopy): Promise<void> {
-    let call = await this.#begin(copy, null);
+    let call = await this.#begin(copy);
     let beside = call === null ? null : this.#beginBeside(call);
     try {
       while (call !== null) {
@@ -166,7 +172,7 @@ export class SlotFeed {
           continue;
         }
         if (second !== null) await this.#drop(second.copy);
-        call = call.isLast ? null : await this.#begin(call.copy, result);
+        call = call.isLast ? null : await this.#begin(call.copy);
       }
     } finally {
       const second = await beside;
@@ -175,8 +181,8 @@ export class SlotFeed {
     this.#queue.end();
   }
 
-  /** The next call, behind `last`; null: nothing more is to be had by calls, or the feed was closed. */
-  async #begin(copy: SlotCopy, last: CallResult | null): Promise<Call | null> {
+  /** The next call, behind the last one; null: nothing more is to be had by calls, or the feed was closed. */
+  async #begin(copy: SlotCopy): Promise<Call | null> {
     const { rows } = await this.#scope.source.query<{ lsn: Lsn; restart: Lsn | null }>(
       `select pg_current_wal_flush_lsn()::text as lsn,
          (select restart_lsn::text from pg_replication_slots where slot_name = $1) as restart`,
@@ -189,23 +195,24 @@ export class SlotFeed {
     if (this.#queue.failure !== null) return null; // nobody would answer the call
     const again = Number(from - lsnToBigint(rows[0]?.restart ?? this.#receivedLsn));
     const hasSecond = mayAdvance(this.#options.sourceVersion);
-    const bytes = nextCallBytes(last, { lag, again, hasSecond }, this.#sizes);
+    const bytes = nextCallBytes(this.#last, { lag, again, hasSecond }, this.#sizes);
     // A busy source writes on while a call runs: what the last one left is the walsender's, however much it is.
-    const isLast = bytes >= lag;
-    const upto = isLast ? source : from + BigInt(bytes);
-    const isFollowed = last === null && hasSecond && secondCallBytes(bytes, lag - bytes, this.#sizes) > 0;
-    copy.begin(bigintToLsn(upto), !isLast && !isFollowed);
-    return { copy, from, upto, source, isLast };
+    const call = callOf(copy, from, bytes, source);
+    const isFollowed = this.#last === null && this.#besideBytes(call) > 0;
+    copy.begin(bigintToLsn(call.upto), !call.isLast && !isFollowed);
+    return call;
+  }
+
+  /** WAL of the call that may begin beside the first one; 0: none. */
+  #besideBytes({ from, upto, source }: Call): number {
+    if (!mayAdvance(this.#options.sourceVersion)) return 0;
+    return secondCallBytes(Number(upto - from), Number(source - upto), this.#sizes);
   }
 
   /** The second call, while the server still decodes the first; null: there is none. Never rejects. */
   async #beginBeside(first: Call): Promise<Call | null> {
-    const bytes = secondCallBytes(
-      Number(first.upto - first.from),
-      Number(first.source - first.upto),
-      this.#sizes,
-    );
-    if (bytes === 0 || !mayAdvance(this.#options.sourceVersion)) return null;
+    const bytes = this.#besideBytes(first);
+    if (bytes === 0) return null;
     let copy: SlotCopy | null = null;
     try {
       const { rows } = await this.#scope.source.query<{ free: number }>(
@@ -215,15 +222,13 @@ export class SlotFeed {
       copy = await SlotCopy.open(this.#scope, this.#options, this.#signal);
       this.#copies.add(copy);
       await copy.skipTo(bigintToLsn(first.upto));
-      const wanted = first.upto + BigInt(bytes);
-      const isLast = wanted >= first.source;
-      const upto = isLast ? first.source : wanted;
-      copy.begin(bigintToLsn(upto), !isLast);
+      const call = callOf(copy, first.upto, bytes, first.source);
+      copy.begin(bigintToLsn(call.upto), !call.isLast);
       this.#scope.log.info(
-        { from: bigintToLsn(first.upto), upto: bigintToLsn(upto) },
+        { from: bigintToLsn(call.from), upto: bigintToLsn(call.upto) },
         'the second call begins beside the first',
       );
-      return { copy, from: first.upto, upto, source: first.source, isLast };
+      return call;
     } catch (error) {
       this.#scope.log.debug({ err: error }, 'the second call waits for the first');
       if (copy !== null) await this.#drop(copy);
