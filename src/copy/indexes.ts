@@ -53,7 +53,8 @@ export class IndexBuilder {
   readonly #queue: { readonly isKey: boolean; readonly start: () => void }[] = [];
   /** By the pid of the session that runs it. */
   readonly #building = new Map<number, PlannedStatement>();
-  #isWatching = false;
+  /** Ends the look at the builds; null: nobody looks. */
+  #watch: AbortController | null = null;
   #running = 0;
   /** Parts that are copied at the same time. */
   #copying: number;
@@ -161,13 +162,20 @@ export class IndexBuilder {
     try {
       this.#scope.failpoint('copy.before-index');
       this.#building.set(session.pid, statement);
-      if (!this.#isWatching) void this.#watch();
+      if (this.#watch === null) {
+        this.#watch = new AbortController();
+        void this.#look(AbortSignal.any([this.#signal, this.#watch.signal]));
+      }
       await runStatement(this.#scope, session, statement, this.#settings(statement));
     } catch (error) {
       await session.close();
       throw error;
     } finally {
       this.#building.delete(session.pid);
+      if (this.#building.size === 0) {
+        this.#watch?.abort();
+        this.#watch = null;
+      }
     }
     this.#idle.push(session);
   }
@@ -188,9 +196,8 @@ export class IndexBuilder {
     };
   }
 
-  /** Shows how far the builds are, until none runs. */
-  async #watch(): Promise<void> {
-    this.#isWatching = true;
+  /** Shows how far the builds are, until told to stop. */
+  async #look(signal: AbortSignal): Promise<void> {
     const shown = new Set<string>();
     const show = (table: string, indexProgress: IndexProgress | null): void => {
       if (indexProgress === null) shown.delete(table);
@@ -198,15 +205,15 @@ export class IndexBuilder {
       this.#scope.progress.updateTable(table, { indexProgress });
     };
     try {
-      while (this.#building.size > 0 && !this.#signal.aborted) {
-        await sleep(WATCH_INTERVAL_MS, this.#signal);
-        if (this.#building.size === 0) break;
+      for (;;) {
+        await sleep(WATCH_INTERVAL_MS, signal);
         const { rows } = await this.#scope.target.query<{ pid: number; phase: string; share: number | null }>(
           `select pid, phase, coalesce(blocks_done::float8 / nullif(blocks_total, 0),
                                        tuples_done::float8 / nullif(tuples_total, 0)) as share
              from pg_stat_progress_create_index where pid = any($1::int[])`,
           [[...this.#building.keys()]],
         );
+        if (signal.aborted) return;
         const now = new Set<string>();
         for (const { pid, phase, share } of rows) {
           const statement = this.#building.get(pid);
@@ -217,9 +224,8 @@ export class IndexBuilder {
         for (const table of shown) if (!now.has(table)) show(table, null);
       }
     } catch (error) {
-      if (!this.#signal.aborted) this.#scope.log.debug({ error }, 'could not look at the index builds');
+      if (!signal.aborted) this.#scope.log.debug({ error }, 'could not look at the index builds');
     } finally {
-      this.#isWatching = false;
       for (const table of shown) show(table, null);
     }
   }

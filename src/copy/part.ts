@@ -1,12 +1,14 @@
 // One part: its rows and its marker in one transaction of the target. Called by copy-parts.ts with two sessions that
 // are reused over parts. Whatever happens in between, the target has the whole part or nothing of it. A small table costs
-// five round trips: statements that need no answer of each other travel together.
+// five round trips: statements that need no answer of each other travel together. A larger one that is copied whole gets
+// its rows frozen: they are written once, while others are written again by the first index build, which marks them as
+// committed (and, with checksums, logs the pages once more), and a third time by a later VACUUM.
 import { MigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import { rangeCondition } from '../postgres/copy-range.ts';
 import { copyError, copyStream, type StreamPace } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
-import { deleteAllSql, writesExisting } from '../postgres/existing-tables.ts';
+import { deleteAllSql, emptyTable, writesExisting } from '../postgres/existing-tables.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
@@ -25,6 +27,8 @@ import type { Waits } from './waits.ts';
 const PROGRESS_INTERVAL_MS = 100;
 /** Parts that a source session reads before it lets go of their tables' locks; the holder keeps its own. */
 const PARTS_A_TRANSACTION = 100;
+/** Of a smaller table the new file that freezing takes costs more than its pages do. */
+const FREEZE_FROM_BYTES = 1024 ** 2;
 
 export interface PartSessions {
   readonly source: Session;
@@ -45,10 +49,14 @@ export interface PartOptions {
   readonly waits: Waits;
 }
 
-/** `copy … to stdout` and `copy … from stdin` of a part. Columns are named; generated ones are computed by the target. */
+/**
+ * `copy … to stdout` and `copy … from stdin` of a part. Columns are named; generated ones are computed by the target.
+ * `freeze`: the transaction has truncated the table.
+ */
 export function copyStatements(
   { table, range }: Pick<CopyPart, 'table' | 'range'>,
   format: 'binary' | 'text',
+  freeze: boolean,
 ): { readonly copyOut: string; readonly copyIn: string } {
   const names = table.columns.filter((column) => !column.generated).map(({ name }) => ident(name));
   const list = names.length === 0 ? '' : ` (${names.join(', ')})`; // a table may have no column at all
@@ -63,8 +71,19 @@ export function copyStatements(
       : `(select ${names.join(', ')} from only ${source} where ${conditions.join(' and ')})`;
   return {
     copyOut: `copy ${rows} to stdout (format ${format})`,
-    copyIn: `copy ${identRelation(table.target)}${list} from stdin (format ${format})`,
+    copyIn: `copy ${identRelation(table.target)}${list} from stdin (format ${format}${freeze ? ', freeze' : ''})`,
   };
+}
+
+/**
+ * Whether the part's rows are frozen: of a table that is copied whole, by us alone, into one that we made. Until its part
+ * is done the stream leaves it alone, and no snapshot is compared that would see the rows too early.
+ */
+export function mayFreeze(
+  { table, range }: Pick<CopyPart, 'table' | 'range'>,
+  isEmptyAndOurs: boolean,
+): boolean {
+  return isEmptyAndOurs && range === null && table.bytesEstimated >= FREEZE_FROM_BYTES;
 }
 
 /**
@@ -80,13 +99,14 @@ export async function copyPart(
   const { part, generation, waits, slotIncarnation } = options;
   // parts by blocks come into a table that was emptied
   const replaces = options.replaced.has(part.relation) && part.range?.kind !== 'ctid';
+  const freeze = mayFreeze(part, !replaces && !writesExisting(scope));
   const { source, target } = sessions;
   const context = { relation: part.relation, part: part.part };
   try {
     const known = await waits.during(
       `lock ${part.relation} ${part.part}`,
       `the copy waits for a lock on the target's ${relationKey(part.table.target)}`,
-      beginPart(scope, slotIncarnation, part, target, replaces),
+      beginPart(scope, slotIncarnation, part, target, { replaces, freeze }),
     );
     if (known) {
       await target.client.query('rollback');
@@ -94,6 +114,7 @@ export async function copyPart(
         throw generation.committedLate(known);
       return known;
     }
+    if (freeze) await emptyTable(scope, target.client, part.table.target);
     if (replaces)
       await waits.during(
         `replace ${part.relation} ${part.part}`,
@@ -111,7 +132,7 @@ export async function copyPart(
   } catch (error) {
     throw copyError(error, 'source', context);
   }
-  const counts = await streamPart(scope, sessions, options, context);
+  const counts = await streamPart(scope, sessions, options, freeze, context);
   const marker: Marker = {
     ...counts,
     relation: part.relation,
@@ -163,12 +184,12 @@ async function beginPart(
   slotIncarnation: string,
   part: CopyPart,
   target: Session,
-  replaces: boolean,
+  { replaces, freeze }: { readonly replaces: boolean; readonly freeze: boolean },
 ): Promise<Marker | null> {
   const relation = identRelation(part.table.target);
   const lock =
     part.range === null
-      ? `lock table only ${relation} in share row exclusive mode`
+      ? `lock table only ${relation} in ${freeze ? 'access' : 'share row'} exclusive mode`
       : `select pg_advisory_xact_lock(hashtextextended(${literal(`dts ${scope.taskId} ${part.relation} ${part.part}`)}, 0))`;
   const results = (await target.client.query(
     `begin; set local lock_timeout = '30s'; ${lock}; ${findMarkerSql(scope, slotIncarnation, part)};
@@ -185,6 +206,7 @@ async function streamPart(
   scope: TaskScope,
   sessions: PartSessions,
   options: PartOptions,
+  freeze: boolean,
   context: { readonly relation: string; readonly part: number },
 ): Promise<{ rows: number; bytes: number }> {
   const { part, format, generation, tally, waits } = options;
@@ -195,7 +217,7 @@ async function streamPart(
     return await copyStream({
       ...sessions,
       sourceSide: scope.source,
-      ...copyStatements(part, format.format),
+      ...copyStatements(part, format.format, freeze),
       signal: generation.signal,
       pace: options.pace,
       context,

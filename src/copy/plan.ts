@@ -34,13 +34,19 @@ export function partKey(part: { readonly relation: string; readonly part: number
  * reads a range of keys through the index, and parts side by side leave the heap in disorder for the index builds.
  */
 const PART_BYTES = 256 * 1024 ** 2;
+/**
+ * Up to here a table is small, and is copied whole: the source reads it without an index, and the target writes its rows
+ * once, frozen (part.ts). That is worth more than what a crash may cost, which is some seconds of copying.
+ */
+const SMALL_BYTES = 1024 ** 3;
 
 /** Of a table: each is a row of dts.part, and looked at whenever progress is shown. */
 const MOST_PARTS = 10_000;
 
 /** Parts that a table of so many bytes should have; `partBytes` is the option, null its default. */
 export function partsWanted(bytes: number, partBytes: number | null): number {
-  return Math.max(1, Math.min(MOST_PARTS, Math.ceil(bytes / (partBytes ?? PART_BYTES))));
+  if (bytes <= (partBytes ?? SMALL_BYTES)) return 1;
+  return Math.min(MOST_PARTS, Math.ceil(bytes / (partBytes ?? PART_BYTES)));
 }
 
 /** What decides how a table is cut. */

@@ -7,7 +7,7 @@ import type { PlannedTable } from '../model/schema-plan.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
 import { copyError, copyStream } from '../postgres/copy-stream.ts';
 import { copyJobsOf } from '../postgres/host.ts';
-import { emptyTable } from '../postgres/existing-tables.ts';
+import { emptyTable, writesExisting } from '../postgres/existing-tables.ts';
 import { identRelation } from '../postgres/sql.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import { readingDeadline, underFence } from '../postgres/under-fence.ts';
@@ -72,7 +72,7 @@ async function copyTable(
       } catch (error) {
         throw copyError(error, 'target', context);
       }
-      const statements = copyStatements({ table, range: null }, format);
+      const statements = copyStatements({ table, range: null }, format, !writesExisting(scope));
       await copyStream({ source, target, sourceSide: scope.source, ...statements, signal, context });
       try {
         await target.client.query(`analyze ${identRelation(table.target)}; commit`);

@@ -1,7 +1,7 @@
 // Bodies and query parameters of requests: read within bounds, names mapped, every fault named as the client spelled
 // it. What a body means is the library's business (model/request.ts).
 import type { Context } from 'hono';
-import { z } from 'zod';
+import * as z from 'zod';
 import { faultMessage, faultsOf, type FieldFault } from '../model/request-faults.ts';
 import { camelName, snakePath, toCamel } from '../model/case.ts';
 import { Refusal, refuseFields } from './problem.ts';

@@ -1,7 +1,7 @@
 // Routes under /api/v1, mounted by the app: each reads its input, calls the library once and answers what it says.
 // Names are snake_case on the wire; unknown fields and parameters are refused, never ignored.
 import { Hono, type Context, type Handler } from 'hono';
-import { z } from 'zod';
+import * as z from 'zod';
 import { isBlocked } from '../model/finding.ts';
 import { MigrationError } from '../model/errors.ts';
 import { taskIdPattern, type TaskRequest } from '../model/request.ts';

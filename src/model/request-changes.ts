@@ -1,5 +1,5 @@
 // What may be asked of a task that runs: other options, more tables, rows to repair.
-import { z } from 'zod';
+import * as z from 'zod';
 import { faultMessage, faultsOf, invalidRequest } from './request-faults.ts';
 import { changeableOptions, tableName } from './request-options.ts';
 import type { TaskOptions } from './task-options.ts';

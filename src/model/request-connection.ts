@@ -1,6 +1,6 @@
 // A connection in a create request: an object or a libpq URL. What is secret in it is split off at once.
 import { parse as parseUrl } from 'pg-connection-string';
-import { z } from 'zod';
+import * as z from 'zod';
 import { sslModes, type Endpoint, type EndpointSecrets } from './endpoint.ts';
 
 const text = z.string().min(1);

@@ -1,5 +1,5 @@
 // What is wrong with a request, field by field, in words for who wrote it.
-import type { z } from 'zod';
+import type * as z from 'zod';
 import { MigrationError } from './errors.ts';
 
 export interface FieldFault {

@@ -1,5 +1,5 @@
 // The options of a create request: ranges and defaults. `TaskOptions` says what each means.
-import { z } from 'zod';
+import * as z from 'zod';
 import { isGlob, parseRelationName } from './relation.ts';
 
 const text = z.string().min(1);

@@ -1,5 +1,5 @@
 // The create request: one schema for the library (camelCase) and HTTP (which maps names only). A fault names its field.
-import { z } from 'zod';
+import * as z from 'zod';
 import type { EndpointSecrets } from './endpoint.ts';
 import { connection, splitConnection } from './request-connection.ts';
 import { faultMessage, faultsOf, invalidRequest } from './request-faults.ts';

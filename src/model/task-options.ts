@@ -97,7 +97,7 @@ export interface TaskOptions {
   readonly subscriptions: boolean;
   /** Of a whole database: large objects come along, copied under the fence. */
   readonly largeObjects: boolean;
-  /** Size of a part; null: 256 MiB. Read when the copy begins. */
+  /** Size of a part; null: 256 MiB, and tables of up to 1 GiB are one. Read when the copy begins. */
   readonly partBytes: number | null;
   /** Limit of the whole copy; null: none. Changeable while the task runs, like the two below. */
   readonly maxBytesPerSecond: number | null;

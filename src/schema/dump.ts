@@ -52,9 +52,12 @@ export interface DumpRequest {
  * pg_dump of the target's major or later knows what the target accepts. Errors: `schema_unsupported` (both too old).
  */
 export async function chooseDumper(scope: TaskScope): Promise<Dumper> {
-  const [source, target] = await Promise.all([majorOf(scope, 'source'), majorOf(scope, 'target')]);
+  const [source, target, native] = await Promise.all([
+    majorOf(scope, 'source'),
+    majorOf(scope, 'target'),
+    nativeMajor(),
+  ]);
   const newest = Math.max(source, target);
-  const native = await nativeMajor();
   if (native !== null && native >= newest) return 'native';
   if (newest <= BUNDLED_MAJOR) return 'bundled';
   throw new MigrationError('schema_unsupported', `PostgreSQL ${newest} is newer than every pg_dump here`, {

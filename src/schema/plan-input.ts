@@ -33,8 +33,10 @@ export interface PlanInput {
 export async function readPlanInput(scope: TaskScope): Promise<PlanInput> {
   const { tables: requested, tableSuffix: suffix, options } = scope.spec;
   const everything = requested.length === 1 && requested[0] === '*';
-  const dumper = await chooseDumper(scope);
-  const selection = await readSelection(scope.source, requested, options);
+  const [dumper, selection] = await Promise.all([
+    chooseDumper(scope),
+    readSelection(scope.source, requested, options),
+  ]);
   const material = everything
     ? await readWhole(scope, dumper, selection)
     : await readSubset(scope, dumper, selection);

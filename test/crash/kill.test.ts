@@ -13,6 +13,8 @@ interface Journey {
   /** Whether its cutover is asked for until it is killed: a stream that nobody stops comes by its places by itself. */
   readonly cutsOver: boolean;
   readonly options?: Record<string, unknown>;
+  /** Of the shop; a few by default. */
+  readonly users?: number;
 }
 
 const journeys: readonly Journey[] = [
@@ -28,6 +30,18 @@ const journeys: readonly Journey[] = [
       ['copy.marker-committed', 2],
       'copy.before-index',
       'fence.installed',
+    ],
+  },
+  {
+    name: 'with tables that are frozen',
+    cutsOver: false,
+    users: 6_000,
+    options: { part_bytes: null },
+    places: [
+      ['copy.mid-table', 2],
+      ['copy.before-marker-commit', 2],
+      ['copy.marker-committed', 2],
+      'copy.before-index',
     ],
   },
   {
@@ -62,9 +76,9 @@ const journeys: readonly Journey[] = [
 ];
 
 test.each(journeys)('killed again and again $name, it ends with an identical target', async (journey) => {
-  const { places, cutsOver, options } = journey;
+  const { places, cutsOver, options, users = 600 } = journey;
   const pair = await makePair();
-  await loadShop(pair.source, 600);
+  await loadShop(pair.source, users);
   const writers = await startWriters(pair.source, 3);
   const id = `k${pair.source.dbname}`;
   const body = migrationBody(pair, {

@@ -173,6 +173,46 @@ describe.each([13, 16] as const)('from %i to 18', (major) => {
   });
 });
 
+it('rows of a table that is copied whole are written once: frozen, and known as visible to all', async () => {
+  const pair = await makePair();
+  const tables = ['whole', 'cut', 'small', 'existing'];
+  for (const name of tables) {
+    await onBoth(pair, `create table "${name}" (id bigint primary key, body text)`);
+    // or the target would mark them by itself
+    await pair.target.query(`alter table "${name}" set (autovacuum_enabled = false)`);
+  }
+  const fill = async (name: string, rows: number): Promise<void> => {
+    await pair.source.query(
+      `insert into "${name}" select n, md5(n::text) from generate_series(1, ${rows}) n`,
+    );
+    await pair.source.query(`analyze "${name}"`);
+  };
+  await fill('whole', 30_000);
+  await fill('cut', 60_000);
+  await fill('small', 3_000);
+  await fill('existing', 30_000);
+  const copy = async (names: readonly string[], options: Parameters<typeof makeScope>[1]): Promise<void> => {
+    const scope = makeScope(pair, options);
+    await prepareCopy(scope, await makePlan(pair.source, names));
+    await copyTables(scope);
+  };
+  await copy(['whole', 'cut', 'small'], { options: { partBytes: 3 * 1024 ** 2 } });
+  await copy(['existing'], { options: { schema: 'existing' } });
+  const { rows } = await pair.target.query<{ name: string; frozen: boolean }>(
+    `select relname::text as name, pg_relation_size(oid, 'vm') > 0 as frozen from pg_class
+      where relname = any($1) order by array_position($1, relname::text)`,
+    [tables],
+  );
+  expect(rows.map(({ name, frozen }) => [name, frozen])).toEqual([
+    ['whole', true],
+    ['cut', false],
+    ['small', false],
+    ['existing', false],
+  ]);
+  for (const name of tables)
+    expect(await contentOf(pair.target, name), name).toEqual(await contentOf(pair.source, name));
+});
+
 it('keys and indexes run once, keys first, roots and ATTACH after every leaf, and all end valid', async () => {
   const pair = await makePair();
   await onBoth(

@@ -12,7 +12,7 @@ import { hasUnique, planIndexes, splitUnique } from '../../src/copy/index-plan.t
 import { buildMemoryBytes, memoryOfBuild } from '../../src/copy/build-memory.ts';
 import { buildWorkers } from '../../src/copy/indexes.ts';
 import { PartQueue } from '../../src/copy/part-queue.ts';
-import { copyStatements } from '../../src/copy/part.ts';
+import { copyStatements, mayFreeze } from '../../src/copy/part.ts';
 import { cutTable, partsWanted, planParts, type CopyPart, type TableFacts } from '../../src/copy/plan.ts';
 import type { PartRange } from '../../src/model/part-range.ts';
 import type { PlannedColumn, PlannedStatement, PlannedTable } from '../../src/model/schema-plan.ts';
@@ -217,11 +217,23 @@ describe('the plan', () => {
   it('names the columns, quoted, without generated ones, and none where there is none', () => {
     const [part] = planParts([table('T"x', 0, [column('a b'), column('g', { generated: true })])], new Map());
     const [bare] = planParts([table('bare', 0)], new Map());
-    expect(part && copyStatements(part, 'binary')).toEqual({
+    expect(part && copyStatements(part, 'binary', true)).toEqual({
       copyOut: 'copy "public"."T""x" ("a b") to stdout (format binary)',
-      copyIn: 'copy "public"."T""x_new" ("a b") from stdin (format binary)',
+      copyIn: 'copy "public"."T""x_new" ("a b") from stdin (format binary, freeze)',
     });
-    expect(bare && copyStatements(bare, 'text').copyOut).toBe('copy "public"."bare" to stdout (format text)');
+    expect(bare && copyStatements(bare, 'text', false).copyOut).toBe(
+      'copy "public"."bare" to stdout (format text)',
+    );
+  });
+
+  it.each<[bytes: number, PartRange | null, isEmptyAndOurs: boolean, frozen: boolean]>([
+    [1024 ** 2, null, true, true],
+    [1024 ** 2 - 1, null, true, false],
+    [1024 ** 2, null, false, false],
+    [1024 ** 2, keyRange(null, '7'), true, false],
+    [1024 ** 2, { kind: 'ctid', from: 0, to: 9 }, true, false],
+  ])('of %i bytes, range %j, alone in the table: %s, freezes: %s', (bytes, range, isEmptyAndOurs, frozen) => {
+    expect(mayFreeze({ table: table('t', bytes), range }, isEmptyAndOurs)).toBe(frozen);
   });
 
   it.each<[PartRange, string]>([
@@ -231,7 +243,7 @@ describe('the plan', () => {
     [{ kind: 'ctid', from: 0, to: 9 }, `ctid < '(9,0)'::tid`],
     [{ kind: 'ctid', from: 9, to: null }, `ctid >= '(9,0)'::tid`],
   ])('reads the rows of %j alone', (range, condition) => {
-    expect(copyStatements({ table: table('t', 0, [column('id')]), range }, 'text')).toEqual({
+    expect(copyStatements({ table: table('t', 0, [column('id')]), range }, 'text', false)).toEqual({
       copyOut: `copy (select "id" from only "public"."t" where ${condition}) to stdout (format text)`,
       copyIn: 'copy "public"."t_new" ("id") from stdin (format text)',
     });
@@ -241,7 +253,8 @@ describe('the plan', () => {
   it.each([
     [0, null, 1],
     [256 * megabyte, null, 1],
-    [640 * megabyte, null, 3],
+    [1024 * megabyte, null, 1],
+    [1025 * megabyte, null, 5],
     [100_000 * megabyte, null, 391],
     [10 * megabyte, megabyte, 10],
     [100_000 * megabyte, megabyte, 10_000],

@@ -61,7 +61,10 @@ function spentBy(server: BenchServer, before: number | null): number | null {
   return now === null || before === null ? null : now - before;
 }
 
-/** `rounds` runs of every tool, one tool after the other within each round; by the tool's name. */
+/**
+ * `rounds` runs of every tool, one tool after the other within each round, each round beginning with another: the first
+ * run finds servers whose WAL files are still to be made, and memory that nobody has touched. By the tool's name.
+ */
 export async function runRounds(
   tools: readonly Tool[],
   rounds: number,
@@ -71,7 +74,8 @@ export async function runRounds(
   const { source, target } = servers;
   const runs = new Map<string, Run[]>(tools.map((tool) => [tool.name, []]));
   for (let round = 1; round <= rounds; round++) {
-    for (const tool of tools) {
+    const first = (round - 1) % tools.length;
+    for (const tool of [...tools.slice(first), ...tools.slice(0, first)]) {
       await tool.prepare();
       const before = { source: source.cpuSeconds(), target: target.cpuSeconds() };
       const began = performance.now();
