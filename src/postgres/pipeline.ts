@@ -28,8 +28,15 @@ export interface AnswerReader<C> {
 /** What the body of a COPY may call. */
 export interface Copying {
   readonly frame: () => void;
-  /** Rows that lie in memory, up to `end`: it must stay as it is, and goes to the pool when the socket has it. */
-  readonly lend: (memory: Buffer, end: number) => void;
+  /** Rows that lie in memory: it must stay as it is, and goes to the pool when the socket has it. */
+  readonly lend: (rows: LentRows) => void;
+}
+
+/** Bytes `from` … `to` of memory of the pool. */
+export interface LentRows {
+  readonly memory: Buffer;
+  readonly from: number;
+  readonly to: number;
 }
 
 interface Entry<C> {
@@ -147,9 +154,9 @@ export class Pipeline<C> {
         this.flush();
         data = this.#out.begin(COPY_DATA);
       },
-      lend: (rowsFrom, end) => {
+      lend: (lent) => {
         this.#out.end(data);
-        this.#lend(rowsFrom, end);
+        this.#lend(lent);
         data = this.#out.begin(COPY_DATA);
       },
     });
@@ -160,9 +167,9 @@ export class Pipeline<C> {
     this.flush();
   }
 
-  #lend(memory: Buffer, end: number): void {
+  #lend({ memory, from, to: end }: LentRows): void {
     this.#socket.cork();
-    for (let at = 0; at < end; at += COPY_FRAME_BYTES) {
+    for (let at = from; at < end; at += COPY_FRAME_BYTES) {
       const to = Math.min(end, at + COPY_FRAME_BYTES);
       this.#out.byte(COPY_DATA);
       this.#out.int32(4 + to - at);

@@ -4,6 +4,7 @@ import type { Tuple, ColumnValue } from '../postgres/pgoutput-messages.ts';
 import { UNCHANGED } from '../postgres/pgoutput-messages.ts';
 import type { Pipeline } from '../postgres/pipeline.ts';
 import type { ChangeContext } from './apply-errors.ts';
+import { inKeyOrder } from './key-order.ts';
 import type { StreamedTable } from './relations.ts';
 import { setStatements, type SetStatements } from './set-statements.ts';
 import { deleteRow, insertRows, updateRow } from './statements.ts';
@@ -163,7 +164,7 @@ export class SetWriter {
     if (set.deletes === 'absent') this.#pipe.execute(sql.createDeletes, [], null, context);
     else if (set.deletes === 'filled') this.#pipe.execute(sql.clearDeletes, [], null, context);
     set.deletes = 'filled';
-    this.#copy(set, sql.copyDeletes, entries, batch.shape.keys, context);
+    this.#copy(set, sql.copyDeletes, inKeyOrder(entries, batch.keyOf), batch.shape.keys, context);
     this.#pipe.execute(sql.delete, [], entries.length, context);
   }
 
@@ -182,7 +183,7 @@ export class SetWriter {
     if (set.updates === 'absent') this.#pipe.execute(sql.createUpdates, [], null, context);
     else if (set.updates === 'filled') this.#pipe.execute(sql.clearUpdates, [], null, context);
     set.updates = 'filled';
-    this.#copy(set, sql.copyUpdates, entries, null, context);
+    this.#copy(set, sql.copyUpdates, inKeyOrder(entries, batch.keyOf), null, context);
     const unchanged = new Set(
       word
         .split(',')
@@ -217,7 +218,7 @@ export class SetWriter {
     pipe.copy(sql, entries.length, context, ({ frame, lend }) => {
       if (binary) pipe.bytes(copyHeader, 0, copyHeader.length);
       const isWhole = columns === null && !batch.hasUnchanged && entries.length === batch.count;
-      if (binary && isWhole && batch.isDense) lend(batch.release(), batch.used);
+      if (binary && isWhole) lend(batch.release(entries));
       else
         for (const entry of entries) {
           if (!binary) this.#textRow(batch, entry, columns);

@@ -13,7 +13,9 @@
 // a table that only got inserts is written by copying memory. A value that the update did not send (unchanged TOAST) is
 // taken from the pending state; where there is none its length is UNCHANGED_LENGTH.
 import { BufferPool } from '../postgres/buffer-pool.ts';
+import type { LentRows } from '../postgres/pipeline.ts';
 import { isSparse, KeyMap } from './key-map.ts';
+import { isAscending } from './key-order.ts';
 
 /** Length of a value that the message lacks; −1 is NULL. */
 export const UNCHANGED_LENGTH = -2;
@@ -95,11 +97,29 @@ export class TableBatch {
     this.#map = new KeyMap();
   }
 
-  /** The arena now belongs to the caller, who gives it to the pool. */
-  release(): Buffer {
-    const { arena } = this;
+  /** The tuples of all entries in this order. Their memory now belongs to the caller, who gives it to the pool. */
+  release(entries: readonly number[]): LentRows {
+    const from = this.isDense && isAscending(entries) ? 0 : this.#gather(entries);
+    const { arena: memory, used: to } = this;
     this.arena = NOTHING;
-    return arena;
+    return { memory, from, to };
+  }
+
+  /** Copies the tuples behind all others, one by one; returns where they begin. */
+  #gather(entries: readonly number[]): number {
+    const { starts, ends, used } = this;
+    let bytes = 0;
+    for (const entry of entries) bytes += (ends[entry] ?? 0) - (starts[entry] ?? 0);
+    if (used + bytes > this.arena.length) this.#grow(bytes);
+    const { arena } = this;
+    let to = used;
+    for (const entry of entries) {
+      const [start, end] = [starts[entry] ?? 0, ends[entry] ?? 0];
+      arena.copyWithin(to, start, end); // unlike Buffer.copy it makes no object
+      to += end - start;
+    }
+    this.used = to;
+    return used;
   }
 
   /** `at`: the tuple's column count in the message. False: not taken, nothing changed. */
@@ -166,6 +186,9 @@ export class TableBatch {
       (arena[position + 3] ?? 0)
     );
   }
+
+  /** The entry's key as the map has it: a number of a single integer, else its bytes. */
+  readonly keyOf = (entry: number): number | string => this.#keyAt(this.starts[entry] ?? 0);
 
   /** Positions of the values that the entry lacks, as a word; empty when it has all. */
   unchangedOf(entry: number): string {
