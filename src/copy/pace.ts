@@ -41,11 +41,14 @@ export class Pace implements StreamPace {
 
   #refill(): number | null {
     const rate = this.#scope.spec.options.maxBytesPerSecond;
+    if (rate === null) {
+      this.#allowance = 0; // no debt of a limit that is gone
+      return null;
+    }
     const now = this.#now();
     const seconds = (now - this.#at) / 1_000;
     this.#at = now;
-    // no debt of a limit that is gone
-    this.#allowance = rate === null ? 0 : Math.min(rate * BURST_SECONDS, this.#allowance + rate * seconds);
+    this.#allowance = Math.min(rate * BURST_SECONDS, this.#allowance + rate * seconds);
     return rate;
   }
 }

@@ -16,8 +16,13 @@ export class BufferPool {
   /** A buffer of at least so many bytes, with anything in it. */
   take(bytes: number): Buffer {
     let best = -1;
-    for (const [at, { length }] of this.#free.entries())
-      if (length >= bytes && (best === -1 || length < (this.#free[best]?.length ?? 0))) best = at;
+    let least = Infinity;
+    for (let at = 0; at < this.#free.length && least > bytes; at++) {
+      const length = this.#free[at]?.length ?? 0;
+      if (length < bytes || length >= least) continue;
+      best = at;
+      least = length;
+    }
     const [found] = best === -1 ? [] : this.#free.splice(best, 1);
     if (!found) return Buffer.allocUnsafeSlow(Math.max(LEAST_BYTES, 2 ** Math.ceil(Math.log2(bytes))));
     this.#bytes -= found.length;

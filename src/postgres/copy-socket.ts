@@ -1,22 +1,22 @@
 // The socket of a session that reads COPY OUT. Node gives every read a buffer of its own, 64 KiB of garbage each: at the
-// speed of a COPY that is most of the collector's work and tens of megabytes waiting for it. This socket reads into one
-// buffer. Opened by connections.ts where the connection has no TLS (which reads by itself), used by copy-stream.ts.
+// speed of a COPY that is most of the collector's work and tens of megabytes waiting for it. This socket reads into frames
+// that are used again, each with room for the header of the message that its rows leave in. Opened by connections.ts where
+// the connection has no TLS (which reads by itself), used by copy-stream.ts.
 import { Socket, type OnReadOpts, type SocketConstructorOpts } from 'node:net';
-
-const READ_BYTES = 256 * 1024;
+import { frames, HEADER_BYTES, takeFrame } from './copy-messages.ts';
 
 export class CopySocket extends Socket {
   /**
-   * Takes what was read instead of the `data` listeners, which get copies of their own. The bytes are valid during the
-   * call only and may be overwritten by it.
+   * Takes what was read instead of the `data` listeners, which get copies of their own: so many bytes of a frame, behind the
+   * room for a header. True: the frame is the taker's now; else its bytes are valid during the call only.
    */
-  onGulp: ((bytes: Buffer) => void) | null = null;
+  onGulp: ((frame: Buffer, length: number) => boolean) | null = null;
 
   constructor() {
-    const buffer = Buffer.allocUnsafeSlow(READ_BYTES);
+    let frame = takeFrame();
     let read = (_length: number): void => undefined;
     const onread: OnReadOpts = {
-      buffer,
+      buffer: () => frame.subarray(HEADER_BYTES), // asked for before every read
       callback: (length) => {
         read(length);
         return true; // go on; pause() and resume() work as ever
@@ -25,9 +25,9 @@ export class CopySocket extends Socket {
     const options: SocketConstructorOpts & { readonly onread: OnReadOpts } = { onread };
     super(options);
     read = (length) => {
-      const bytes = buffer.subarray(0, length);
-      if (this.onGulp) this.onGulp(bytes);
-      else this.emit('data', Buffer.from(bytes));
+      if (!this.onGulp) this.emit('data', Buffer.from(frame.subarray(HEADER_BYTES, HEADER_BYTES + length)));
+      else if (this.onGulp(frame, length)) frame = takeFrame();
     };
+    this.once('close', () => frames.give(frame));
   }
 }

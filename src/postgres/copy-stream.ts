@@ -6,12 +6,14 @@ import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
 import type { Session, Side } from './connections.ts';
 import { CopySocket } from './copy-socket.ts';
-import { CopyInFramer, CopyOutWalker } from './copy-messages.ts';
+import { CopyInFramer, CopyOutWalker, frames, HEADER_BYTES } from './copy-messages.ts';
 import { fromPostgres, type ErrorContext } from './errors.ts';
 
 /** Bytes written to the target's socket and not yet taken by the kernel at which the source is paused, and resumed. */
 const PAUSE_AT_BYTES = 512 * 1024;
 const RESUME_AT_BYTES = 256 * 1024;
+/** Rows of one read leave in its own memory from here on; fewer are gathered, for each message costs the target a wake-up. */
+const LEND_FROM_BYTES = 64 * 1024;
 /**
  * A peer that neither sends nor takes a byte for so long is dead: TCP keepalive does not see unacknowledged writes. But a
  * source whose filter keeps few rows has nothing to send for as long as it looks for the next one.
@@ -101,7 +103,7 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
     to.stream.write(message, () => {
       inFlight -= message.length;
       movedAt = Date.now();
-      framer.release(frame);
+      frames.give(frame);
       if (paced === null && inFlight <= RESUME_AT_BYTES && failure === null) from.stream.resume();
     });
     if (inFlight >= PAUSE_AT_BYTES) from.stream.pause();
@@ -111,10 +113,11 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
   });
   let giveBack: (rest: Buffer) => void = () => undefined;
   let pgReads: (chunk: Buffer) => void = () => undefined;
+  const gather = (rows: Buffer): void => {
+    if (failure === null && rows.length > 0) framer.append(rows);
+  };
   const walker = new CopyOutWalker({
-    payload: (rows) => {
-      if (failure === null) framer.append(rows);
-    },
+    payload: gather,
     control: (message) => pgReads(message),
     ready: (rest) => giveBack(rest),
   });
@@ -125,10 +128,23 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
     const onData = (chunk: Buffer): void => {
       movedAt = Date.now();
       try {
-        walker.push(chunk);
+        gather(chunk.subarray(0, walker.push(chunk)));
       } catch (error) {
         failHere(error);
       }
+    };
+    const onGulp = (frame: Buffer, length: number): boolean => {
+      movedAt = Date.now();
+      let isLent = false;
+      try {
+        const kept = walker.push(frame.subarray(HEADER_BYTES, HEADER_BYTES + length));
+        isLent = kept >= LEND_FROM_BYTES && failure === null;
+        if (isLent) framer.lend(frame, kept);
+        else gather(frame.subarray(HEADER_BYTES, HEADER_BYTES + kept));
+      } catch (error) {
+        failHere(error);
+      }
+      return isLent;
     };
     pgReads = (chunk) => {
       for (const listener of listeners) listener.call(stream, chunk);
@@ -142,7 +158,7 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
       if (rest.length > 0) pgReads(Buffer.from(rest));
       stream.resume();
     };
-    if (ownsReads) stream.onGulp = onData;
+    if (ownsReads) stream.onGulp = onGulp;
     else {
       for (const listener of listeners) stream.removeListener('data', listener);
       stream.on('data', onData);

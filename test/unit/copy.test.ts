@@ -16,7 +16,14 @@ import { copyStatements, mayFreeze } from '../../src/copy/part.ts';
 import { cutTable, partsWanted, planParts, type CopyPart, type TableFacts } from '../../src/copy/plan.ts';
 import type { PartRange } from '../../src/model/part-range.ts';
 import type { PlannedColumn, PlannedStatement, PlannedTable } from '../../src/model/schema-plan.ts';
-import { CopyInFramer, CopyOutWalker, FRAME_BYTES } from '../../src/postgres/copy-messages.ts';
+import {
+  CopyInFramer,
+  CopyOutWalker,
+  FRAME_BYTES,
+  frames,
+  HEADER_BYTES,
+  takeFrame,
+} from '../../src/postgres/copy-messages.ts';
 import {
   defaultCopyJobs,
   defaultIndexJobs,
@@ -50,7 +57,8 @@ function walk(bytes: Buffer, sizes: readonly number[]): Walked {
   });
   for (let at = 0, i = 0; at < bytes.length && rest === null; i++) {
     const size = sizes[i % sizes.length] ?? 1;
-    walker.push(Buffer.from(bytes.subarray(at, at + size)));
+    const chunk = Buffer.from(bytes.subarray(at, at + size));
+    payload.push(chunk.subarray(0, walker.push(chunk)));
     at += size;
   }
   return {
@@ -95,13 +103,13 @@ describe('the walk over a COPY', () => {
 });
 
 describe('the frames for the target', () => {
-  it('carry the same bytes in messages of 128 KiB, in buffers that are used again', () => {
+  it('carry the same bytes in messages of 256 KiB, in buffers that are used again', () => {
     const messages: Buffer[] = [];
-    const frames = new Set<Buffer>();
+    const used = new Set<Buffer>();
     const framer = new CopyInFramer((framed, frame) => {
       messages.push(Buffer.from(framed));
-      frames.add(frame);
-      framer.release(frame);
+      used.add(frame);
+      frames.give(frame);
     });
     const piece = Buffer.from(Array.from({ length: 50_021 }, (_, i) => i % 251));
     for (let i = 0; i < 20; i++) framer.append(piece);
@@ -111,7 +119,18 @@ describe('the frames for the target', () => {
     expect(sent.equals(Buffer.concat(Array.from({ length: 20 }, () => piece)))).toBe(true);
     expect(messages.every((one) => one[0] === 0x64 && one.readInt32BE(1) === one.length - 1)).toBe(true);
     expect(messages.slice(0, -1).every((one) => one.length === FRAME_BYTES + 5)).toBe(true);
-    expect(frames.size).toBe(1);
+    expect(used.size).toBe(1);
+  });
+
+  it('leave in the memory in which their rows lie, behind what was gathered', () => {
+    const messages: string[] = [];
+    const framer = new CopyInFramer((framed) => void messages.push(framed.toString('latin1')));
+    const frame = takeFrame();
+    frame.write('rows that were read', HEADER_BYTES);
+    framer.append(Buffer.from('gathered'));
+    framer.lend(frame, 'rows that were read'.length);
+    framer.flush();
+    expect(messages).toEqual(['d\0\0\0\x0cgathered', 'd\0\0\0\x17rows that were read']);
   });
 });
 
