@@ -6,20 +6,21 @@ import type { PlannedStatement } from '../model/schema-plan.ts';
 export type StatementGroup = readonly PlannedStatement[];
 
 export interface IndexPlan {
-  /** By `relationKey` of the source table: groups in order, keys first. Run when that table is complete. */
+  /** By `relationKey` of the source table: groups in order, keys in front. Run when that table is complete. */
   readonly byTable: ReadonlyMap<string, readonly StatementGroup[]>;
   /** In plan order, one by one, when all of the above is done: indexes of partitioned roots and what attaches to them. */
   readonly last: readonly PlannedStatement[];
 }
 
 // CREATE INDEX takes SHARE, which does not conflict with itself: several may run on one table. Constraints, ALTER INDEX,
-// CLUSTER ON, REPLICA IDENTITY … take more, and name indexes made before them.
-const createsIndex = /^\s*create\s+(unique\s+)?index\s/i;
+// CLUSTER ON, REPLICA IDENTITY … take more, and name indexes made before them. In front there may be the tablespace.
+const createsIndex = /^\s*(set local default_tablespace = .*;\n)?create\s+(unique\s+)?index\s/i;
 const attaches = /\battach\s+partition\b/i;
 
 // A secondary unique or exclusion constraint: two snapshots may hold one value in two rows, which no state of the source
 // ever did. The primary key is none of these: its value decides which part, hence which snapshot, a row is of.
-const isUnique = /^\s*create\s+unique\s+index\s|\badd\s+constraint\b[\s\S]*?\b(unique|exclude)\b/i;
+const isUnique =
+  /^\s*(set local default_tablespace = .*;\n)?create\s+unique\s+index\s|\badd\s+constraint\b[\s\S]*?\b(unique|exclude)\b/i;
 
 /** Whether the table has unique or exclusion constraints beside its primary key. */
 export function hasUnique(statements: readonly PlannedStatement[], table: string): boolean {
@@ -70,15 +71,14 @@ export function planIndexes(
       }
       const groups = byTable.get(table) ?? [];
       byTable.set(table, groups);
-      const previous = groups.at(-1);
-      if (phase === 'index' && createsIndex.test(sql) && previous?.every(isParallel))
-        previous.push(statement);
+      const beside = createsIndex.test(sql) ? groups.find((group) => group.every(isParallel)) : undefined;
+      if (beside) beside.push(statement);
       else groups.push([statement]);
     }
   }
   return { byTable, last: last.sort((a, b) => a.n - b.n) };
 }
 
-function isParallel({ phase, sql }: PlannedStatement): boolean {
-  return phase === 'index' && createsIndex.test(sql);
+function isParallel({ sql }: PlannedStatement): boolean {
+  return createsIndex.test(sql);
 }

@@ -4,7 +4,7 @@
 import { relationKey, type RelationName } from '../model/relation.ts';
 import type { ObjectAddress, PlannedStatement, StatementPhase } from '../model/schema-plan.ts';
 import type { TaskOptions } from '../model/task-options.ts';
-import type { TableSelection } from '../postgres/catalog.ts';
+import type { CatalogTable, TableSelection } from '../postgres/catalog.ts';
 import { ident, identRelation, literal } from '../postgres/sql.ts';
 import type { Dependencies } from './dependencies.ts';
 import { catalogs, objectKey } from './dependency-graph.ts';
@@ -15,12 +15,16 @@ import { typeOfShell } from './plan-input.ts';
 import type { Renaming } from './rename.ts';
 import type { DumpEntry } from './split.ts';
 import type { DumpStatement } from './statement.ts';
+import { takeApart } from './unique-index.ts';
 
 /** A statement without its place: `sql` of a shared object grows by its comments. */
 interface Draft extends Omit<PlannedStatement, 'n'> {
   sql: string;
   readonly rank: number;
 }
+
+/** Beside the other indexes of a smaller table, the index of a constraint would not be worth a statement of its own. */
+const APART_FROM_BYTES = 1024 * 1024;
 
 export interface DraftInput {
   readonly selection: TableSelection;
@@ -39,6 +43,7 @@ export function draftStatements(
 ): { drafts: Draft[]; unsupported: DumpEntry[] } {
   const tables = new Map(selection.tables.map((table) => [relationKey(table.relation), table]));
   const keyIndexes = keyIndexesOf(kept);
+  const isApart = buildsApart(kept, tables);
   const drafts: Draft[] = [];
   const unsupported: DumpEntry[] = [];
   const ownerOf = tableOwners(selection, dependencies);
@@ -85,6 +90,17 @@ export function draftStatements(
         phase,
         rank: rankOf(statement, isPartitioned),
       };
+      const apart = isApart(statement) ? takeApart(draft.sql) : null;
+      if (apart !== null) {
+        drafts.push({
+          ...draft,
+          sql: placed(entry, options, apart.index),
+          object: draft.object.replace('CONSTRAINT', 'INDEX'),
+        });
+        const { takes: _takes, ...rest } = draft; // its index has the name
+        drafts.push({ ...rest, sql: apart.constraint });
+        continue;
+      }
       if (statement === entry.statements[0]) draft.sql = placed(entry, options, draft.sql);
       const addsValid = phase === 'foreign-key' && !statement.notValid;
       if (addsValid) draft.sql += ' NOT VALID';
@@ -94,6 +110,26 @@ export function draftStatements(
     }
   }
   return { drafts, unsupported };
+}
+
+/** Of a statement: its table has several indexes, and is large enough for them to be built at the same time. */
+function buildsApart(
+  kept: readonly DumpEntry[],
+  tables: ReadonlyMap<string, CatalogTable>,
+): (statement: DumpStatement) => boolean {
+  const indexes = new Map<string, number>();
+  for (const { kind, statements } of kept) {
+    const [first] = statements;
+    if (!first?.subject || first.takes.length === 0 || (kind !== 'CONSTRAINT' && kind !== 'INDEX')) continue;
+    const key = relationKey(first.subject);
+    indexes.set(key, (indexes.get(key) ?? 0) + 1);
+  }
+  return ({ subject }) => {
+    const table = subject === null ? undefined : tables.get(relationKey(subject));
+    // a partitioned table takes no index for a constraint
+    if (table === undefined || table.kind === 'partitioned') return false;
+    return (indexes.get(relationKey(table.relation)) ?? 0) > 1 && table.bytesEstimated >= APART_FROM_BYTES;
+  };
 }
 
 /** Of a base type, or of a type that never got its definition. */

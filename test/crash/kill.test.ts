@@ -33,7 +33,7 @@ const journeys: readonly Journey[] = [
     ],
   },
   {
-    name: 'with tables that are frozen',
+    name: 'with tables that are frozen, and indexes that are built at the same time',
     cutsOver: false,
     users: 6_000,
     options: { part_bytes: null },
@@ -42,6 +42,8 @@ const journeys: readonly Journey[] = [
       ['copy.before-marker-commit', 2],
       ['copy.marker-committed', 2],
       'copy.before-index',
+      ['copy.before-index', 3],
+      ['copy.before-index', 4],
     ],
   },
   {

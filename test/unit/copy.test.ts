@@ -490,9 +490,32 @@ describe('the order of keys and indexes', () => {
     );
     const numbers = (of: string): number[][] | undefined =>
       plan.byTable.get(of)?.map((group) => group.map(({ n }) => n));
-    expect(numbers('a')).toEqual([[5], [1, 2], [3], [4]]);
+    expect(numbers('a')).toEqual([[5], [1, 2, 4], [3]]);
     expect(numbers('b')).toEqual([[8]]);
     expect(plan.last.map(({ n }) => n)).toEqual([6, 7]);
+  });
+
+  it('builds the index of a key beside the others, and makes it the key when all of them stand', () => {
+    const placed = 'set local default_tablespace = "fast";\nCREATE INDEX t_b ON public.t USING btree (b)';
+    const statements = [
+      statement(0, 'key', 'CREATE UNIQUE INDEX t_pkey ON public.t USING btree (id)', 't'),
+      statement(
+        1,
+        'key',
+        'ALTER TABLE ONLY public.t ADD CONSTRAINT t_pkey PRIMARY KEY USING INDEX t_pkey',
+        't',
+      ),
+      statement(2, 'index', 'CREATE INDEX t_a ON public.t USING btree (a)', 't'),
+      statement(3, 'index', 'CREATE UNIQUE INDEX t_u ON public.t USING btree (u)', 't'),
+      statement(4, 'index', 'ALTER TABLE ONLY public.t ADD CONSTRAINT t_u UNIQUE USING INDEX t_u', 't'),
+      statement(5, 'index', placed, 't'),
+    ];
+    const groups = planIndexes(statements, new Set(['t']), new Set()).byTable.get('t') ?? [];
+    const numbers = (of: readonly (readonly PlannedStatement[])[]): number[][] =>
+      of.map((group) => group.map(({ n }) => n));
+    expect(numbers(groups)).toEqual([[0, 2, 3, 5], [1], [4]]);
+    const { now, later } = splitUnique(groups);
+    expect(numbers([...now, later])).toEqual([[0, 2, 5], [1], [3, 4]]);
   });
 
   const relation = 'public.t';
@@ -500,6 +523,7 @@ describe('the order of keys and indexes', () => {
   const add = (constraint: string): string => `ALTER TABLE ONLY public.t\n    ADD CONSTRAINT ${constraint};`;
   const uniques = [
     'CREATE UNIQUE INDEX t_u ON public.t USING btree (u)',
+    'set local default_tablespace = "fast";\nCREATE UNIQUE INDEX t_u ON public.t USING btree (u)',
     'CREATE UNIQUE INDEX t_u ON public.t USING btree (u) NULLS NOT DISTINCT WHERE (u > 0)',
     add('t_u UNIQUE (u)'),
     add('t_u UNIQUE NULLS NOT DISTINCT (u)'),
