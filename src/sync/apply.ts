@@ -270,6 +270,11 @@ export class Applier {
     await this.#pipe.throttle(MAX_UNANSWERED / 2, MAX_UNANSWERED_BYTES / 2);
   }
 
+  /** What is pending will leave as it is now: arranges it, in the time in which the target would not take it yet. */
+  arrange(): void {
+    this.#sets.arrange();
+  }
+
   /**
    * Sends everything that is pending, beginning the transaction if none is open. `ended`: its last source transaction is
    * complete. Does not wait.

@@ -383,6 +383,7 @@ export class Replay {
 
   /** The batch goes to the target, after the one before it; also a position without changes. */
   async #submit(): Promise<void> {
+    if (this.#underWay !== null) this.#applier.arrange();
     await this.#settle();
     const batch = this.#batch;
     this.#keep(this.#next);

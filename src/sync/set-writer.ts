@@ -4,11 +4,11 @@ import type { Tuple, ColumnValue } from '../postgres/pgoutput-messages.ts';
 import { UNCHANGED } from '../postgres/pgoutput-messages.ts';
 import type { Pipeline } from '../postgres/pipeline.ts';
 import type { ChangeContext } from './apply-errors.ts';
-import { inKeyOrder } from './key-order.ts';
+import { leavingRows, type LeavingRows } from './leaving-rows.ts';
 import type { StreamedTable } from './relations.ts';
 import { setStatements, type SetStatements } from './set-statements.ts';
 import { deleteRow, insertRows, updateRow } from './statements.ts';
-import { DELETE, INSERT, NONE, REPLACE, TableBatch, UNCHANGED_LENGTH, UPDATE } from './table-batch.ts';
+import { NONE, TableBatch, UNCHANGED_LENGTH } from './table-batch.ts';
 
 /** Up to so many rows a statement each is cheaper for the target than COPY into a temporary table. */
 const FEW_ROWS = 12;
@@ -24,6 +24,8 @@ interface TableSet {
   readonly batch: TableBatch;
   readonly sql: SetStatements;
   readonly binary: boolean;
+  /** How its batch will leave; null: not asked for yet, or something was taken since. */
+  leaving: LeavingRows | null;
   updates: TemporaryTable;
   deletes: TemporaryTable;
   /** Target transactions that have ended since its batch was written. */
@@ -68,7 +70,16 @@ export class SetWriter {
       const shape = { ...table.shape, binary: this.#binary };
       const sql = setStatements(table, this.#sets.size, this.#binary);
       const batch = new TableBatch(shape, this.#pipe.pool);
-      set = { table, batch, sql, binary: this.#binary, updates: 'absent', deletes: 'absent', idle: 0 };
+      set = {
+        table,
+        batch,
+        sql,
+        binary: this.#binary,
+        leaving: null,
+        updates: 'absent',
+        deletes: 'absent',
+        idle: 0,
+      };
       this.#sets.set(table, set);
       this.write(table); // what it has pending under the columns that it had before
     }
@@ -81,6 +92,7 @@ export class SetWriter {
           ? batch.update(message, at, end)
           : batch.delete(message, at, end);
     if (!taken) return false;
+    set.leaving = null;
     this.#touched.add(set);
     this.#changes++;
     this.#bytes += batch.used - before;
@@ -102,6 +114,16 @@ export class SetWriter {
     return [...this.#touched].filter(({ table }) => table.key === key);
   }
 
+  /** Arranges what is pending while the target is still at work, so that it leaves at once when its turn comes. */
+  arrange(): void {
+    for (const set of this.#touched) {
+      const leaving = leavingRows(set.batch);
+      set.leaving = leaving;
+      for (const entries of [leaving.inserts, ...leaving.updates.values()])
+        if (leavesAsItLies(set, entries, null)) set.batch.gather(entries);
+    }
+  }
+
   writeAll(): void {
     for (const set of this.#touched) this.#write(set);
     this.#touched.clear();
@@ -109,7 +131,10 @@ export class SetWriter {
 
   /** Forgets what is pending. */
   drop(): void {
-    for (const { batch } of this.#touched) batch.clear();
+    for (const set of this.#touched) {
+      set.batch.clear();
+      set.leaving = null;
+    }
     this.#touched.clear();
     this.#changes = 0;
     this.#bytes = 0;
@@ -128,26 +153,14 @@ export class SetWriter {
     const { batch } = set;
     set.idle = 0;
     this.#onWrite(set.table, batch);
-    const deletes: number[] = [];
-    const inserts: number[] = [];
-    /** By the positions that the updates lack: as a rule there are none. */
-    const updates = new Map<string, number[]>();
-    for (let entry = 0; entry < batch.count; entry++) {
-      const op = batch.ops[entry];
-      if (op === DELETE || op === REPLACE) deletes.push(entry);
-      if (op === INSERT || op === REPLACE) inserts.push(entry);
-      if (op !== UPDATE) continue;
-      const word = batch.hasUnchanged ? batch.unchangedOf(entry) : '';
-      const group = updates.get(word);
-      if (group) group.push(entry);
-      else updates.set(word, [entry]);
-    }
+    const { deletes, updates, inserts } = set.leaving ?? leavingRows(batch);
     if (deletes.length > 0) this.#deleteRows(set, deletes);
     for (const [word, entries] of updates) this.#updateRows(set, word, entries);
     if (inserts.length > 0) this.#insertRows(set, inserts);
     this.#changes -= batch.taken;
     this.#bytes -= batch.used;
     batch.clear();
+    set.leaving = null;
   }
 
   #deleteRows(set: TableSet, entries: readonly number[]): void {
@@ -164,7 +177,7 @@ export class SetWriter {
     if (set.deletes === 'absent') this.#pipe.execute(sql.createDeletes, [], null, context);
     else if (set.deletes === 'filled') this.#pipe.execute(sql.clearDeletes, [], null, context);
     set.deletes = 'filled';
-    this.#copy(set, sql.copyDeletes, inKeyOrder(entries, batch.keyOf), batch.shape.keys, context);
+    this.#copy(set, sql.copyDeletes, entries, batch.shape.keys, context);
     this.#pipe.execute(sql.delete, [], entries.length, context);
   }
 
@@ -183,7 +196,7 @@ export class SetWriter {
     if (set.updates === 'absent') this.#pipe.execute(sql.createUpdates, [], null, context);
     else if (set.updates === 'filled') this.#pipe.execute(sql.clearUpdates, [], null, context);
     set.updates = 'filled';
-    this.#copy(set, sql.copyUpdates, inKeyOrder(entries, batch.keyOf), null, context);
+    this.#copy(set, sql.copyUpdates, entries, null, context);
     const unchanged = new Set(
       word
         .split(',')
@@ -217,8 +230,7 @@ export class SetWriter {
     const pipe = this.#pipe;
     pipe.copy(sql, entries.length, context, ({ frame, lend }) => {
       if (binary) pipe.bytes(copyHeader, 0, copyHeader.length);
-      const isWhole = columns === null && !batch.hasUnchanged && entries.length === batch.count;
-      if (binary && isWhole) lend(batch.release(entries));
+      if (leavesAsItLies(set, entries, columns)) lend(batch.release(entries));
       else
         for (const entry of entries) {
           if (!binary) this.#textRow(batch, entry, columns);
@@ -280,6 +292,15 @@ export class SetWriter {
     }
     pipe.byte(0x0a);
   }
+}
+
+/** Whether the arena's tuples of these entries are the COPY, and nobody else needs the arena. */
+function leavesAsItLies(
+  { batch, binary }: TableSet,
+  { length }: readonly number[],
+  columns: readonly number[] | null,
+): boolean {
+  return binary && columns === null && !batch.hasUnchanged && length === batch.count;
 }
 
 /** Every tuple that the set writes. */

@@ -211,6 +211,9 @@ async function streamOnce(
 
   const ending = new AbortController();
   const signal = AbortSignal.any([scope.signal, ending.signal]);
+  const heldBack = held.size > 0 ? 'changes that are set aside are compared with a copy' : null;
+  const choosing = chooseStreamFormat(scope, version, heldBack);
+  choosing.catch(() => undefined); // awaited below, unless something else fails first
   const session = await openApplySession(scope, signal);
   let feed: WalStream | SlotFeed | null = null;
   const tasks: Promise<void>[] = [];
@@ -224,11 +227,7 @@ async function streamOnce(
     const textUntil = (position: Lsn): string | null =>
       wasWidenedBehind(tables, position) ? 'changes may come under a type that was widened since' : null;
     const passing = textUntil(progress.appliedLsn);
-    const lasting = await chooseStreamFormat(
-      scope,
-      version,
-      held.size > 0 ? 'changes that are set aside are compared with a copy' : null,
-    );
+    const lasting = await choosing;
     const format = passing === null ? lasting : await chooseStreamFormat(scope, version, passing);
     const opened = await openFeed(
       scope,

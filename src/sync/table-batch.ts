@@ -42,6 +42,13 @@ export interface BatchShape {
   readonly binary: boolean;
 }
 
+/** Bytes `from` … `to` of the arena. */
+interface GatheredRows {
+  readonly entries: readonly number[];
+  readonly from: number;
+  readonly to: number;
+}
+
 const INITIAL_ROWS = 64;
 const NOTHING = Buffer.alloc(0);
 
@@ -61,7 +68,9 @@ export class TableBatch {
   /** Changes taken. */
   taken = 0;
   /** The arena holds exactly the tuples of the entries, in their order. */
-  isDense = true;
+  #isDense = true;
+  /** Where the tuples of these entries lie one behind the other; null: nowhere that is known. */
+  #gathered: GatheredRows | null = null;
   /** Some tuple may lack values. */
   hasUnchanged = false;
   #map = new KeyMap();
@@ -83,7 +92,8 @@ export class TableBatch {
     this.used = 0;
     this.count = 0;
     this.taken = 0;
-    this.isDense = true;
+    this.#isDense = true;
+    this.#gathered = null;
     this.hasUnchanged = false;
     this.#map.clear();
     this.#isMapped = false;
@@ -99,27 +109,29 @@ export class TableBatch {
 
   /** The tuples of all entries in this order. Their memory now belongs to the caller, who gives it to the pool. */
   release(entries: readonly number[]): LentRows {
-    const from = this.isDense && isAscending(entries) ? 0 : this.#gather(entries);
-    const { arena: memory, used: to } = this;
+    const { from, to } = this.gather(entries);
+    const { arena: memory } = this;
     this.arena = NOTHING;
+    this.#gathered = null;
     return { memory, from, to };
   }
 
-  /** Copies the tuples behind all others, one by one; returns where they begin. */
-  #gather(entries: readonly number[]): number {
+  /** Lays the tuples of all entries one behind the other, unless they are: `release` then has nothing left to do. */
+  gather(entries: readonly number[]): GatheredRows {
+    if (this.#gathered?.entries === entries) return this.#gathered;
     const { starts, ends, used } = this;
+    if (this.#isDense && isAscending(entries)) return (this.#gathered = { entries, from: 0, to: used });
     let bytes = 0;
     for (const entry of entries) bytes += (ends[entry] ?? 0) - (starts[entry] ?? 0);
     if (used + bytes > this.arena.length) this.#grow(bytes);
     const { arena } = this;
-    let to = used;
+    let to = used; // behind all others, where the next change would go
     for (const entry of entries) {
       const [start, end] = [starts[entry] ?? 0, ends[entry] ?? 0];
       arena.copyWithin(to, start, end); // unlike Buffer.copy it makes no object
       to += end - start;
     }
-    this.used = to;
-    return used;
+    return (this.#gathered = { entries, from: used, to });
   }
 
   /** `at`: the tuple's column count in the message. False: not taken, nothing changed. */
@@ -207,6 +219,7 @@ export class TableBatch {
     const { columns, sent, binary } = this.shape;
     const skips = this.#skips;
     this.#unchanged = false;
+    this.#gathered = null;
     let from = at + 2;
     if (from > end || ((message[at] ?? 0) << 8) + (message[at + 1] ?? 0) !== sent) return -1;
     const most = end - from + 4 * columns + 2;
@@ -301,7 +314,7 @@ export class TableBatch {
       this.used = start;
       return;
     }
-    this.isDense = false;
+    this.#isDense = false;
     this.starts[entry] = start;
     this.ends[entry] = this.used;
   }

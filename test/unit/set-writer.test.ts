@@ -58,3 +58,35 @@ test('a table that gets nothing any more gives the memory of its batch back, one
   expect(memory()).toEqual([large, large, large]);
   expect(written).toBe(rows.length * (3 + 63 + 2));
 });
+
+test('what is taken after the rows were arranged leaves with them', () => {
+  const sent: number[] = [];
+  const pipe = {
+    pool: new BufferPool(),
+    execute: () => undefined,
+    copy: (_: string, rows: number) => sent.push(rows),
+  };
+  const sets = new SetWriter(pipe as unknown as Pipeline<ChangeContext>, false, () => undefined);
+  const [table, later] = [tableOf('arranged'), tableOf('later')];
+  const take = (into: StreamedTable, from: number, to: number): void => {
+    for (let n = from; n < to; n++) {
+      const row = tuple([String(n)]);
+      sets.take(into, INSERT, row, 0, row.length);
+    }
+  };
+  take(table, 0, 20);
+  sets.arrange();
+  take(table, 20, 50);
+  take(later, 0, 30);
+  sets.arrange();
+  sets.drop();
+  take(later, 0, 13);
+  sets.writeAll();
+  expect(sent).toEqual([13]);
+  sent.length = 0;
+  take(table, 0, 20);
+  sets.arrange();
+  take(table, 20, 50);
+  sets.writeAll();
+  expect(sent).toEqual([50]);
+});

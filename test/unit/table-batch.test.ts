@@ -280,6 +280,39 @@ describe('a coalesced batch', () => {
     expect(small.at(-1)).toBeLessThanOrEqual(20 * 16);
   });
 
+  it('lays its tuples in the order that is asked for, also when more come after that', () => {
+    const batch = new TableBatch({
+      columns: 1,
+      sent: 1,
+      kept: null,
+      keys: [0],
+      integerKey: true,
+      binary: true,
+    });
+    const update = (n: number): void => {
+      const bytes = tuple([int4(n)]);
+      expect(batch.update(bytes, 0, bytes.length)).toBe(true);
+    };
+    const keysOf = (entries: readonly number[]): number[] => {
+      const { memory, from, to } = batch.release(entries);
+      return Array.from({ length: (to - from) / 10 }, (_, row) => memory.readInt32BE(from + row * 10 + 6));
+    };
+    for (const n of [7, 5, 6]) update(n);
+    const ordered = [1, 2, 0];
+    expect(batch.gather(ordered)).toBe(batch.gather(ordered));
+    expect(keysOf(ordered)).toEqual([5, 6, 7]);
+
+    batch.clear();
+    for (const n of [7, 5, 6]) update(n);
+    batch.gather(ordered);
+    update(4); // lies where they were laid
+    expect(keysOf([3, 1, 2, 0])).toEqual([4, 5, 6, 7]);
+
+    batch.clear();
+    for (const n of [7, 5]) update(n);
+    expect(keysOf([0, 1])).toEqual([7, 5]);
+  });
+
   it('takes nothing that is malformed, in another form, or short of a column', () => {
     const batch = new TableBatch({ ...allOf(2), keys: [0], binary: false, integerKey: false });
     const whole = tuple(['a', 'b']);
