@@ -8,7 +8,8 @@ import type { TableMapping } from './relation.ts';
  * When a statement runs:
  * - `pre-data`: before the copy: schemas, types, sequences, tables, defaults
  * - `key`: primary key or identity index, as soon as its table is copied
- * - `index`: other indexes, unique and exclusion constraints, statistics; after the table's key
+ * - `index`: other indexes, unique and exclusion constraints, statistics; beside the index of the table's key where that
+ *   is a statement of its own, else after the key
  * - `foreign-key`: finalizing, added NOT VALID; `sql` is complete, NOT VALID included
  * - `final`: finalizing, before the target opens: triggers, rules, policies, comments, grants …; and what a whole
  *   database has besides its tables and what those need: views, functions, operators, casts …

@@ -118,17 +118,22 @@ function buildsApart(
   tables: ReadonlyMap<string, CatalogTable>,
 ): (statement: DumpStatement) => boolean {
   const indexes = new Map<string, number>();
+  const heirs = new Set<string>();
   for (const { kind, statements } of kept) {
     const [first] = statements;
-    if (!first?.subject || first.takes.length === 0 || (kind !== 'CONSTRAINT' && kind !== 'INDEX')) continue;
+    if (!first?.subject || first.takes.length === 0) continue;
     const key = relationKey(first.subject);
-    indexes.set(key, (indexes.get(key) ?? 0) + 1);
+    if (kind === 'TABLE' && /\nINHERITS \(/.test(first.text)) heirs.add(key);
+    if (kind === 'CONSTRAINT' || kind === 'INDEX') indexes.set(key, (indexes.get(key) ?? 0) + 1);
   }
-  return ({ subject }) => {
+  return ({ subject, deed }) => {
     const table = subject === null ? undefined : tables.get(relationKey(subject));
     // a partitioned table takes no index for a constraint
     if (table === undefined || table.kind === 'partitioned') return false;
-    return (indexes.get(relationKey(table.relation)) ?? 0) > 1 && table.bytesEstimated >= APART_FROM_BYTES;
+    const key = relationKey(table.relation);
+    // from 18 on PRIMARY KEY USING INDEX would make a NOT NULL that was only inherited the table's own
+    if (deed === 'add primary key' && (table.kind === 'leaf' || heirs.has(key))) return false;
+    return (indexes.get(key) ?? 0) > 1 && table.bytesEstimated >= APART_FROM_BYTES;
   };
 }
 

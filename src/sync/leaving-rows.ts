@@ -3,9 +3,12 @@
 import { inKeyOrder } from './key-order.ts';
 import { DELETE, INSERT, REPLACE, UPDATE, type TableBatch } from './table-batch.ts';
 
+/** Up to so many rows a statement each is cheaper for the target than COPY into a temporary table. */
+export const FEW_ROWS = 12;
+
 /** Entries of a batch. */
 export interface LeavingRows {
-  /** In the order of their keys, as are those of `updates`. */
+  /** In the order of their keys, as are those of `updates`; a few of them, which are statements of their own, in source order. */
   readonly deletes: readonly number[];
   /** By the positions of the values that the updates lack: as a rule there are none, and one group. */
   readonly updates: ReadonlyMap<string, readonly number[]>;
@@ -27,7 +30,8 @@ export function leavingRows(batch: TableBatch): LeavingRows {
     if (group) group.push(entry);
     else updates.set(word, [entry]);
   }
-  const ordered = (entries: readonly number[]): readonly number[] => inKeyOrder(entries, batch.keyOf);
+  const ordered = (entries: readonly number[]): readonly number[] =>
+    entries.length <= FEW_ROWS ? entries : inKeyOrder(entries, batch.keyOf);
   return {
     deletes: ordered(deletes),
     updates: new Map([...updates].map(([word, entries]) => [word, ordered(entries)])),

@@ -4,14 +4,11 @@ import type { Tuple, ColumnValue } from '../postgres/pgoutput-messages.ts';
 import { UNCHANGED } from '../postgres/pgoutput-messages.ts';
 import type { Pipeline } from '../postgres/pipeline.ts';
 import type { ChangeContext } from './apply-errors.ts';
-import { leavingRows, type LeavingRows } from './leaving-rows.ts';
+import { FEW_ROWS, leavingRows, type LeavingRows } from './leaving-rows.ts';
 import type { StreamedTable } from './relations.ts';
 import { setStatements, type SetStatements } from './set-statements.ts';
 import { deleteRow, insertRows, updateRow } from './statements.ts';
 import { NONE, TableBatch, UNCHANGED_LENGTH } from './table-batch.ts';
-
-/** Up to so many rows a statement each is cheaper for the target than COPY into a temporary table. */
-const FEW_ROWS = 12;
 
 /** After so many target transactions without it, the memory of a table's last batch is given back. */
 const IDLE_TRANSACTIONS = 64;
@@ -120,7 +117,7 @@ export class SetWriter {
       const leaving = leavingRows(set.batch);
       set.leaving = leaving;
       for (const entries of [leaving.inserts, ...leaving.updates.values()])
-        if (leavesAsItLies(set, entries, null)) set.batch.gather(entries);
+        if (entries.length > FEW_ROWS && leavesAsItLies(set, entries, null)) set.batch.gather(entries);
     }
   }
 

@@ -18,7 +18,8 @@ test('the index of a constraint is built beside the others, and becomes what the
     insert into "Big, t" select g, g::text, g, int4range(g, g + 1) from generate_series(1, 6000) g;
     alter table "Big, t"
       add constraint "Big ""key""" primary key (id) include ("Code (x)") with (fillfactor = 70),
-      add constraint big_code unique ("Code (x)", u) deferrable initially deferred,
+      add constraint big_code unique ("Code (x)", u),
+      add constraint big_later unique (u, id) deferrable initially deferred,
       add constraint big_nulls unique nulls not distinct (u),
       add constraint big_span exclude using gist (span with &&);
     create index big_u on "Big, t" (u, id);
@@ -26,6 +27,10 @@ test('the index of a constraint is built beside the others, and becomes what the
     create table part (id int, at int, filler text default repeat('x', 300), primary key (id, at)) partition by range (at);
     create table part_1 partition of part for values from (0) to (10000);
     create index on part (at);
+    alter table part_1 add constraint part_1_at unique (at);
+    create table old_parent (id int primary key, filler text default repeat('x', 300));
+    create table old_child (primary key (id), constraint old_unique unique (filler, id)) inherits (old_parent);
+    insert into old_child select g from generate_series(1, 6000) g;
     insert into part select g, g from generate_series(1, 6000) g;
     create table small (id int primary key, n int unique);
     create table alone (id int primary key, filler text default repeat('x', 300));
@@ -39,7 +44,8 @@ test('the index of a constraint is built beside the others, and becomes what the
     'CONSTRAINT public."Big ""key""_new"',
     'CONSTRAINT public.big_code_new',
     'CONSTRAINT public.big_nulls_new',
-    'CONSTRAINT public.part_1_pkey_new',
+    'CONSTRAINT public.old_unique_new',
+    'CONSTRAINT public.part_1_at_new',
   ]);
 
   // in the order in which they are run
@@ -59,6 +65,6 @@ test('the index of a constraint is built beside the others, and becomes what the
       from pg_constraint c join pg_index i on i.indexrelid = c.conindid join pg_class x on x.oid = i.indexrelid
      where contype in ('p', 'u', 'x') and connamespace = 'public'::regnamespace order by 1`;
   const { rows } = await pair.source.query(constraints);
-  expect(rows).toHaveLength(9);
+  expect(rows).toHaveLength(14);
   expect((await pair.target.query(constraints)).rows).toEqual(rows);
 });

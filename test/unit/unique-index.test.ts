@@ -18,15 +18,17 @@ test.each([
     'ALTER TABLE ONLY s."a.b" ADD CONSTRAINT "p ""k""" PRIMARY KEY USING INDEX "p ""k"""',
   ],
   [
-    add('public.t', 't_u UNIQUE NULLS NOT DISTINCT (a) INCLUDE (b) DEFERRABLE INITIALLY DEFERRED'),
+    add('public.t', 't_u UNIQUE NULLS NOT DISTINCT (a) INCLUDE (b)'),
     'CREATE UNIQUE INDEX t_u ON public.t USING btree (a) INCLUDE (b) NULLS NOT DISTINCT',
-    'ALTER TABLE ONLY public.t ADD CONSTRAINT t_u UNIQUE USING INDEX t_u DEFERRABLE INITIALLY DEFERRED',
+    'ALTER TABLE ONLY public.t ADD CONSTRAINT t_u UNIQUE USING INDEX t_u',
   ],
 ])('%s', (sql, index, constraint) => {
   expect(takeApart(sql)).toEqual({ index, constraint });
 });
 
 test.each([
+  add('public.t', 't_u UNIQUE (a) DEFERRABLE'),
+  add('public.t', 't_pkey PRIMARY KEY (id) DEFERRABLE INITIALLY DEFERRED'),
   add('public.t', 't_pkey PRIMARY KEY (id, span WITHOUT OVERLAPS)'),
   add('public.t', 't_x EXCLUDE USING gist (span WITH &&)'),
   add('public.t', 't_fk FOREIGN KEY (id) REFERENCES public.u(id)'),
