@@ -511,7 +511,7 @@ describe('with a server that speaks TLS', () => {
       };
       await waitFor(standsStill, 20_000, 'a source that is held back');
       rows.look();
-      expect(sent).toBeLessThan(20 * MB); // the kernel's buffers are the most of it
+      expect(sent).toBeLessThan(40 * MB); // of 60; the buffers of the kernel, up to 36 MB where it may take them, are the most of it
       await blocker.query('rollback');
       expect((await work).rows).toBe(20_000);
       const ofRows = rows.grownBy();
