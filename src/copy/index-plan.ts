@@ -12,15 +12,19 @@ export interface IndexPlan {
   readonly last: readonly PlannedStatement[];
 }
 
+// As drafts.ts puts it in front.
+const placed = String.raw`^\s*(?:set local default_tablespace = .*;\n)?`;
 // CREATE INDEX takes SHARE, which does not conflict with itself: several may run on one table. Constraints, ALTER INDEX,
-// CLUSTER ON, REPLICA IDENTITY … take more, and name indexes made before them. In front there may be the tablespace.
-const createsIndex = /^\s*(set local default_tablespace = .*;\n)?create\s+(unique\s+)?index\s/i;
+// CLUSTER ON, REPLICA IDENTITY … take more, and name indexes made before them.
+const createsIndex = new RegExp(String.raw`${placed}create\s+(?:unique\s+)?index\s`, 'i');
 const attaches = /\battach\s+partition\b/i;
 
 // A secondary unique or exclusion constraint: two snapshots may hold one value in two rows, which no state of the source
 // ever did. The primary key is none of these: its value decides which part, hence which snapshot, a row is of.
-const isUnique =
-  /^\s*(set local default_tablespace = .*;\n)?create\s+unique\s+index\s|\badd\s+constraint\b[\s\S]*?\b(unique|exclude)\b/i;
+const isUnique = new RegExp(
+  String.raw`${placed}create\s+unique\s+index\s|\badd\s+constraint\b[\s\S]*?\b(?:unique|exclude)\b`,
+  'i',
+);
 
 /** Whether the table has unique or exclusion constraints beside its primary key. */
 export function hasUnique(statements: readonly PlannedStatement[], table: string): boolean {
@@ -71,14 +75,11 @@ export function planIndexes(
       }
       const groups = byTable.get(table) ?? [];
       byTable.set(table, groups);
-      const beside = createsIndex.test(sql) ? groups.find((group) => group.every(isParallel)) : undefined;
+      // a group is of these alone, or of one other statement
+      const beside = createsIndex.test(sql) && groups.find(([first]) => createsIndex.test(first?.sql ?? ''));
       if (beside) beside.push(statement);
       else groups.push([statement]);
     }
   }
   return { byTable, last: last.sort((a, b) => a.n - b.n) };
-}
-
-function isParallel({ sql }: PlannedStatement): boolean {
-  return createsIndex.test(sql);
 }

@@ -130,7 +130,7 @@ test.each([
       expect(
         said.feeds.filter((feed) => feed === each).length,
         `${each} of ${said.feeds.length}`,
-      ).toBeGreaterThan(KILLS / 10);
+      ).toBeGreaterThan(KILLS / 6);
     expect(said.callsBeside).toBeGreaterThan(0);
     expect(writers.prepared.commit).toBeGreaterThan(0);
     expect(writers.prepared.rollback).toBeGreaterThan(0);

@@ -10,9 +10,8 @@ function batchOf(rows: number): TableBatch {
   const batch = new TableBatch(shape);
   for (let n = rows; n > 0; n--) {
     const bytes = tuple([String(n)]);
-    (n % 2 === 0
-      ? batch.update(bytes, 0, bytes.length)
-      : batch.delete(bytes, 0, bytes.length)) satisfies boolean;
+    if (n % 2 === 0) batch.update(bytes, 0, bytes.length);
+    else batch.delete(bytes, 0, bytes.length);
   }
   return batch;
 }
