@@ -168,7 +168,8 @@ test('orphans under a foreign key that can be NOT VALID do not stop it; the cert
 test('rows planted in the target are a difference: the cutover stops, and succeeds once they are gone', async () => {
   const pair = await makePair();
   await pair.source.query(users);
-  const { service, id } = await syncing(pair);
+  // what the online validation has read before they come is told of the opening only
+  const { service, id } = await syncing(pair, { validation: 'cutover' });
   await pair.target.query(`insert into orders_m values (404, 'nobody')`);
   const stopped = await cutOver(service, id);
   expect(stopped).toMatchObject({ state: 'syncingWal', error: { code: 'validation_failed' } });
