@@ -4,30 +4,12 @@
 // one message per row is taken apart and put together again as one per 256 KiB: as a rule in the memory into which it was
 // read, which has room in front for the header.
 
-import { BufferPool } from './buffer-pool.ts';
+import { FRAME_BYTES, type Frame, frames, HEADER_BYTES } from './frames.ts';
 
 const COPY_DATA = 0x64; // d
 const READY_FOR_QUERY = 0x5a; // Z
 /** CopyOutResponse, CopyDone, CommandComplete, Error, Notice, ParameterStatus, Notification. */
 const CONTROL = new Set([0x48, 0x63, 0x43, 0x45, 0x4e, 0x53, 0x41]);
-export const HEADER_BYTES = 5;
-/** Bytes from which a call is faster than a loop; measured on node 20. */
-const MOVE_BY_CALL = 56;
-/** Looked up once: of a Buffer it lies four prototypes away, which costs as much as the call. */
-const copyWithin: Uint8Array['copyWithin'] = Reflect.get(Uint8Array.prototype, 'copyWithin');
-
-/** Payload bytes of a CopyData message that we send. */
-export const FRAME_BYTES = 256 * 1024 - HEADER_BYTES;
-
-/**
- * Memory for a header and FRAME_BYTES. Of all streams, and of the sockets that they read: a copy of thousands of small
- * tables would make new memory for each.
- */
-export const frames = new BufferPool(4 * 1024 * 1024);
-
-export function takeFrame(): Buffer {
-  return frames.take(HEADER_BYTES + FRAME_BYTES);
-}
 
 export interface CopyOutSink {
   /** Rows' bytes without their headers that come before something else; valid during the call only. */
@@ -38,7 +20,7 @@ export interface CopyOutSink {
   ready(rest: Buffer): void;
 }
 
-/** Walks the 5-byte headers of a server's messages across chunks of any size. Uses the chunks as its workspace. */
+/** Walks the 5-byte headers of a server's messages across chunks of any size. */
 export class CopyOutWalker {
   /** CopyData messages seen: one a row, plus one for the trailer of the binary format. */
   messages = 0;
@@ -53,50 +35,51 @@ export class CopyOutWalker {
   }
 
   /**
-   * Returns how many bytes of payload, which the sink has not been given, now lie at the chunk's front. Throws `RangeError`
-   * for bytes that are no message of a COPY.
+   * Of the `length` bytes behind the frame's room for a header; returns how many bytes of payload, which the sink has not
+   * been given, now lie there. Throws `RangeError` for bytes that are no message of a COPY.
    */
-  push(chunk: Buffer): number {
-    const view = new DataView(chunk.buffer, chunk.byteOffset, chunk.length);
-    const end = chunk.length;
-    let at = 0;
-    let kept = 0; // payload moved to the chunk's front; never ahead of `at`
+  push(frame: Frame, length: number): number {
+    const { bytes } = frame;
+    const end = HEADER_BYTES + length;
+    let at = HEADER_BYTES;
+    let kept = HEADER_BYTES; // end of the payload; never ahead of `at`
     for (;;) {
       if (this.#headerFill === 0) {
-        const rows = packRows(chunk, view, at, kept);
+        const rows = frame.pack(at, end, kept);
         this.messages += rows.count;
         ({ at, kept } = rows);
       }
       if (this.#headerFill < HEADER_BYTES) {
         if (at === end) break;
-        at = this.#readHeader(chunk, at);
+        at = this.#readHeader(bytes, at, end);
         if (this.#headerFill < HEADER_BYTES) break;
         if (this.#type === COPY_DATA) this.messages++;
         else {
-          if (kept > 0) this.#sink.payload(chunk.subarray(0, kept));
-          kept = 0;
+          if (kept > HEADER_BYTES) this.#sink.payload(bytes.subarray(HEADER_BYTES, kept));
+          kept = HEADER_BYTES;
           this.#sink.control(Buffer.from(this.#header));
         }
       }
       const stop = Math.min(end, at + this.#remaining);
-      if (this.#type === COPY_DATA) kept = move(chunk, view, kept, at, stop);
-      else if (stop > at) this.#sink.control(Buffer.from(chunk.subarray(at, stop)));
+      if (this.#type === COPY_DATA) {
+        bytes.copyWithin(kept, at, stop);
+        kept += stop - at;
+      } else if (stop > at) this.#sink.control(Buffer.from(bytes.subarray(at, stop)));
       this.#remaining -= stop - at;
       at = stop;
       if (this.#remaining > 0) break;
       this.#headerFill = 0;
       if (this.#type === READY_FOR_QUERY) {
-        this.#sink.ready(chunk.subarray(at));
+        this.#sink.ready(bytes.subarray(at, end));
         return 0;
       }
     }
-    return kept;
+    return kept - HEADER_BYTES;
   }
 
-  #readHeader(chunk: Buffer, from: number): number {
+  #readHeader(bytes: Buffer, from: number, end: number): number {
     let at = from;
-    while (this.#headerFill < HEADER_BYTES && at < chunk.length)
-      this.#header[this.#headerFill++] = chunk[at++] ?? 0;
+    while (this.#headerFill < HEADER_BYTES && at < end) this.#header[this.#headerFill++] = bytes[at++] ?? 0;
     if (this.#headerFill < HEADER_BYTES) return at;
     this.#type = this.#header[0] ?? 0;
     this.#remaining = this.#header.readInt32BE(1) - 4; // the length counts itself
@@ -107,67 +90,22 @@ export class CopyOutWalker {
   }
 }
 
-/**
- * Moves the payload of the CopyData messages that lie wholly in the chunk from `at` on to its front, behind `kept`: the
- * loop that most rows go through. Stops at anything else.
- */
-function packRows(
-  chunk: Buffer,
-  view: DataView,
-  at: number,
-  kept: number,
-): { at: number; kept: number; count: number } {
-  const end = chunk.length;
-  let count = 0;
-  for (; at + HEADER_BYTES <= end && view.getUint8(at) === COPY_DATA; count++) {
-    const length = view.getInt32(at + 1);
-    const stop = at + 1 + length; // the length counts itself, not the type
-    if (length < 4 || stop > end) break;
-    kept = move(chunk, view, kept, at + HEADER_BYTES, stop);
-    at = stop;
-  }
-  return { at, kept, count };
-}
-
-/** Moves `[from, to)` to `at`, which lies before, within the chunk that `view` shows; returns the end of the moved bytes. */
-function move(chunk: Buffer, view: DataView, at: number, from: number, to: number): number {
-  if (at === from) return to;
-  if (to - from >= MOVE_BY_CALL) {
-    copyWithin.call(chunk, at, from, to);
-    return at + to - from;
-  }
-  // cheaper than a call for short rows; they may overlap, for what is written over has been read
-  for (; from + 16 <= to; from += 16, at += 16) {
-    const a = view.getInt32(from);
-    const b = view.getInt32(from + 4);
-    const c = view.getInt32(from + 8);
-    const d = view.getInt32(from + 12);
-    view.setInt32(at, a);
-    view.setInt32(at + 4, b);
-    view.setInt32(at + 8, c);
-    view.setInt32(at + 12, d);
-  }
-  for (; from + 4 <= to; from += 4, at += 4) view.setInt32(at, view.getInt32(from));
-  for (; from < to; from++) view.setUint8(at++, view.getUint8(from));
-  return at;
-}
-
 /** Makes payload into CopyData messages of up to FRAME_BYTES. Who has written one gives its frame back to `frames`. */
 export class CopyInFramer {
-  readonly #write: (message: Buffer, frame: Buffer) => void;
-  #frame: Buffer | null = null;
+  readonly #write: (message: Buffer, frame: Frame) => void;
+  #frame: Frame | null = null;
   #fill = 0;
 
-  constructor(write: (message: Buffer, frame: Buffer) => void) {
+  constructor(write: (message: Buffer, frame: Frame) => void) {
     this.#write = write;
   }
 
   /** Copies it behind what has been gathered. */
   append(bytes: Buffer): void {
     for (let from = 0; from < bytes.length; ) {
-      this.#frame ??= takeFrame();
+      this.#frame ??= frames.take();
       const take = Math.min(bytes.length - from, FRAME_BYTES - this.#fill);
-      bytes.copy(this.#frame, HEADER_BYTES + this.#fill, from, from + take);
+      bytes.copy(this.#frame.bytes, HEADER_BYTES + this.#fill, from, from + take);
       from += take;
       this.#fill += take;
       if (this.#fill === FRAME_BYTES) this.flush();
@@ -175,7 +113,7 @@ export class CopyInFramer {
   }
 
   /** Writes so many bytes of payload that lie in a frame already, behind the room for the header. */
-  lend(frame: Buffer, payloadBytes: number): void {
+  lend(frame: Frame, payloadBytes: number): void {
     this.flush();
     this.#send(frame, payloadBytes);
   }
@@ -190,9 +128,10 @@ export class CopyInFramer {
     this.#send(frame, fill);
   }
 
-  #send(frame: Buffer, payloadBytes: number): void {
-    frame[0] = COPY_DATA;
-    frame.writeInt32BE(payloadBytes + 4, 1);
-    this.#write(frame.subarray(0, HEADER_BYTES + payloadBytes), frame);
+  #send(frame: Frame, payloadBytes: number): void {
+    const { bytes } = frame;
+    bytes[0] = COPY_DATA;
+    bytes.writeInt32BE(payloadBytes + 4, 1);
+    this.#write(bytes.subarray(0, HEADER_BYTES + payloadBytes), frame);
   }
 }

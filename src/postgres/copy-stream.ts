@@ -6,8 +6,9 @@ import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
 import type { Session, Side } from './connections.ts';
 import { CopySocket } from './copy-socket.ts';
-import { CopyInFramer, CopyOutWalker, frames, HEADER_BYTES } from './copy-messages.ts';
+import { CopyInFramer, CopyOutWalker } from './copy-messages.ts';
 import { fromPostgres, type ErrorContext } from './errors.ts';
+import { FRAME_BYTES, type Frame, frames, HEADER_BYTES } from './frames.ts';
 
 /** Bytes written to the target's socket and not yet taken by the kernel at which the source is paused, and resumed. */
 const PAUSE_AT_BYTES = 512 * 1024;
@@ -125,26 +126,27 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
     const { stream } = from;
     const listeners = stream.listeners('data') as ((chunk: Buffer) => void)[];
     const ownsReads = stream instanceof CopySocket;
-    const onData = (chunk: Buffer): void => {
-      movedAt = Date.now();
-      try {
-        gather(chunk.subarray(0, walker.push(chunk)));
-      } catch (error) {
-        failHere(error);
-      }
-    };
-    const onGulp = (frame: Buffer, length: number): boolean => {
+    const onGulp = (frame: Frame, length: number): boolean => {
       movedAt = Date.now();
       let isLent = false;
       try {
-        const kept = walker.push(frame.subarray(HEADER_BYTES, HEADER_BYTES + length));
+        const kept = walker.push(frame, length);
         isLent = kept >= LEND_FROM_BYTES && failure === null;
         if (isLent) framer.lend(frame, kept);
-        else gather(frame.subarray(HEADER_BYTES, HEADER_BYTES + kept));
+        else gather(frame.bytes.subarray(HEADER_BYTES, HEADER_BYTES + kept));
       } catch (error) {
         failHere(error);
       }
       return isLent;
+    };
+    // TLS reads by itself
+    const onData = (chunk: Buffer): void => {
+      for (let at = 0; at < chunk.length && failure === null; at += FRAME_BYTES) {
+        const piece = chunk.subarray(at, at + FRAME_BYTES);
+        const frame = frames.take();
+        frame.bytes.set(piece, HEADER_BYTES);
+        if (!onGulp(frame, piece.length)) frames.give(frame);
+      }
     };
     pgReads = (chunk) => {
       for (const listener of listeners) listener.call(stream, chunk);

@@ -182,8 +182,8 @@ function exactPattern(name: string): string {
 
 /**
  * V8's optimising compiler for WebAssembly takes three times the CPU of a dump, which runs for a fraction of a second, and
- * does not pay for itself with thousands of tables either. The flags are the process's; nothing else here runs WebAssembly
- * for long.
+ * does not pay for itself with thousands of tables either. The flags are the process's; the other
+ * WebAssembly here, postgres/pack-rows.ts, sees to itself.
  */
 function keepWasmSimple(): void {
   setFlagsFromString('--no-wasm-tier-up');

@@ -1,5 +1,4 @@
-// The pure half of the copy: messages, formats, statements, the order of index builds.
-import fc from 'fast-check';
+// The pure half of the copy: formats, statements, the order of index builds.
 import { describe, expect, it } from 'vitest';
 import {
   binaryForm,
@@ -17,122 +16,12 @@ import { cutTable, partsWanted, planParts, type CopyPart, type TableFacts } from
 import type { PartRange } from '../../src/model/part-range.ts';
 import type { PlannedColumn, PlannedStatement, PlannedTable } from '../../src/model/schema-plan.ts';
 import {
-  CopyInFramer,
-  CopyOutWalker,
-  FRAME_BYTES,
-  frames,
-  HEADER_BYTES,
-  takeFrame,
-} from '../../src/postgres/copy-messages.ts';
-import {
   defaultCopyJobs,
   defaultIndexJobs,
   hostFrom,
   unknownHost,
   type Host,
 } from '../../src/postgres/host.ts';
-
-function message(type: string, body: Buffer): Buffer {
-  const header = Buffer.alloc(5);
-  header.write(type, 'latin1');
-  header.writeInt32BE(body.length + 4, 1);
-  return Buffer.concat([header, body]);
-}
-
-interface Walked {
-  readonly payload: Buffer;
-  readonly control: Buffer;
-  readonly rest: Buffer | null;
-  readonly messages: number;
-}
-
-function walk(bytes: Buffer, sizes: readonly number[]): Walked {
-  const payload: Buffer[] = [];
-  const control: Buffer[] = [];
-  let rest: Buffer | null = null;
-  const walker = new CopyOutWalker({
-    payload: (part) => void payload.push(Buffer.from(part)),
-    control: (part) => void control.push(part),
-    ready: (part) => (rest = Buffer.from(part)),
-  });
-  for (let at = 0, i = 0; at < bytes.length && rest === null; i++) {
-    const size = sizes[i % sizes.length] ?? 1;
-    const chunk = Buffer.from(bytes.subarray(at, at + size));
-    payload.push(chunk.subarray(0, walker.push(chunk)));
-    at += size;
-  }
-  return {
-    payload: Buffer.concat(payload),
-    control: Buffer.concat(control),
-    rest,
-    messages: walker.messages,
-  };
-}
-
-describe('the walk over a COPY', () => {
-  it('separates rows from everything else, however the bytes are cut', () => {
-    const row = fc.uint8Array({ maxLength: 200 }).map((body) => message('d', Buffer.from(body)));
-    const other = fc
-      .tuple(fc.constantFrom('N', 'S', 'A', 'H', 'c', 'C', 'E'), fc.uint8Array({ maxLength: 30 }))
-      .map(([type, body]) => message(type, Buffer.from(body)));
-    fc.assert(
-      fc.property(
-        fc.array(fc.oneof({ weight: 4, arbitrary: row }, { weight: 1, arbitrary: other }), { maxLength: 30 }),
-        fc.array(fc.integer({ min: 1, max: 300 }), { minLength: 1, maxLength: 10 }),
-        (messages, sizes) => {
-          const ready = message('Z', Buffer.from('T'));
-          const walked = walk(Buffer.concat([...messages, ready]), sizes);
-          const rows = messages.filter((one) => one[0] === 0x64);
-          expect(walked.payload).toEqual(Buffer.concat(rows.map((one) => one.subarray(5))));
-          expect(walked.messages).toBe(rows.length);
-          expect(walked.control).toEqual(
-            Buffer.concat([...messages.filter((one) => one[0] !== 0x64), ready]),
-          );
-          expect(walked.rest).toEqual(Buffer.alloc(0));
-        },
-      ),
-    );
-  });
-
-  it('hands over what follows ReadyForQuery and refuses bytes that are no message of a COPY', () => {
-    const bytes = Buffer.concat([message('Z', Buffer.from('I')), Buffer.from('next')]);
-    expect(walk(bytes, [1_000]).rest?.toString()).toBe('next');
-    expect(() => walk(Buffer.from('garbage'), [1_000])).toThrow(RangeError);
-    expect(() => walk(Buffer.from([0x64, 0, 0, 0, 1, 0]), [1_000])).toThrow(RangeError);
-  });
-});
-
-describe('the frames for the target', () => {
-  it('carry the same bytes in messages of 256 KiB, in buffers that are used again', () => {
-    const messages: Buffer[] = [];
-    const used = new Set<Buffer>();
-    const framer = new CopyInFramer((framed, frame) => {
-      messages.push(Buffer.from(framed));
-      used.add(frame);
-      frames.give(frame);
-    });
-    const piece = Buffer.from(Array.from({ length: 50_021 }, (_, i) => i % 251));
-    for (let i = 0; i < 20; i++) framer.append(piece);
-    framer.flush();
-    framer.flush();
-    const sent = Buffer.concat(messages.map((one) => one.subarray(5)));
-    expect(sent.equals(Buffer.concat(Array.from({ length: 20 }, () => piece)))).toBe(true);
-    expect(messages.every((one) => one[0] === 0x64 && one.readInt32BE(1) === one.length - 1)).toBe(true);
-    expect(messages.slice(0, -1).every((one) => one.length === FRAME_BYTES + 5)).toBe(true);
-    expect(used.size).toBe(1);
-  });
-
-  it('leave in the memory in which their rows lie, behind what was gathered', () => {
-    const messages: string[] = [];
-    const framer = new CopyInFramer((framed) => void messages.push(framed.toString('latin1')));
-    const frame = takeFrame();
-    frame.write('rows that were read', HEADER_BYTES);
-    framer.append(Buffer.from('gathered'));
-    framer.lend(frame, 'rows that were read'.length);
-    framer.flush();
-    expect(messages).toEqual(['d\0\0\0\x0cgathered', 'd\0\0\0\x17rows that were read']);
-  });
-});
 
 const typeRow = (oid: number, name: string, over: Partial<CatalogType> = {}): CatalogType => ({
   oid,
