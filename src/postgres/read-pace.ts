@@ -61,22 +61,24 @@ export class ReadPace {
   }
 }
 
-/** From now on the socket's bytes go to the walker alone, paced while the queue is not full. */
+/** From now on the socket's bytes go to the walker alone, paced unless `isHeld`: as `ReadPace` says. */
 export function readPaced(
   socket: Socket,
   {
     paceMs,
     queue,
+    isHeld = () => queue.paused,
     walker,
     fail,
   }: {
     readonly paceMs: number;
     readonly queue: GulpQueue;
+    readonly isHeld?: () => boolean;
     readonly walker: WalWalker;
     readonly fail: (failure: MigrationError) => void;
   },
 ): ReadPace {
-  const pace = new ReadPace(socket, paceMs, () => queue.paused);
+  const pace = new ReadPace(socket, paceMs, isHeld);
   socket.removeAllListeners('data');
   socket.on('data', (chunk: Buffer) => {
     queue.heard();

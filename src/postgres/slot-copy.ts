@@ -1,5 +1,5 @@
 // A temporary copy of the task's slot, and the session that decodes from it by the SQL slot functions. slot-feed.ts opens
-// one or two, says what a call covers and takes what it returns.
+// one or two, says what a call covers and takes what it returns, when its turn has come.
 //
 //   copy (select data from pg_logical_slot_get_binary_changes(copy, upto_lsn …)) to stdout (format binary)
 //
@@ -22,7 +22,6 @@ import { hasLogicalMessages } from './marker.ts';
 import { readPaced, type ReadPace } from './read-pace.ts';
 import { readServerError } from './server-error.ts';
 import { decodingMemory } from './session-settings.ts';
-import { mayAdvance } from './slot-advance.ts';
 import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
 import { WalWalker, type Gulp } from './wal-walker.ts';
@@ -48,59 +47,93 @@ function newCopyName(slot: string): string {
   return `${slot.replace(/^dts_/, 'dtsc_')}_${randomBytes(4).toString('hex')}`;
 }
 
-/** Takes what a call returns. */
-export interface CallReader {
-  /** Full, it holds the socket; it is told of everything that is heard. */
-  readonly queue: GulpQueue;
-  readonly gulp: (gulp: Gulp) => void;
-}
-
 export class SlotCopy {
   readonly name: string;
   readonly #session: Session;
   readonly #options: WalStreamOptions;
-  #reader: CallReader | null = null;
-  #walker: WalWalker | null = null;
-  #pace: ReadPace | null = null;
+  readonly #queue: GulpQueue;
+  readonly #walker: WalWalker;
+  readonly #pace: ReadPace;
+  /** Takes what the call returns; null: it is not its turn, and the socket is left alone. */
+  #take: ((gulp: Gulp) => void) | null = null;
   #failure: MigrationError | null = null;
-  #callEnd: (() => void) | null = null;
+  /** The server is ready for the next statement, or nothing will come any more. */
+  #onReady: (() => void) | null = null;
 
-  private constructor(session: Session, options: WalStreamOptions) {
-    this.name = newCopyName(options.slot.name);
+  private constructor(name: string, session: Session, options: WalStreamOptions, queue: GulpQueue) {
+    this.name = name;
     this.#session = session;
     this.#options = options;
+    this.#queue = queue;
+    this.#walker = new WalWalker('rows', {
+      gulp: (gulp) => {
+        if (this.#take === null) throw new RangeError('rows of a call before its turn');
+        this.#take(gulp);
+      },
+      keepalive: () => undefined,
+      control: (message) => {
+        if (message[0] === ERROR)
+          this.#fail(fromPostgres(readServerError(message, 5, message.length), { role: 'source' }));
+        if (message[0] === READY_FOR_QUERY) this.#onReady?.();
+      },
+    });
+    const socket = this.#socket();
+    socket.on('error', (error) => this.#fail(fromPostgres(error, { role: 'source' })));
+    socket.on('close', () =>
+      this.#fail(fromPostgres(new Error('Connection terminated unexpectedly'), { role: 'source' })),
+    );
+    // from now on the socket's bytes are ours
+    this.#pace = readPaced(socket, {
+      paceMs: PACE_MS,
+      queue,
+      isHeld: () => this.#take === null || queue.paused,
+      walker: this.#walker,
+      fail: (failure) => this.#fail(failure),
+    });
   }
 
   /** Errors: as fromPostgres says; `sql_failed` 53400 (no free slot) or `insufficient_privilege` where it is not to be had. */
-  static async open(scope: TaskScope, options: WalStreamOptions, signal: AbortSignal): Promise<SlotCopy> {
+  static async open(
+    scope: TaskScope,
+    options: WalStreamOptions,
+    queue: GulpQueue,
+    signal: AbortSignal,
+  ): Promise<SlotCopy> {
     const session = await scope.source.session({ purpose: CATCH_UP_PURPOSE, signal });
-    const copy = new SlotCopy(session, options);
+    const name = newCopyName(options.slot.name);
     try {
       await session.client.query(`select set_config('work_mem', '${RESULT_MEMORY}', false)`);
       await session.client.query(decodingMemory);
       await session.client.query('select pg_copy_logical_replication_slot($1, $2, true)', [
         options.slot.name,
-        copy.name,
+        name,
       ]);
     } catch (error) {
       await session.close();
       throw fromPostgres(error, { role: 'source', slot: options.slot.name });
     }
-    copy.#watchSocket();
-    return copy;
+    return new SlotCopy(name, session, options, queue);
   }
 
-  /** Before the first call: it will return what is committed behind `lsn`. Only where `mayAdvance` says so. */
-  async skipTo(lsn: Lsn): Promise<void> {
-    await this.#session.client.query(
-      `select pg_replication_slot_advance(slot_name, $2::pg_lsn) from pg_replication_slots
-       where slot_name = $1 and confirmed_flush_lsn < $2::pg_lsn`,
-      [this.name, lsn],
-    );
+  /**
+   * Between two calls: the next one will return what is committed behind `lsn`, and restart at the last
+   * running-transactions record before. Only where `mayAdvance` says so. Errors: as fromPostgres says, `connection_failed`.
+   */
+  async moveTo(lsn: Lsn): Promise<void> {
+    const deadline = setTimeout(() => this.#fail(silent(DECODING_TIMEOUT_MS)), DECODING_TIMEOUT_MS);
+    try {
+      await this.#untilReady(() => {
+        this.#send(`select pg_replication_slot_advance(slot_name, greatest(confirmed_flush_lsn, ${literal(lsn)}))
+          from pg_replication_slots where slot_name = ${literal(this.name)}`);
+        this.#socket().resume();
+      });
+    } finally {
+      clearTimeout(deadline);
+    }
   }
 
-  /** Has the server decode up to `upto`; `read` takes the result. `goesOn`: there will be another call. */
-  begin(upto: Lsn, goesOn: boolean): void {
+  /** Has the server decode up to `upto`; `read` takes the result. */
+  begin(upto: Lsn): void {
     const { sourceVersion, binary, publication } = this.#options;
     const parameters = [
       'proto_version',
@@ -110,45 +143,28 @@ export class SlotCopy {
       ...(hasLogicalMessages(sourceVersion) ? ['messages', 'true'] : []),
       ...(binary ? ['binary', 'true'] : []),
     ].map(literal);
-    const slot = literal(this.name);
-    const advance = `select pg_replication_slot_advance(slot_name, confirmed_flush_lsn)
-      from pg_replication_slots where slot_name = ${slot}`;
-    const sql = `copy (select data from pg_logical_slot_get_binary_changes(${slot}, ${literal(upto)}, null,
-      ${parameters.join(', ')})) to stdout (format binary); ${goesOn && mayAdvance(sourceVersion) ? advance : ''}`;
-    const length = Buffer.byteLength(sql);
-    const message = Buffer.alloc(length + 6);
-    message[0] = QUERY;
-    message.writeInt32BE(length + 5, 1);
-    message.write(sql, 5);
     this.#socket().pause(); // nothing is taken before its turn
-    this.#socket().write(message);
+    this.#walker.restart();
+    this.#send(`copy (select data from pg_logical_slot_get_binary_changes(${literal(this.name)}, ${literal(upto)}, null,
+      ${parameters.join(', ')})) to stdout (format binary)`);
   }
 
-  /** Resolves when all of the call's result is in the queue. Errors: as fromPostgres says, `connection_failed`. */
-  async read(reader: CallReader): Promise<void> {
-    const { queue } = reader;
-    this.#walker?.restart();
-    this.#reader = reader;
-    queue.heard();
-    await new Promise<void>((resolve) => {
-      const watchdog = setInterval(() => {
-        if (queue.silentMs > DECODING_TIMEOUT_MS)
-          this.#fail(
-            new MigrationError(
-              'connection_failed',
-              `source: the slot functions gave nothing for ${queue.silentMs} ms`,
-            ),
-          );
-      }, WATCH_INTERVAL_MS);
-      this.#callEnd = () => {
-        clearInterval(watchdog);
-        this.#callEnd = null;
-        resolve();
-      };
-      if (this.#failure !== null) this.#callEnd();
-      else this.#listen(queue);
-    });
-    if (this.#failure !== null) throw this.#failure;
+  /** Resolves when `take` has been given all of the call's result. Errors: as fromPostgres says, `connection_failed`. */
+  async read(take: (gulp: Gulp) => void): Promise<void> {
+    this.#queue.heard();
+    const watchdog = setInterval(() => {
+      const ms = this.#queue.silentMs;
+      if (ms > DECODING_TIMEOUT_MS) this.#fail(silent(ms));
+    }, WATCH_INTERVAL_MS);
+    try {
+      await this.#untilReady(() => {
+        this.#take = take;
+        if (!this.#queue.paused) this.resume();
+      });
+    } finally {
+      this.#take = null;
+      clearInterval(watchdog);
+    }
   }
 
   pause(): void {
@@ -156,12 +172,12 @@ export class SlotCopy {
   }
 
   resume(): void {
-    this.#pace?.resume();
+    if (this.#take !== null) this.#pace.resume();
   }
 
   /** Whatever it is doing: a call that decodes would not hear a goodbye. */
   async close(): Promise<void> {
-    this.#pace?.stop();
+    this.#pace.stop();
     this.#fail(new MigrationError('aborted', 'source: the feed was closed'));
     this.#socket().destroy();
     await this.#session.close();
@@ -171,38 +187,31 @@ export class SlotCopy {
     return (this.#session.client as unknown as { connection: { stream: Socket } }).connection.stream;
   }
 
-  #watchSocket(): void {
-    const socket = this.#socket();
-    socket.on('error', (error) => this.#fail(fromPostgres(error, { role: 'source' })));
-    socket.on('close', () =>
-      this.#fail(fromPostgres(new Error('Connection terminated unexpectedly'), { role: 'source' })),
-    );
+  #send(sql: string): void {
+    const length = Buffer.byteLength(sql);
+    const message = Buffer.alloc(length + 6);
+    message[0] = QUERY;
+    message.writeInt32BE(length + 5, 1);
+    message.write(sql, 5);
+    this.#socket().write(message);
   }
 
-  /** From the first result on, the socket's bytes are ours. */
-  #listen(queue: GulpQueue): void {
-    if (this.#walker === null) {
-      this.#walker = new WalWalker('rows', {
-        gulp: (gulp) => this.#reader?.gulp(gulp),
-        keepalive: () => undefined,
-        control: (message) => {
-          if (message[0] === ERROR)
-            this.#fail(fromPostgres(readServerError(message, 5, message.length), { role: 'source' }));
-          if (message[0] === READY_FOR_QUERY) this.#callEnd?.();
-        },
-      });
-      this.#pace = readPaced(this.#socket(), {
-        paceMs: PACE_MS,
-        queue,
-        walker: this.#walker,
-        fail: (failure) => this.#fail(failure),
-      });
-    }
-    if (!queue.paused) this.resume();
+  async #untilReady(listen: () => void): Promise<void> {
+    await new Promise<void>((resolve) => {
+      this.#onReady = resolve;
+      if (this.#failure === null) listen();
+      else resolve();
+    });
+    this.#onReady = null;
+    if (this.#failure !== null) throw this.#failure;
   }
 
   #fail(failure: MigrationError): void {
     this.#failure ??= failure;
-    this.#callEnd?.();
+    this.#onReady?.();
   }
+}
+
+function silent(ms: number): MigrationError {
+  return new MigrationError('connection_failed', `source: the slot functions gave nothing for ${ms} ms`);
 }

@@ -3,16 +3,18 @@
 // in large pieces. It reads from temporary copies of the task's slot (slot-copy.ts), so that the slot itself moves only to
 // what the target has committed. Opened by sync, which goes on with wal-stream.ts when this one has ended.
 //
-// One call after the other: the server decodes the next while the target takes the last. The first one is what the target
-// waits for, so it covers a part only, and the second begins beside it, on a copy of its own, which has been moved to
-// where the first one ends.
+// Calls follow each other on two copies in turn: while one call's result is taken, the server decodes the next on the other
+// copy, which has been moved to where that result ends. The first one is what the target waits for, so it covers a part
+// only, and the second begins at once, beside it.
 //
 // Every call decodes again from its slot's restart_lsn and holds what it returns on the source: call-size.ts says how much
 // a call may cover.
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
 import {
+  firstCallBytes,
   isForWalsender,
+  isTooLarge,
   nextCallBytes,
   secondCallBytes,
   type CallResult,
@@ -30,7 +32,7 @@ import type { WalStreamOptions } from './wal-stream.ts';
 /** Received and not taken: about what the target takes while the source decodes the next call. */
 const QUEUE_BYTES = 32 * 1024 * 1024;
 const ADVANCE_INTERVAL_MS = 10_000;
-/** Slots that must be free before the feed takes a second one: the last is somebody else's to take. */
+/** Slots that must be free before the feed takes a second one. */
 const FREE_SLOTS = 2;
 
 /** What a copy decodes now. */
@@ -40,7 +42,7 @@ interface Call {
   readonly upto: bigint;
   /** Where the source was. */
   readonly source: bigint;
-  /** It goes up to there. */
+  /** It goes up to there. A busy source writes on meanwhile: that is the walsender's, however much it is. */
   readonly isLast: boolean;
 }
 
@@ -50,6 +52,12 @@ function callOf(copy: SlotCopy, from: bigint, bytes: number, source: bigint): Ca
   return { copy, from, upto: isLast ? source : wanted, source, isLast };
 }
 
+/** Bytes of WAL: what is left, and what the next call decodes again. */
+interface Backlog {
+  readonly lag: number;
+  readonly again: number;
+}
+
 export class SlotFeed {
   readonly #scope: TaskScope;
   readonly #options: WalStreamOptions;
@@ -57,6 +65,8 @@ export class SlotFeed {
   readonly #signal: AbortSignal;
   readonly #copies = new Set<SlotCopy>();
   #reading: SlotCopy | null = null;
+  /** It has nothing to do. */
+  #idle: SlotCopy | null = null;
   readonly #queue = new GulpQueue(
     { pause: () => this.#reading?.pause(), resume: () => this.#reading?.resume() },
     QUEUE_BYTES,
@@ -67,22 +77,14 @@ export class SlotFeed {
   #advancedAt = Date.now();
   #resultBytes = 0;
   #last: CallResult | null = null;
-  readonly #run: Promise<void>;
+  #run: Promise<void> = Promise.resolve();
 
-  private constructor(
-    scope: TaskScope,
-    first: SlotCopy,
-    options: WalStreamOptions,
-    sizes: CatchUpSizes,
-    signal: AbortSignal,
-  ) {
+  private constructor(scope: TaskScope, options: WalStreamOptions, sizes: CatchUpSizes, signal: AbortSignal) {
     this.#scope = scope;
     this.#options = options;
     this.#sizes = sizes;
     this.#signal = signal;
     this.#receivedLsn = options.startLsn;
-    this.#copies.add(first);
-    this.#run = this.#feed(first).catch((error: unknown) => this.#fail(error));
   }
 
   /** Errors: those of SlotCopy.open. */
@@ -93,7 +95,15 @@ export class SlotFeed {
     signal: AbortSignal,
   ): Promise<SlotFeed> {
     await endSessions(scope, scope.source, [CATCH_UP_PURPOSE]); // of a killed process: it may decode for minutes, and holds a slot
-    return new SlotFeed(scope, await SlotCopy.open(scope, options, signal), options, sizes, signal);
+    const feed = new SlotFeed(scope, options, sizes, signal);
+    const first = await feed.#openCopy();
+    feed.#run = feed.#feed(first).catch((error: unknown) => feed.#fail(error));
+    return feed;
+  }
+
+  /** Whether a copy may be moved to where another one's call ends. */
+  get #hasSecond(): boolean {
+    return mayAdvance(this.#options.sourceVersion);
   }
 
   /** Up to here everything has been received. */
@@ -153,93 +163,143 @@ export class SlotFeed {
 
   async close(): Promise<void> {
     this.#fail(new MigrationError('aborted', 'source: the feed was closed'));
-    await Promise.all([...this.#copies].map((copy) => this.#drop(copy)));
+    const dropAll = async (): Promise<void> => {
+      await Promise.all([...this.#copies].map((copy) => this.#drop(copy)));
+    };
+    await dropAll();
     await this.#run;
+    await dropAll(); // one that was being opened
   }
 
-  async #feed(copy: SlotCopy): Promise<void> {
-    let call = await this.#begin(copy);
-    let beside = call === null ? null : this.#beginBeside(call);
+  async #feed(first: SlotCopy): Promise<void> {
+    let call = await this.#begin(first, lsnToBigint(this.#receivedLsn), ({ lag }) =>
+      firstCallBytes(lag, this.#hasSecond, this.#sizes),
+    );
+    let ahead = call === null ? null : this.#beginBeside(call);
     try {
       while (call !== null) {
-        const result = await this.#read(call);
-        const second: Call | null = await beside;
-        beside = null;
-        // nothing: a transaction is larger than the first call, and the second has no more of it than its end
-        if (second !== null && result.resultBytes > 0 && this.#unfitUntil === null) {
-          await this.#drop(call.copy);
-          call = second;
+        const current: Call = call;
+        const result = await this.#read(current, () => {
+          ahead ??= this.#beginAhead(current);
+        });
+        const next: Call | null = await ahead;
+        ahead = null;
+        if (next !== null && this.#isWanted(next, result)) {
+          this.#idle = current.copy;
+          call = next;
           continue;
         }
-        if (second !== null) await this.#drop(second.copy);
-        call = call.isLast ? null : await this.#begin(call.copy);
+        if (next !== null) await this.#drop(next.copy);
+        call = current.isLast ? null : await this.#begin(current.copy, lsnToBigint(this.#receivedLsn));
       }
     } finally {
-      const second = await beside;
-      if (second) await this.#drop(second.copy);
+      await ahead;
     }
     this.#queue.end();
   }
 
-  /** The next call, behind the last one; null: nothing more is to be had by calls, or the feed was closed. */
-  async #begin(copy: SlotCopy): Promise<Call | null> {
-    const { rows } = await this.#scope.source.query<{ lsn: Lsn; restart: Lsn | null }>(
-      `select pg_current_wal_flush_lsn()::text as lsn,
-         (select restart_lsn::text from pg_replication_slots where slot_name = $1) as restart`,
-      [copy.name],
-    );
-    const source = lsnToBigint(rows[0]?.lsn ?? this.#receivedLsn);
-    const from = lsnToBigint(this.#receivedLsn);
+  /** A call behind `from`; null: nothing more is to be had by calls, or the feed was closed. */
+  async #begin(
+    copy: SlotCopy,
+    from: bigint,
+    bytesFor = (backlog: Backlog): number => this.#nextBytes(backlog),
+  ): Promise<Call | null> {
+    const source = lsnToBigint(await this.#sourceLsn());
     const lag = Number(source - from);
     if (lag < this.#sizes.toBytes || this.#unfitUntil !== null) return null;
     if (this.#queue.failure !== null) return null; // nobody would answer the call
-    const again = Number(from - lsnToBigint(rows[0]?.restart ?? this.#receivedLsn));
-    const hasSecond = mayAdvance(this.#options.sourceVersion);
-    const bytes = nextCallBytes(this.#last, { lag, again, hasSecond }, this.#sizes);
-    // A busy source writes on while a call runs: what the last one left is the walsender's, however much it is.
-    const call = callOf(copy, from, bytes, source);
-    const isFollowed = this.#last === null && this.#besideBytes(call) > 0;
-    copy.begin(bigintToLsn(call.upto), !call.isLast && !isFollowed);
+    if (this.#hasSecond && from > lsnToBigint(this.#options.startLsn)) await copy.moveTo(bigintToLsn(from));
+    const call = callOf(copy, from, bytesFor({ lag, again: await this.#againBytes(copy, from) }), source);
+    copy.begin(bigintToLsn(call.upto));
     return call;
   }
 
-  /** WAL of the call that may begin beside the first one; 0: none. */
-  #besideBytes({ from, upto, source }: Call): number {
-    if (!mayAdvance(this.#options.sourceVersion)) return 0;
-    return secondCallBytes(Number(upto - from), Number(source - upto), this.#sizes);
+  #nextBytes(backlog: Backlog): number {
+    if (this.#last === null) throw new Error('the first calls have sizes of their own');
+    return nextCallBytes(this.#last, backlog, this.#sizes);
   }
 
-  /** The second call, while the server still decodes the first; null: there is none. Never rejects. */
+  /** The second call, while the server still decodes the first. */
   async #beginBeside(first: Call): Promise<Call | null> {
-    const bytes = this.#besideBytes(first);
-    if (bytes === 0) return null;
-    let copy: SlotCopy | null = null;
+    const firstBytes = Number(first.upto - first.from);
+    return this.#beginAhead(first, ({ lag }) => secondCallBytes(firstBytes, lag, this.#sizes));
+  }
+
+  /**
+   * The call behind `current`, whose result is not taken yet, on the other copy; null: there is none. Never rejects. What
+   * it has opened is closed with the feed.
+   */
+  async #beginAhead(current: Call, bytesFor?: (backlog: Backlog) => number): Promise<Call | null> {
+    const rest = Number(current.source - current.upto);
+    // behind a call that returned nothing, one is tried by itself
+    if (!this.#hasSecond || rest < this.#sizes.toBytes || this.#last?.resultBytes === 0) return null;
+    const copy = this.#idle ?? (await this.#openSecond());
+    this.#idle = null;
+    if (copy === null) return null;
     try {
-      const { rows } = await this.#scope.source.query<{ free: number }>(
-        `select current_setting('max_replication_slots')::int - count(*)::int as free from pg_replication_slots`,
-      );
-      if ((rows[0]?.free ?? 0) < FREE_SLOTS) return null;
-      copy = await SlotCopy.open(this.#scope, this.#options, this.#signal);
-      this.#copies.add(copy);
-      await copy.skipTo(bigintToLsn(first.upto));
-      const call = callOf(copy, first.upto, bytes, first.source);
-      copy.begin(bigintToLsn(call.upto), !call.isLast);
+      const call = await this.#begin(copy, current.upto, bytesFor);
+      if (call === null) return null;
       this.#scope.log.info(
         { from: bigintToLsn(call.from), upto: bigintToLsn(call.upto) },
-        'the second call begins beside the first',
+        'a call begins while another is taken',
       );
       return call;
     } catch (error) {
-      this.#scope.log.debug({ err: error }, 'the second call waits for the first');
-      if (copy !== null) await this.#drop(copy);
+      this.#scope.log.debug({ err: error }, 'the next call waits for this one');
+      await this.#drop(copy);
       return null;
     }
   }
 
-  async #read({ copy, from, upto, source }: Call): Promise<CallResult> {
+  /** Whether a call that has begun behind one with this result is to be gone on with. */
+  #isWanted({ from, upto }: Call, result: CallResult): boolean {
+    // nothing: a transaction is larger than that call, and this one has no more of it than its end
+    return this.#unfitUntil === null && result.resultBytes > 0 && !isTooLarge(result, Number(upto - from));
+  }
+
+  /** Null: there is none to be had; the last free slot is somebody else's to take. Never rejects. */
+  async #openSecond(): Promise<SlotCopy | null> {
+    try {
+      const { rows } = await this.#scope.source.query<{ free: number }>(
+        `select current_setting('max_replication_slots')::int - count(*)::int as free from pg_replication_slots`,
+      );
+      return (rows[0]?.free ?? 0) < FREE_SLOTS ? null : await this.#openCopy();
+    } catch (error) {
+      this.#scope.log.debug({ err: error }, 'there is no second copy of the slot');
+      return null;
+    }
+  }
+
+  async #openCopy(): Promise<SlotCopy> {
+    const copy = await SlotCopy.open(this.#scope, this.#options, this.#queue, this.#signal);
+    this.#copies.add(copy);
+    return copy;
+  }
+
+  async #sourceLsn(): Promise<Lsn> {
+    const { rows } = await this.#scope.source.query<{ lsn: Lsn }>(
+      'select pg_current_wal_flush_lsn()::text as lsn',
+    );
+    return rows[0]?.lsn ?? this.#receivedLsn;
+  }
+
+  /** WAL that the next call of a copy decodes again, before `from`. */
+  async #againBytes({ name }: SlotCopy, from: bigint): Promise<number> {
+    const { rows } = await this.#scope.source.query<{ restart: Lsn | null }>(
+      'select restart_lsn::text as restart from pg_replication_slots where slot_name = $1',
+      [name],
+    );
+    const restart = rows[0]?.restart;
+    return restart ? Number(from - lsnToBigint(restart)) : 0;
+  }
+
+  async #read({ copy, from, upto, source }: Call, isDelivered: () => void): Promise<CallResult> {
     this.#reading = copy;
     this.#resultBytes = 0;
-    await copy.read({ queue: this.#queue, gulp: (gulp) => this.#push(gulp) });
+    await copy.read((gulp) => {
+      isDelivered();
+      this.#push(gulp);
+    });
     const result = { walBytes: Number(upto - from), resultBytes: this.#resultBytes };
     if (isForWalsender(this.#last, result)) this.#unfitUntil = bigintToLsn(source);
     this.#last = result;

@@ -240,7 +240,7 @@ describe('far behind', () => {
     await stream.stop();
   });
 
-  it('a call leaves the slot where the last running-transactions record lets it restart', async () => {
+  it('a call restarts at the last running-transactions record before it', async () => {
     const pair = await makePair();
     const first = await copied(pair, 'create table public.t (id int primary key, v text)');
     const scope = makeScope(pair, {}, first);
@@ -261,22 +261,21 @@ describe('far behind', () => {
     );
     const rest = 50_000; // of the update
     const firstCallBytes = (left[0]?.bytes ?? 0) - rest;
-    const feed = await openFeed(scope, { ...small, toBytes: 2 * rest, firstCallBytes });
+    const feed = await openFeed(scope, { ...small, toBytes: rest / 2, firstCallBytes });
     await waitFor(async () => {
       await feed.take(20);
       return feed.ended && feed.drained;
     });
     const { rows } = await pair.source.query<{ restart: Lsn }>(
-      `select restart_lsn::text as restart from pg_replication_slots
+      `select max(restart_lsn)::text as restart from pg_replication_slots
        where database = current_database() and slot_name like 'dtsc\\_%'`,
     );
     await feed.close();
-    expect(rows).toHaveLength(1);
     expect(compareLsn(rows[0]?.restart ?? ZERO_LSN, lastRecordAfter)).toBeGreaterThanOrEqual(0);
   });
 
   it.each([13, 18] as const)(
-    'a call that begins beside the first of %i goes on where that one ends, wherever that is',
+    'a call that begins while another of %i is taken goes on where that one ends, wherever that is',
     async (source) => {
       const pair = await makePair({ source });
       const first = await copied(pair, randomTables);
@@ -307,11 +306,18 @@ describe('far behind', () => {
         const mostCallBytes = Math.floor(4 * lag * (0.1 + (0.3 * n) / places)) + n;
         expect(await read({ firstCallBytes: 100, mostCallBytes })).toEqual(whole);
       }
-      expect(said.callsBeside).toBe(places);
+      expect(said.callsBeside).toBeGreaterThanOrEqual(places);
+      // many on the same two copies
+      const before = said.callsBeside;
+      for (let n = 1; n <= places; n++) {
+        const mostCallBytes = Math.floor(lag * (0.2 + (0.1 * n) / places)) + n;
+        expect(await read({ firstCallBytes: 100, mostCallBytes })).toEqual(whole);
+      }
+      expect(said.callsBeside).toBeGreaterThanOrEqual(before + 3 * places);
     },
   );
 
-  it('a slot is left to others while a call begins beside the first', async () => {
+  it('a slot is left to others while a call begins beside another', async () => {
     const pair = await makePair();
     const first = await copied(
       pair,
@@ -322,15 +328,15 @@ describe('far behind', () => {
     const fill = `select pg_create_physical_replication_slot('spare_' || n) from generate_series(1, (
       select current_setting('max_replication_slots')::int - count(*)::int from pg_replication_slots) - $1::int) n`;
     for (const [free, besides] of [
-      [2, 0],
-      [3, 1],
+      [2, false],
+      [3, true],
     ] as const) {
       await pair.source.query(fill, [free]);
       const { scope, said } = listening(makeScope(pair, {}, first));
       const feed = await openFeed(scope, small);
       expect((await messagesOf(feed)).length).toBeGreaterThan(0);
       await feed.close();
-      expect(said.callsBeside).toBe(besides);
+      expect(said.callsBeside > 0).toBe(besides);
       await pair.source.query(
         `select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name like 'spare\\_%'`,
       );

@@ -39,7 +39,7 @@ export function listening(scope: TestScope, said = nothingSaid()): { scope: Test
       said.from.push(from);
     }
     if (message === 'a batch is applied again in source order') said.again++;
-    if (message === 'the second call begins beside the first') said.callsBeside++;
+    if (message === 'a call begins while another is taken') said.callsBeside++;
   };
   return { scope: Object.assign(scope, { log: { ...scope.log, info } }), said };
 }

@@ -4,8 +4,10 @@ import { describe, expect, it } from 'vitest';
 import {
   catchUpIsCheap,
   catchUpSizes,
+  firstCallBytes,
   GOOD_RESULT_BYTES,
   isForWalsender,
+  isTooLarge,
   nextCallBytes,
   secondCallBytes,
   type CallResult,
@@ -22,10 +24,11 @@ function callsFor(backlogBytes: number, share: number, recordEvery = Infinity): 
   for (let reached = 0; reached < backlogBytes; ) {
     const lag = backlogBytes - reached;
     const again = Number.isFinite(recordEvery) ? reached % recordEvery : reached;
-    const walBytes = Math.min(
-      lag,
-      nextCallBytes(calls.at(-1) ?? null, { lag, again, hasSecond: false }, catchUpSizes),
-    );
+    const last = calls.at(-1);
+    const wanted = last
+      ? nextCallBytes(last, { lag, again }, catchUpSizes)
+      : firstCallBytes(lag, false, catchUpSizes);
+    const walBytes = Math.min(lag, wanted);
     calls.push({ walBytes, resultBytes: Math.round(walBytes * share) });
     reached += walBytes;
   }
@@ -44,21 +47,28 @@ describe('the calls of a catch-up', () => {
 
   it('are two at once at first, which are all of a small backlog', () => {
     const pairFor = (lag: number): [number, number] => {
-      const first = nextCallBytes(null, { lag, again: 0, hasSecond: true }, catchUpSizes);
+      const first = firstCallBytes(lag, true, catchUpSizes);
       return [first, secondCallBytes(first, lag - first, catchUpSizes)];
     };
     const inMegabytes = (lag: number): number[] =>
       pairFor(lag * MEGABYTE).map((bytes) => Math.round(bytes / MEGABYTE));
     expect(inMegabytes(10)).toEqual([10, 0]);
-    expect(inMegabytes(100)).toEqual([30, 70]);
-    expect(inMegabytes(180)).toEqual([54, 126]);
-    expect(inMegabytes(2_000)).toEqual([128, 128]);
+    expect(inMegabytes(100)).toEqual([40, 60]);
+    expect(inMegabytes(350)).toEqual([128, 222]); // a small rest is taken along
+    expect(inMegabytes(2_000)).toEqual([128, 192]);
     fc.assert(
-      fc.property(fc.integer({ min: 17 * MEGABYTE, max: 182 * MEGABYTE }), (lag) => {
+      fc.property(fc.integer({ min: 17 * MEGABYTE, max: 380 * MEGABYTE }), (lag) => {
         const [first, second] = pairFor(lag);
         return first + second === lag && first < second;
       }),
     );
+  });
+
+  it('are given up where the first one returned so much that the second would be too large', () => {
+    const first = { walBytes: 100 * MEGABYTE, resultBytes: 200 * MEGABYTE };
+    expect(isTooLarge(first, 150 * MEGABYTE)).toBe(false);
+    expect(isTooLarge(first, 200 * MEGABYTE)).toBe(true);
+    expect(isTooLarge({ ...first, resultBytes: 0 }, 500 * MEGABYTE)).toBe(false);
   });
 
   it('decode a backlog at most twice over, although each begins where the first did', () => {
@@ -87,7 +97,7 @@ describe('the calls of a catch-up', () => {
 
   it('that end in a transaction are followed by the largest, and that by the walsender', () => {
     const call = (resultBytes: number): CallResult => ({ walBytes: 8 * MEGABYTE, resultBytes });
-    expect(nextCallBytes(call(0), { lag: 100 * MEGABYTE, again: 0, hasSecond: false }, catchUpSizes)).toBe(
+    expect(nextCallBytes(call(0), { lag: 100 * MEGABYTE, again: 0 }, catchUpSizes)).toBe(
       catchUpSizes.mostCallBytes,
     );
     expect(isForWalsender(null, call(0))).toBe(false);
