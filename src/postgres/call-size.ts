@@ -57,6 +57,14 @@ export interface CallResult {
   readonly resultBytes: number;
 }
 
+/** A page of WAL begins with a header of up to 40 bytes; the sizes of other builds are multiples or parts of this. */
+const PAGE_BYTES = 8_192n;
+
+/** Where a call that is to end behind `lsn` ends: not within the header of a page. */
+export function callEnd(lsn: bigint): bigint {
+  return ((lsn + PAGE_BYTES - 1n) / PAGE_BYTES) * PAGE_BYTES;
+}
+
 /** WAL of the first call. */
 export function firstCallBytes(lag: number, hasSecond: boolean, sizes: CatchUpSizes): number {
   const oneBytes = hasSecond ? sizes.firstCallBytes * ONE_OF_TWO : ONE_CALL_BYTES;

@@ -4,17 +4,19 @@
 //   copy (select data from pg_logical_slot_get_binary_changes(copy, upto_lsn …)) to stdout (format binary)
 //
 // The server decodes all that a call covers before it sends the first row, and holds it in a temporary file. It stops
-// behind the first record that ends at or past upto_lsn: everything committed up to there is returned. A copy that was
-// moved to upto_lsn goes on behind it, for what has a commit record that begins before is skipped.
+// behind the first record that ends at or past upto_lsn: every commit whose record begins before is returned. A copy that
+// was moved to upto_lsn goes on exactly there, for what has a commit record that begins before is skipped. Between a
+// record that ends with a page of WAL and the next one lies the header of a page: upto_lsn must not, or the record behind
+// it would be on both sides (call-size.ts).
 //
-// restart_lsn: of all running-transactions records that a call reads, it moves the slot to the first one, for only one
-// candidate waits until its position is confirmed. pg_replication_slot_advance to where the slot is already reads the same
-// WAL without decoding its changes, and every such record counts, because all of it is confirmed: the slot then restarts at
-// the last one.
+// restart_lsn: of all running-transactions records that a call or an advance reads, it moves the slot to the first one,
+// for only one candidate waits until its position is confirmed. pg_replication_slot_advance to where the slot is already
+// reads the same WAL without decoding its changes, and every such record counts, because all of it is confirmed: the slot
+// then restarts at the last one.
 import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
-import type { Lsn } from '../model/lsn.ts';
+import { compareLsn, ZERO_LSN, type Lsn } from '../model/lsn.ts';
 import type { Session } from './connections.ts';
 import { fromPostgres } from './errors.ts';
 import type { GulpQueue } from './gulp-queue.ts';
@@ -36,6 +38,7 @@ export const DECODING_TIMEOUT_MS = 600_000;
 const WATCH_INTERVAL_MS = 5_000;
 
 const QUERY = 0x51;
+const DATA_ROW = 0x44;
 const ERROR = 0x45;
 const READY_FOR_QUERY = 0x5a;
 
@@ -52,19 +55,33 @@ export class SlotCopy {
   readonly #session: Session;
   readonly #options: WalStreamOptions;
   readonly #queue: GulpQueue;
+  /** Ends the backend, too: one that decodes would notice only when it sends. */
+  readonly #abort: AbortController;
   readonly #walker: WalWalker;
   readonly #pace: ReadPace;
   /** Takes what the call returns; null: it is not its turn, and the socket is left alone. */
   #take: ((gulp: Gulp) => void) | null = null;
+  #restartLsn: Lsn;
+  /** The first column of the last row that was not of a COPY. */
+  #answer = '';
+  #isDecoding = false;
   #failure: MigrationError | null = null;
   /** The server is ready for the next statement, or nothing will come any more. */
   #onReady: (() => void) | null = null;
 
-  private constructor(name: string, session: Session, options: WalStreamOptions, queue: GulpQueue) {
+  private constructor(
+    { name, restartLsn }: { readonly name: string; readonly restartLsn: Lsn },
+    session: Session,
+    options: WalStreamOptions,
+    queue: GulpQueue,
+    abort: AbortController,
+  ) {
     this.name = name;
+    this.#restartLsn = restartLsn;
     this.#session = session;
     this.#options = options;
     this.#queue = queue;
+    this.#abort = abort;
     this.#walker = new WalWalker('rows', {
       gulp: (gulp) => {
         if (this.#take === null) throw new RangeError('rows of a call before its turn');
@@ -74,6 +91,8 @@ export class SlotCopy {
       control: (message) => {
         if (message[0] === ERROR)
           this.#fail(fromPostgres(readServerError(message, 5, message.length), { role: 'source' }));
+        if (message[0] === DATA_ROW)
+          this.#answer = message.toString('latin1', 11, 11 + Math.max(0, message.readInt32BE(7)));
         if (message[0] === READY_FOR_QUERY) this.#onReady?.();
       },
     });
@@ -99,7 +118,11 @@ export class SlotCopy {
     queue: GulpQueue,
     signal: AbortSignal,
   ): Promise<SlotCopy> {
-    const session = await scope.source.session({ purpose: CATCH_UP_PURPOSE, signal });
+    const abort = new AbortController();
+    const session = await scope.source.session({
+      purpose: CATCH_UP_PURPOSE,
+      signal: AbortSignal.any([signal, abort.signal]),
+    });
     const name = newCopyName(options.slot.name);
     try {
       await session.client.query(`select set_config('work_mem', '${RESULT_MEMORY}', false)`);
@@ -108,11 +131,21 @@ export class SlotCopy {
         options.slot.name,
         name,
       ]);
+      const { rows } = await session.client.query<{ restart: Lsn }>(
+        'select restart_lsn::text as restart from pg_replication_slots where slot_name = $1',
+        [name],
+      );
+      const restartLsn = rows[0]?.restart ?? ZERO_LSN;
+      return new SlotCopy({ name, restartLsn }, session, options, queue, abort);
     } catch (error) {
       await session.close();
       throw fromPostgres(error, { role: 'source', slot: options.slot.name });
     }
-    return new SlotCopy(name, session, options, queue);
+  }
+
+  /** From here on the next call decodes. */
+  get restartLsn(): Lsn {
+    return this.#restartLsn;
   }
 
   /**
@@ -122,14 +155,26 @@ export class SlotCopy {
   async moveTo(lsn: Lsn): Promise<void> {
     const deadline = setTimeout(() => this.#fail(silent(DECODING_TIMEOUT_MS)), DECODING_TIMEOUT_MS);
     try {
-      await this.#untilReady(() => {
-        this.#send(`select pg_replication_slot_advance(slot_name, greatest(confirmed_flush_lsn, ${literal(lsn)}))
-          from pg_replication_slots where slot_name = ${literal(this.name)}`);
-        this.#socket().resume();
-      });
+      // where the first one finds no record, there is none
+      if (await this.#advance(`greatest(confirmed_flush_lsn, ${literal(lsn)})`))
+        await this.#advance('confirmed_flush_lsn');
     } finally {
       clearTimeout(deadline);
     }
+  }
+
+  /** Whether its restart_lsn has moved. */
+  async #advance(to: string): Promise<boolean> {
+    const before = this.#restartLsn;
+    const name = literal(this.name);
+    await this.#untilReady(() => {
+      this.#send(`
+        select pg_replication_slot_advance(slot_name, ${to}) from pg_replication_slots where slot_name = ${name};
+        select restart_lsn from pg_replication_slots where slot_name = ${name}`);
+      this.#socket().resume();
+    });
+    this.#restartLsn = this.#answer;
+    return compareLsn(this.#restartLsn, before) > 0;
   }
 
   /** Has the server decode up to `upto`; `read` takes the result. */
@@ -145,6 +190,7 @@ export class SlotCopy {
     ].map(literal);
     this.#socket().pause(); // nothing is taken before its turn
     this.#walker.restart();
+    this.#isDecoding = true;
     this.#send(`copy (select data from pg_logical_slot_get_binary_changes(${literal(this.name)}, ${literal(upto)}, null,
       ${parameters.join(', ')})) to stdout (format binary)`);
   }
@@ -161,6 +207,7 @@ export class SlotCopy {
         this.#take = take;
         if (!this.#queue.paused) this.resume();
       });
+      this.#isDecoding = false;
     } finally {
       this.#take = null;
       clearInterval(watchdog);
@@ -175,10 +222,11 @@ export class SlotCopy {
     if (this.#take !== null) this.#pace.resume();
   }
 
-  /** Whatever it is doing: a call that decodes would not hear a goodbye. */
+  /** Whatever it is doing. */
   async close(): Promise<void> {
     this.#pace.stop();
     this.#fail(new MigrationError('aborted', 'source: the feed was closed'));
+    if (this.#isDecoding) this.#abort.abort();
     this.#socket().destroy();
     await this.#session.close();
   }

@@ -12,6 +12,7 @@
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
 import {
+  callEnd,
   firstCallBytes,
   isForWalsender,
   isTooLarge,
@@ -47,7 +48,7 @@ interface Call {
 }
 
 function callOf(copy: SlotCopy, from: bigint, bytes: number, source: bigint): Call {
-  const wanted = from + BigInt(bytes);
+  const wanted = callEnd(from + BigInt(bytes));
   const isLast = wanted >= source;
   return { copy, from, upto: isLast ? source : wanted, source, isLast };
 }
@@ -163,12 +164,9 @@ export class SlotFeed {
 
   async close(): Promise<void> {
     this.#fail(new MigrationError('aborted', 'source: the feed was closed'));
-    const dropAll = async (): Promise<void> => {
-      await Promise.all([...this.#copies].map((copy) => this.#drop(copy)));
-    };
-    await dropAll();
+    await this.#dropAll();
     await this.#run;
-    await dropAll(); // one that was being opened
+    await this.#dropAll(); // one that was being opened
   }
 
   async #feed(first: SlotCopy): Promise<void> {
@@ -192,9 +190,13 @@ export class SlotFeed {
         if (next !== null) await this.#drop(next.copy);
         call = current.isLast ? null : await this.#begin(current.copy, lsnToBigint(this.#receivedLsn));
       }
+    } catch (error) {
+      this.#fail(error); // whoever hears of it closes the feed, which ends what is under way
+      throw error;
     } finally {
       await ahead;
     }
+    await this.#dropAll();
     this.#queue.end();
   }
 
@@ -209,7 +211,12 @@ export class SlotFeed {
     if (lag < this.#sizes.toBytes || this.#unfitUntil !== null) return null;
     if (this.#queue.failure !== null) return null; // nobody would answer the call
     if (this.#hasSecond && from > lsnToBigint(this.#options.startLsn)) await copy.moveTo(bigintToLsn(from));
-    const call = callOf(copy, from, bytesFor({ lag, again: await this.#againBytes(copy, from) }), source);
+    const call = callOf(
+      copy,
+      from,
+      bytesFor({ lag, again: Number(from - lsnToBigint(copy.restartLsn)) }),
+      source,
+    );
     copy.begin(bigintToLsn(call.upto));
     return call;
   }
@@ -283,16 +290,6 @@ export class SlotFeed {
     return rows[0]?.lsn ?? this.#receivedLsn;
   }
 
-  /** WAL that the next call of a copy decodes again, before `from`. */
-  async #againBytes({ name }: SlotCopy, from: bigint): Promise<number> {
-    const { rows } = await this.#scope.source.query<{ restart: Lsn | null }>(
-      'select restart_lsn::text as restart from pg_replication_slots where slot_name = $1',
-      [name],
-    );
-    const restart = rows[0]?.restart;
-    return restart ? Number(from - lsnToBigint(restart)) : 0;
-  }
-
   async #read({ copy, from, upto, source }: Call, isDelivered: () => void): Promise<CallResult> {
     this.#reading = copy;
     this.#resultBytes = 0;
@@ -312,6 +309,10 @@ export class SlotFeed {
   #push(gulp: Gulp): void {
     this.#resultBytes += gulp.buffer.length;
     this.#queue.push(gulp);
+  }
+
+  async #dropAll(): Promise<void> {
+    await Promise.all([...this.#copies].map((copy) => this.#drop(copy)));
   }
 
   async #drop(copy: SlotCopy): Promise<void> {

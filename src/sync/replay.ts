@@ -185,6 +185,8 @@ export class Replay {
           await this.#changeOrder(commit <= this.#orderedUntil);
           this.#next = i + 2;
         }
+        if (this.#transaction === null && commit >= this.#startedAt && commit < this.#position)
+          throw givenTwice(commit, this.#position);
         this.#begin(commit, buffer.readUInt32BE(start + 17));
       } else if (tag === COMMIT && end - start === COMMIT_BYTES) {
         if (this.#onCommit(buffer.readBigUInt64BE(start + 10))) await this.#submit();
@@ -480,4 +482,12 @@ export class Replay {
     }
     this.#onStored();
   }
+}
+
+/** No feed does that; one that did would double the rows of tables without a key. */
+function givenTwice(commit: bigint, position: bigint): MigrationError {
+  return new MigrationError(
+    'connection_failed',
+    `source: it sent the transaction at ${bigintToLsn(commit)} again, behind ${bigintToLsn(position)}`,
+  );
 }

@@ -2,12 +2,15 @@
 // for them.
 import { describe, expect, it } from 'vitest';
 import type { Finding } from '../../src/model/finding.ts';
-import { compareLsn, ZERO_LSN, type Lsn } from '../../src/model/lsn.ts';
+import { compareLsn, lsnToBigint, ZERO_LSN, type Lsn } from '../../src/model/lsn.ts';
 import { catchUpSizes, type CatchUpSizes } from '../../src/postgres/call-size.ts';
 import { sourceVersion } from '../../src/postgres/marker.ts';
+import { GulpQueue } from '../../src/postgres/gulp-queue.ts';
+import { SlotCopy } from '../../src/postgres/slot-copy.ts';
 import { SlotFeed } from '../../src/postgres/slot-feed.ts';
 import { slotOf } from '../../src/postgres/slot-record.ts';
 import { taskObjectName } from '../../src/postgres/sql.ts';
+import type { WalStreamOptions } from '../../src/postgres/wal-stream.ts';
 import {
   backlog,
   copied,
@@ -17,7 +20,7 @@ import {
   nothingSaid,
   tables,
 } from '../support/backlog.ts';
-import { makePair, waitFor } from '../support/databases.ts';
+import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
 import { randomTables, startWriters } from '../support/random-writers.ts';
 import { drainStream, startStream, untilEvent, type RunningStream } from '../support/replication.ts';
@@ -38,10 +41,12 @@ const findingsOf = (stream: RunningStream): (Finding | null)[] =>
     event.type === 'FINDING' && event.code === 'catch_up_refused' ? [event.finding] : [],
   );
 
+const noSocket = { pause: (): void => undefined, resume: (): void => undefined };
+
 /** From where the task's slot stands: nothing is acknowledged. */
-async function openFeed(scope: TestScope, sizes: CatchUpSizes): Promise<SlotFeed> {
+async function feedOptions(scope: TestScope): Promise<WalStreamOptions> {
   const slot = slotOf(scope);
-  const options = {
+  return {
     slot,
     publication: taskObjectName(scope.taskId),
     startLsn: slot.consistentLsn,
@@ -49,7 +54,20 @@ async function openFeed(scope: TestScope, sizes: CatchUpSizes): Promise<SlotFeed
     sourceVersion: await sourceVersion(scope),
     binary: false,
   };
-  return SlotFeed.open(scope, options, sizes, scope.signal);
+}
+
+async function openFeed(scope: TestScope, sizes: CatchUpSizes): Promise<SlotFeed> {
+  return SlotFeed.open(scope, await feedOptions(scope), sizes, scope.signal);
+}
+
+async function lsnOf({ source }: DatabasePair): Promise<Lsn> {
+  const { rows } = await source.query<{ lsn: Lsn }>('select pg_current_wal_flush_lsn()::text as lsn');
+  return rows[0]?.lsn ?? ZERO_LSN;
+}
+
+/** Bytes of WAL behind where the task's slot was made. */
+async function lagOf(pair: DatabasePair, scope: TestScope): Promise<number> {
+  return Number(lsnToBigint(await lsnOf(pair)) - lsnToBigint(slotOf(scope).consistentLsn));
 }
 
 /** All that the feed gives of transactions. Every session tells of relations by itself. */
@@ -240,38 +258,83 @@ describe('far behind', () => {
     await stream.stop();
   });
 
-  it('a call restarts at the last running-transactions record before it', async () => {
+  it('a copy that is moved on restarts at the last running-transactions record before', async () => {
     const pair = await makePair();
     const first = await copied(pair, 'create table public.t (id int primary key, v text)');
     const scope = makeScope(pair, {}, first);
-    const slot = slotOf(scope);
-    let lastRecordAfter = ZERO_LSN;
-    for (const n of [1, 2, 3]) {
-      await pair.source.query(
-        `insert into public.t select ${n} * 1000 + g, repeat('x', 200) from generate_series(1, 999) g`,
-      );
-      const { rows } = await pair.source.query<{ lsn: Lsn }>('select pg_current_wal_lsn()::text as lsn');
-      lastRecordAfter = rows[0]?.lsn ?? ZERO_LSN;
-      await pair.source.query('checkpoint');
+    const copy = await SlotCopy.open(scope, await feedOptions(scope), new GulpQueue(noSocket), scope.signal);
+    for (const round of [1, 2]) {
+      let lastRecordAfter = ZERO_LSN;
+      for (const n of [1, 2, 3]) {
+        await pair.source.query(
+          `insert into public.t select ${round * 10 + n} * 1000 + g, repeat('x', 200) from generate_series(1, 99) g`,
+        );
+        lastRecordAfter = await lsnOf(pair);
+        await pair.source.query('checkpoint');
+      }
+      await copy.moveTo(await lsnOf(pair));
+      expect(compareLsn(copy.restartLsn, lastRecordAfter)).toBeGreaterThanOrEqual(0);
     }
-    await pair.source.query(`update public.t set v = 'y'`);
-    const { rows: left } = await pair.source.query<{ bytes: number }>(
-      'select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), $1)::int as bytes',
-      [slot.consistentLsn],
+    await copy.close();
+  });
+
+  it('a call that is given up ends on the source, too', async () => {
+    const pair = await makePair();
+    const first = await copied(pair, 'create table public.t (id int primary key, v text)');
+    await pair.source.query(
+      `do $$ begin for n in 0..99 loop
+         insert into public.t select n * 5000 + g, repeat('x', 20) from generate_series(1, 5000) g; commit; end loop; end $$`,
     );
-    const rest = 50_000; // of the update
-    const firstCallBytes = (left[0]?.bytes ?? 0) - rest;
-    const feed = await openFeed(scope, { ...small, toBytes: rest / 2, firstCallBytes });
-    await waitFor(async () => {
-      await feed.take(20);
-      return feed.ended && feed.drained;
-    });
-    const { rows } = await pair.source.query<{ restart: Lsn }>(
-      `select max(restart_lsn)::text as restart from pg_replication_slots
-       where database = current_database() and slot_name like 'dtsc\\_%'`,
+    const scope = makeScope(pair, {}, first);
+    const open = async (): Promise<SlotCopy> =>
+      SlotCopy.open(scope, await feedOptions(scope), new GulpQueue(noSocket, Infinity), scope.signal);
+    const gone = async (name: string): Promise<boolean> =>
+      (await pair.source.query('select from pg_replication_slots where slot_name = $1', [name])).rowCount ===
+      0;
+    const whole = await open();
+    const began = Date.now();
+    whole.begin(await lsnOf(pair));
+    let answeredMs = 0;
+    await whole.read(() => (answeredMs ||= Date.now() - began));
+    await whole.close();
+    const givenUp = await open();
+    givenUp.begin(await lsnOf(pair));
+    const closedAt = Date.now();
+    await givenUp.close();
+    await waitFor(() => gone(givenUp.name), 10_000, 'the end of the copy');
+    expect(Date.now() - closedAt).toBeLessThan(answeredMs / 2);
+  });
+
+  it('a call does not end in the header of a page of WAL', async () => {
+    const pair = await makePair();
+    const first = await copied(pair, 'create table public.t (id int primary key, v text)');
+    await pair.source.query(
+      `do $$ begin for n in 1..20000 loop insert into public.t values (n, repeat('x', n % 40)); commit; end loop; end $$`,
     );
-    await feed.close();
-    expect(compareLsn(rows[0]?.restart ?? ZERO_LSN, lastRecordAfter)).toBeGreaterThanOrEqual(0);
+    const scope = makeScope(pair, {}, first);
+    const { consistentLsn } = slotOf(scope);
+    const lag = await lagOf(pair, scope);
+    const read = async (sizes: { firstCallBytes: number; mostCallBytes: number }): Promise<string[]> => {
+      const feed = await openFeed(scope, { fromBytes: 1, toBytes: 1, ...sizes });
+      const messages = await messagesOf(feed);
+      await feed.close();
+      return messages;
+    };
+    const whole = await read({ firstCallBytes: lag * 2, mostCallBytes: lag * 2 });
+    // begin messages name the beginning of the commit record
+    const commits = whole.flatMap((message) =>
+      message.startsWith('42')
+        ? [Number(BigInt(`0x${message.slice(2, 18)}`) - lsnToBigint(consistentLsn))]
+        : [],
+    );
+    const start = Number(lsnToBigint(consistentLsn));
+    const [behindHeader = NaN] = commits.filter(
+      (at) => (start + at) % 8_192 === 24 && at > 0.3 * lag && at < 0.5 * lag,
+    );
+    expect(behindHeader).not.toBeNaN();
+    // the page, and so the record before it, ends 24 bytes before: between the two there is no commit
+    for (const firstCallBytes of [behindHeader - 24, behindHeader - 8, behindHeader])
+      expect(await read({ firstCallBytes, mostCallBytes: lag })).toEqual(whole);
   });
 
   it.each([13, 18] as const)(
@@ -284,11 +347,7 @@ describe('far behind', () => {
       await writers.stop();
       expect(writers.prepared.commit).toBeGreaterThan(0);
       const { scope, said } = listening(makeScope(pair, {}, first));
-      const { rows } = await pair.source.query<{ bytes: number }>(
-        'select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), $1)::int as bytes',
-        [slotOf(scope).consistentLsn],
-      );
-      const lag = rows[0]?.bytes ?? 0;
+      const lag = await lagOf(pair, scope);
       const read = async (sizes: { firstCallBytes: number; mostCallBytes: number }): Promise<string[]> => {
         const feed = await openFeed(scope, { fromBytes: 1, toBytes: 1, ...sizes });
         const messages = await messagesOf(feed);
@@ -302,7 +361,7 @@ describe('far behind', () => {
       expect(said.callsBeside).toBe(0);
       const places = 40;
       for (let n = 1; n <= places; n++) {
-        // the first two cover a quarter of the most each: so much that they do not end in one transaction both
+        // the first covers a quarter of the most, the second half of it at most: not all of either within a transaction
         const mostCallBytes = Math.floor(4 * lag * (0.1 + (0.3 * n) / places)) + n;
         expect(await read({ firstCallBytes: 100, mostCallBytes })).toEqual(whole);
       }

@@ -70,6 +70,8 @@ test.each([
         'select applied_lsn::text as applied from dts.progress where task_id = $1',
         [scope.taskId],
       );
+      // what the writers write may take long to be so much
+      await pair.source.query(`select pg_logical_emit_message(true, 'other', repeat('x', 200000))`);
       const { rows } = await pair.source.query<{ far: boolean }>(
         `select lag > 120000 and lag > 3 * (confirmed_flush_lsn - restart_lsn) as far
          from pg_replication_slots, lateral (select pg_current_wal_flush_lsn() - $2::pg_lsn as lag) l

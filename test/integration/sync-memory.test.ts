@@ -47,9 +47,9 @@ async function untilHeldBack(
         'select wait_event as event from pg_stat_activity where application_name = $1',
         [`dts/${taskId}/source/${purpose}`],
       );
-      const event = found.rows[0]?.event ?? '';
-      held = event === waits ? held + 1 : 0;
-      return held >= 50 || /WalSenderMain|WalSenderWaitForWAL/i.test(event);
+      const events = found.rows.map(({ event }) => event ?? '');
+      held = events.includes(waits) ? held + 1 : 0;
+      return held >= 50 || events.some((event) => /WalSenderMain|WalSenderWaitForWAL/i.test(event));
     },
     60_000,
     'backpressure',

@@ -142,6 +142,14 @@ describe('the replay', () => {
     expect(await replay(chunks)).toEqual(['insert 1', 'insert 2', 'commit 0/2010', 'ack 0/2010']);
   });
 
+  it('goes no further with a feed that gives a transaction twice', async () => {
+    const given = [begin('0/2000'), insert('1'), commit('0/2010')];
+    await expect(replay([given, [keepalive('0/2008')], given])).rejects.toMatchObject({
+      code: 'connection_failed',
+      message: expect.stringContaining('0/2000') as string,
+    });
+  });
+
   it('leaves out a transaction that is on the target already', async () => {
     const items = [
       begin('0/2000'),
