@@ -84,7 +84,9 @@ export class Pipeline<C> {
     this.#socket.removeAllListeners('data');
     this.#socket.on('data', (chunk: Buffer) => this.#onBytes(chunk));
     this.#socket.on('error', (error) => this.#onClosed(error));
-    this.#socket.on('close', () => this.#onClosed(new Error('Connection terminated unexpectedly')));
+    const onClose = (): void => this.#onClosed(new Error('Connection terminated unexpectedly'));
+    this.#socket.on('close', onClose);
+    if (this.#socket.destroyed) onClose(); // it said so before
   }
 
   get pid(): number {
