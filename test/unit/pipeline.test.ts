@@ -1,4 +1,5 @@
 // The session that applies: what a caller hears when its server is gone.
+import { once } from 'node:events';
 import { Socket } from 'node:net';
 import { expect, it } from 'vitest';
 import type { Session } from '../../src/postgres/connections.ts';
@@ -15,7 +16,7 @@ it.each(['before', 'after'] as const)(
   async (when) => {
     const stream = new Socket();
     const client = { connection: { stream } };
-    if (when === 'before') stream.destroy();
+    if (when === 'before') await once(stream.destroy(), 'close');
     const pipe = new Pipeline<string>(
       { client, pid: 1, close: () => Promise.resolve() } as unknown as Session,
       reader,
