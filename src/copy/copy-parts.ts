@@ -6,11 +6,12 @@ import { retryDelayMs } from '../model/retry.ts';
 import type { StreamPace } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
 import { silenceTriggers, writesExisting } from '../postgres/existing-tables.ts';
+import { flushTarget } from '../postgres/flush-target.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
 import { chooseFormats } from './format.ts';
 import { beginGeneration, type Generation } from './generation.ts';
-import { flushTarget, readMarkers, startOver } from './markers.ts';
+import { readMarkers, startOver } from './markers.ts';
 import { copyPart, type PartSessions } from './part.ts';
 import { PartQueue } from './part-queue.ts';
 import { partKey, type CopyPart, type Marker } from './plan.ts';
@@ -55,7 +56,7 @@ export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Pr
     let generation: Generation | null = null;
     const doneBefore = done;
     try {
-      await flushTarget(scope); // markers of a killed process, too
+      await flushTarget(scope, () => Promise.resolve()); // markers of a killed process, too
       const markers = await readMarkers(scope, slotIncarnation);
       // beyond the previous one, too: a commit of its last parts may be under way, and show itself at any later time
       for (const marker of markers.values()) number = Math.max(number, marker.generation);

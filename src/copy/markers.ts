@@ -96,11 +96,3 @@ export async function startOver(
     );
   }, PATIENT);
 }
-
-/** Makes durable what the parts committed without waiting for the disk. Whatever follows in the WAL is behind them. */
-export async function flushTarget(scope: TaskScope): Promise<void> {
-  await scope.target.transaction(async (client) => {
-    await client.query('set local synchronous_commit = on');
-    await client.query('update dts.task set created_at = created_at where task_id = $1', [scope.taskId]);
-  });
-}

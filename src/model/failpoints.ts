@@ -24,6 +24,7 @@ export const failpoints = [
   'copy.mid-large-objects',
   'sync.before-target-commit',
   'sync.committed-not-acknowledged',
+  'sync.committed-not-durable',
   'sync.batch-applied',
   'ddl.column-added',
   'ddl.column-widened',

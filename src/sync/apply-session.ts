@@ -9,7 +9,7 @@ import type { TaskScope } from '../postgres/task-scope.ts';
 const LOCK_TIMEOUT_MS = 30_000;
 
 // Index scans only: a plan made while a table was small would otherwise scan it for every row when it has grown.
-// 'on' makes a commit durable before we acknowledge it, whatever the target's default is.
+// 'on' makes a commit durable before we acknowledge it, whatever the target's default is; the replay says when it need not be.
 const applySettings = (lockTimeoutMs: number): string => `
   select set_config(name, value, false) from (values ('synchronous_commit', 'on'), ('enable_seqscan', 'off'),
     ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off'),

@@ -117,7 +117,7 @@ export class Applier {
     return this.#open;
   }
 
-  /** The position that is durable on the target. */
+  /** The position that is committed on the target. */
   get appliedLsn(): Lsn {
     return this.#applied;
   }
@@ -295,23 +295,27 @@ export class Applier {
 
   /**
    * Ends the batch that `send` sent: the position, and COMMIT once every row count is right; what was taken since stays
-   * pending. Resolves when the commit is durable. Errors: `unexpected_row`, what fromPostgres says, `connection_failed` of
+   * pending. Resolves to whether the commit is durable, which `mayBeLate` is asked for just before: then everything before
+   * it is, too. Errors: `unexpected_row`, what fromPostgres says, `connection_failed` of
    * kind `ambiguous` when another session moved the progress, TRACKING_BEGAN when the keys of a set should have been noted,
    * HOLDS_CHANGED when other tables are to be set aside than this connection knows.
    */
-  async finish(end: BatchEnd): Promise<void> {
+  async finish(end: BatchEnd, mayBeLate = (): boolean => false): Promise<boolean> {
     this.#sendChangedKeys();
     for (const [at, { text, values }] of this.#position.move(end).entries())
       this.#pipe.execute(text, values, at === 0 ? 1 : null, { operation: 'progress' });
     await this.#pipe.idle();
     if (this.#unnoted && this.#tracking) throw TRACKING_BEGAN;
     this.#scope.failpoint('sync.before-target-commit');
+    const isLate = mayBeLate();
+    if (isLate) this.#pipe.execute('set local synchronous_commit = off', [], null, { operation: 'progress' });
     this.#pipe.execute('commit', [], 'COMMIT', { operation: 'progress' });
     await this.#pipe.idle();
     this.#sets.ended('committed');
     this.#unnoted = false;
     this.#open = false;
     this.#applied = end.position;
+    return !isLate;
   }
 
   /**

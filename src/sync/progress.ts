@@ -1,11 +1,13 @@
 // The two tables on the target that make the replay exact: dts.progress (how far, and what was acknowledged) and
 // dts.part (which snapshot each part was read under). Read at every (re)connection: the target knows, we do not.
+import type { QueryResultRow } from 'pg';
 import { MigrationError } from '../model/errors.ts';
 import type { Lsn } from '../model/lsn.ts';
 import { parseRange } from '../model/part-range.ts';
 import { parsePgSnapshot } from '../model/pg-snapshot.ts';
 import { relationKey } from '../model/relation.ts';
 import { unfinishedTables } from '../postgres/copy-state.ts';
+import { flushTarget } from '../postgres/flush-target.ts';
 import { recopyRemedy, type SlotRecord } from '../postgres/slot-record.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import type { CopiedPart } from './filter.ts';
@@ -21,15 +23,27 @@ export interface Progress {
 export async function loadProgress(scope: TaskScope, slot: SlotRecord): Promise<Progress> {
   // Read first: ON CONFLICT waits for a transaction that updates the row, and the one that may still do so is a session
   // of ours whose connection broke. The applier waits for that one, under its lock_timeout.
-  let row = await readProgress(scope);
+  let row = await readProgress(scope, scope.target);
   if (!row) {
     await scope.target.query(
       `insert into dts.progress (task_id, slot_incarnation, applied_lsn, acked_lsn)
        values ($1, $2, $3::pg_lsn, $3::pg_lsn) on conflict do nothing`,
       [scope.taskId, slot.incarnation, slot.consistentLsn],
     );
-    row = await readProgress(scope);
+    row = await readProgress(scope, scope.target);
   }
+  return progressOf(scope, slot, row);
+}
+
+/**
+ * The same, once there is a row. A crash of the target will not take it back, as it could the last commits of an earlier
+ * connection: the source may be told of it. Errors: also those of a session.
+ */
+export async function loadDurableProgress(scope: TaskScope, slot: SlotRecord): Promise<Progress> {
+  return progressOf(scope, slot, await flushTarget(scope, (client) => readProgress(scope, client)));
+}
+
+function progressOf(scope: TaskScope, slot: SlotRecord, row: ProgressRow | undefined): Progress {
   if (row?.incarnation !== slot.incarnation)
     throw new MigrationError(
       'slot_stranger',
@@ -42,13 +56,20 @@ export async function loadProgress(scope: TaskScope, slot: SlotRecord): Promise<
   return { appliedLsn: row.applied, ackedLsn: row.acked };
 }
 
+interface ProgressRow {
+  readonly incarnation: string;
+  readonly applied: Lsn;
+  readonly acked: Lsn;
+}
+
 async function readProgress(
-  scope: TaskScope,
-): Promise<{ incarnation: string; applied: Lsn; acked: Lsn } | undefined> {
-  const { rows } = await scope.target.query<{ incarnation: string; applied: Lsn; acked: Lsn }>(
+  { taskId }: TaskScope,
+  target: { query<R extends QueryResultRow>(sql: string, values: unknown[]): Promise<{ rows: R[] }> },
+): Promise<ProgressRow | undefined> {
+  const { rows } = await target.query<ProgressRow & QueryResultRow>(
     `select slot_incarnation as incarnation, applied_lsn::text as applied, acked_lsn::text as acked
      from dts.progress where task_id = $1`,
-    [scope.taskId],
+    [taskId],
   );
   return rows[0];
 }

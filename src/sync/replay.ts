@@ -28,6 +28,8 @@ import type { ReplayFigures } from './replay-figures.ts';
 const BATCH_BYTES = 8 * 1024 * 1024;
 /** Without changes the position is stored, and the slot advanced, at most this often. */
 const IDLE_STORE_MS = 2_000;
+/** So long the target's commits need not be durable while the next batch waits for them: it would wait for the disk. */
+const LATE_MS = 1_000;
 
 const INSERT = 0x49;
 const UPDATE = 0x55;
@@ -78,7 +80,10 @@ export class Replay {
   /** The batch that the target is carrying out, and how it ended when it failed. */
   #underWay: { readonly batch: Batch; readonly position: Lsn; readonly done: Promise<void> } | null = null;
   #failure: { readonly error: unknown } | null = null;
+  /** When a commit was last durable. */
   #storedAt = Date.now();
+  /** A batch is complete, and waits for the one under way. */
+  #isNextReady = false;
   #answerNow = false;
   #leaving = false;
 
@@ -385,8 +390,12 @@ export class Replay {
 
   /** The batch goes to the target, after the one before it; also a position without changes. */
   async #submit(): Promise<void> {
-    if (this.#underWay !== null) this.#applier.arrange();
-    await this.#settle();
+    if (this.#underWay !== null) {
+      this.#applier.arrange();
+      this.#isNextReady = true;
+      await this.#settle();
+      this.#isNextReady = false;
+    }
     const batch = this.#batch;
     this.#keep(this.#next);
     const position = bigintToLsn(this.#position);
@@ -395,9 +404,11 @@ export class Replay {
     this.#applier.send(true);
     const carryOut = async (): Promise<void> => {
       try {
-        await this.#applier.finish({ position, marker: batch.marker });
+        const isDurable = await this.#applier.finish({ position, marker: batch.marker }, () =>
+          this.#mayBeLate(batch),
+        );
         this.#size.learn(batch.changes, performance.now() - startedAt);
-        this.#onCommitted(batch);
+        this.#onCommitted(batch, isDurable);
         this.#underWay = null;
       } catch (error) {
         this.#failure = { error };
@@ -407,6 +418,11 @@ export class Replay {
     this.#underWay = { batch, position, done: carryOut() };
     // Whoever drains waits for this one.
     if (batch.marker !== null) await this.#settle();
+  }
+
+  /** Whether the batch's commit may be durable with the next one's only: nobody else waits for it, and that one is there. */
+  #mayBeLate({ marker }: Batch): boolean {
+    return this.#isNextReady && marker === null && Date.now() - this.#storedAt < LATE_MS;
   }
 
   /** Waits until the batch under way is on the target, whatever it takes. */
@@ -421,8 +437,8 @@ export class Replay {
     this.#failure = null;
     this.#underWay = null;
     await this.#recover(batch, failure.error, false);
-    await this.#applier.finish({ position, marker: batch.marker });
-    this.#onCommitted(batch);
+    const isDurable = await this.#applier.finish({ position, marker: batch.marker });
+    this.#onCommitted(batch, isDurable);
   }
 
   /**
@@ -470,17 +486,19 @@ export class Replay {
     await this.#applier.throttle();
   }
 
-  #onCommitted(batch: Batch): void {
+  #onCommitted(batch: Batch, isDurable: boolean): void {
     this.#scope.failpoint('sync.committed-not-acknowledged');
-    this.#feed.acknowledge(this.#applier.appliedLsn);
-    if (this.#isStored()) this.#answerNow = false; // what it was asked behind may not be
-    this.#storedAt = Date.now();
+    if (isDurable) {
+      this.#feed.acknowledge(this.#applier.appliedLsn);
+      if (this.#isStored()) this.#answerNow = false; // what it was asked behind may not be
+      this.#storedAt = Date.now();
+    } else this.#scope.failpoint('sync.committed-not-durable');
     if (batch.changes > 0 || batch.marker !== null) {
       this.#figures.changesApplied += batch.changes;
       this.#figures.transactionsApplied += batch.transactions;
       this.#scope.failpoint('sync.batch-applied');
     }
-    this.#onStored();
+    if (isDurable) this.#onStored();
   }
 }
 

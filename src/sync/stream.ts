@@ -34,7 +34,7 @@ import { HOLDS_CHANGED } from './held-changes.ts';
 import { runHeartbeat } from './heartbeat.ts';
 import { OldSnapshots } from './old-snapshots.ts';
 import { streamPosition } from './position.ts';
-import { loadParts, loadProgress } from './progress.ts';
+import { loadDurableProgress, loadParts, loadProgress } from './progress.ts';
 import { RelationMap } from './relations.ts';
 import { Replay, ReplayInOrder } from './replay.ts';
 import { newFigures, type ReplayFigures } from './replay-figures.ts';
@@ -220,7 +220,7 @@ async function streamOnce(
   try {
     // A walsender of ours that outlived its connection would keep the slot busy.
     await releaseSlot(scope, slot.name);
-    const progress = await loadProgress(scope, slot);
+    const progress = await loadDurableProgress(scope, slot);
     // A transaction that commits where the target stands has been applied: the next one commits behind it.
     const tables = widenedBehind(schemaPlanOf(scope).tables, progress.appliedLsn);
     const relations = new RelationMap(scope, tables, marker, { held, isComing });

@@ -83,7 +83,7 @@ async function replay(
       log.push(`commit ${end.position}${end.marker ? ` marker ${end.marker.id} ${end.marker.lsn}` : ''}`);
       applied = end.position;
       open = false;
-      return Promise.resolve();
+      return Promise.resolve(true);
     },
   };
   const parts = [

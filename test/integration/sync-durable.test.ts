@@ -1,0 +1,147 @@
+// A target that crashes takes back what was committed and was not on its disk yet: nothing of it may have been acknowledged
+// to the source, which would throw its WAL away.
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import type { EmbeddedServer } from '../../src/cli/embedded-postgres.ts';
+import type { Failpoint } from '../../src/model/failpoints.ts';
+import { compareLsn, ZERO_LSN, type Lsn } from '../../src/model/lsn.ts';
+import { catchUpSizes } from '../../src/postgres/call-size.ts';
+import { slotOf } from '../../src/postgres/slot-record.ts';
+import { copied, expectEqual } from '../support/backlog.ts';
+import { makePair, registerServer, waitFor, type DatabasePair } from '../support/databases.ts';
+import { drainStream, startStream } from '../support/replication.ts';
+import { makeScope, type TestScope } from '../support/scope.ts';
+import { startServer } from '../support/servers.ts';
+
+let target: EmbeddedServer;
+beforeAll(async () => {
+  // its WAL writer leaves the end of the WAL alone for long
+  target = await startServer({
+    major: 18,
+    settings: {
+      wal_writer_delay: '10s',
+      wal_writer_flush_after: '1GB',
+      wal_buffers: '64MB',
+      bgwriter_delay: '10s',
+      autovacuum: 'off',
+    },
+  });
+  registerServer(18, target);
+});
+afterAll(() => target.stop());
+
+const ROWS = 40_000;
+/** The walsender alone, which is told at once what is acknowledged. */
+const live = { ...catchUpSizes, fromBytes: Infinity };
+
+/** More than three batches, the last of which is not full. */
+async function writeRows({ source }: DatabasePair, round: number): Promise<void> {
+  await source.query(`do $$ begin for i in 0..${ROWS / 100 - 1} loop
+    insert into public.t select ${round} * ${ROWS} + i * 100 + g, 'v' from generate_series(1, 100) g; commit;
+  end loop; end $$`);
+}
+
+/** What is on the target: rows, and how far its progress says that it is. */
+async function readTarget(pair: DatabasePair): Promise<{ rows: number; applied: Lsn }> {
+  const found = await waitFor(async () => {
+    const { rows } = await pair.target
+      .query<{ rows: number; applied: Lsn }>(
+        'select (select count(*)::int from public.t) as rows, applied_lsn::text as applied from dts.progress',
+      )
+      .catch(() => ({ rows: [] }));
+    return rows[0];
+  });
+  return found ?? { rows: 0, applied: ZERO_LSN };
+}
+
+/** Its target takes longer for rows than its source to send them: the next batch waits for the last one's commit. */
+async function slowTarget(): Promise<{ pair: DatabasePair; scope: TestScope }> {
+  const pair = await makePair();
+  const scope = await copied(pair, 'create table public.t (id int primary key, v text)');
+  for (let n = 0; n < 6; n++) await pair.target.query(`create index on public.t (md5(v || id || ${n}))`);
+  return { pair, scope };
+}
+
+async function confirmedLsn(pair: DatabasePair, scope: TestScope): Promise<Lsn> {
+  const { rows } = await pair.source.query<{ lsn: Lsn }>(
+    'select confirmed_flush_lsn::text as lsn from pg_replication_slots where slot_name = $1',
+    [slotOf(scope).name],
+  );
+  return rows[0]?.lsn ?? ZERO_LSN;
+}
+
+/** Runs `act` at the n-th commit that is not durable. */
+function atLateCommit(scope: TestScope, n: number, act: () => void): void {
+  let commits = 0;
+  Object.assign(scope, {
+    failpoint: (name: Failpoint) => {
+      if (name === 'sync.committed-not-durable' && ++commits === n) act();
+    },
+  });
+}
+
+const isBehind = (a: Lsn, b: Lsn): boolean => compareLsn(a, b) < 0;
+
+it('what a crash of the target takes back was not acknowledged', async () => {
+  const { pair, scope: first } = await slowTarget();
+  let scope = first;
+  let takenBack = 0;
+  for (const round of [1, 2, 3]) {
+    await writeRows(pair, round);
+    scope = makeScope(pair, {}, scope);
+    let crashed: Promise<Lsn> | null = null;
+    atLateCommit(scope, round === 2 ? 2 : 1, () => {
+      crashed = readTarget(pair).then(async ({ applied }) => {
+        await target.crash();
+        return applied;
+      });
+    });
+    const stream = startStream(scope, live);
+    const committed: Lsn = (await waitFor(() => crashed, 30_000, 'the commit')) ?? ZERO_LSN;
+    await stream.stop();
+    await target.restart();
+    const { applied } = await readTarget(pair);
+    if (isBehind(applied, committed)) takenBack++;
+    expect(isBehind(applied, await confirmedLsn(pair, scope))).toBe(false);
+    scope = makeScope(pair, {}, scope);
+    const again = startStream(scope, live);
+    await drainStream(scope, pair, again);
+    await again.stop();
+    expect((await readTarget(pair)).rows).toBe(round * ROWS);
+  }
+  expect(takenBack).toBeGreaterThan(0);
+  expect(await expectEqual(scope, pair)).toBe(3 * ROWS);
+});
+
+it('what a killed process has committed last is durable before another tells the source of it', async () => {
+  const { pair, scope: first } = await slowTarget();
+  let scope = first;
+  for (const round of [1, 2]) {
+    await writeRows(pair, round);
+    scope = makeScope(pair, {}, scope);
+    const killed = scope;
+    let isKilled = false;
+    atLateCommit(killed, 1, () => {
+      isKilled = true;
+      killed.controller.abort();
+    });
+    const stream = startStream(killed, live);
+    await waitFor(() => isKilled, 30_000, 'the commit');
+    await stream.stop();
+    const { applied } = await readTarget(pair);
+    // the next one commits nothing, and tells the source now and then how far it is
+    scope = makeScope(pair, {}, scope);
+    const gate = await pair.target.connect();
+    await gate.query('begin; lock table public.t in access exclusive mode');
+    const next = startStream(scope, live);
+    await waitFor(async () => !isBehind(await confirmedLsn(pair, scope), applied), 30_000, 'the source');
+    await target.crash();
+    await next.stop();
+    await target.restart();
+    expect(isBehind((await readTarget(pair)).applied, await confirmedLsn(pair, scope))).toBe(false);
+    scope = makeScope(pair, {}, scope);
+    const again = startStream(scope, live);
+    await drainStream(scope, pair, again);
+    await again.stop();
+  }
+  expect(await expectEqual(scope, pair)).toBe(2 * ROWS);
+});
