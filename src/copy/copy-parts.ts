@@ -6,7 +6,7 @@ import { retryDelayMs } from '../model/retry.ts';
 import type { StreamPace } from '../postgres/copy-stream.ts';
 import type { Session } from '../postgres/connections.ts';
 import { silenceTriggers, writesExisting } from '../postgres/existing-tables.ts';
-import { flushTarget } from '../postgres/flush-target.ts';
+import { flushTarget } from '../postgres/flush-wal.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
 import { chooseFormats } from './format.ts';
@@ -56,8 +56,8 @@ export async function copyParts(scope: TaskScope, options: CopyPartsOptions): Pr
     let generation: Generation | null = null;
     const doneBefore = done;
     try {
-      await flushTarget(scope, () => Promise.resolve()); // markers of a killed process, too
-      const markers = await readMarkers(scope, slotIncarnation);
+      // those of a killed process, too
+      const markers = await flushTarget(scope, (client) => readMarkers(scope, slotIncarnation, client));
       // beyond the previous one, too: a commit of its last parts may be under way, and show itself at any later time
       for (const marker of markers.values()) number = Math.max(number, marker.generation);
       number++;

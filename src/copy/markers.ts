@@ -2,6 +2,7 @@
 // together with the rows. Read at the start and after every failure: the target knows, our memory may not.
 import type { Lsn } from '../model/lsn.ts';
 import { formatRange } from '../model/part-range.ts';
+import type { Queryable } from '../postgres/flush-wal.ts';
 import { literal } from '../postgres/sql.ts';
 import { emptyTable } from '../postgres/existing-tables.ts';
 import type { TaskScope } from '../postgres/task-scope.ts';
@@ -24,8 +25,12 @@ export function markerFromRow(row: MarkerRow): Marker {
 const columns = 'relation, part, rows::text, bytes::text, epoch';
 
 /** Every marker of the task under this slot, by `partKey`. */
-export async function readMarkers(scope: TaskScope, slotIncarnation: string): Promise<Map<string, Marker>> {
-  const { rows } = await scope.target.query<MarkerRow>(
+export async function readMarkers(
+  scope: TaskScope,
+  slotIncarnation: string,
+  target: Queryable = scope.target,
+): Promise<Map<string, Marker>> {
+  const { rows } = await target.query<MarkerRow>(
     `select ${columns} from dts.part where task_id = $1 and slot_incarnation = $2`,
     [scope.taskId, slotIncarnation],
   );

@@ -2,6 +2,7 @@
 // a snapshot sees transactions whose WAL is not on disk yet. Called before a marker commits.
 import { MigrationError } from '../model/errors.ts';
 import { compareLsn, type Lsn } from '../model/lsn.ts';
+import { flushAtCommit } from './flush-wal.ts';
 import { sleep, type TaskScope } from './task-scope.ts';
 
 const POLL_MS = 50;
@@ -25,12 +26,8 @@ export async function waitForFlush(
   };
   if (await isFlushed()) return;
   // On an idle server nothing flushes the tail of a page for up to 15 s (XLogBackgroundFlush stops at page ends unless a
-  // commit waits there). A synchronous commit flushes everything before it; the message makes it write one. `local`,
-  // because the source's own standbys need not have it.
-  await source.transaction(async (client) => {
-    await client.query('set local synchronous_commit = local');
-    await client.query(`select pg_logical_emit_message(true, 'dts.flush', '')`);
-  });
+  // commit waits there). `local`, because the source's own standbys need not have it.
+  await source.transaction((client) => flushAtCommit(client, 'local'));
   try {
     for (const deadline = Date.now() + DEADLINE_MS; !(await isFlushed()); ) {
       if (Date.now() > deadline)

@@ -43,7 +43,6 @@ export class Frame {
 
 export class FramePool {
   readonly #make = rowMemories(SLAB_BYTES);
-  /** Those with free frames in front do not matter: there are a handful. */
   #slabs: Slab[] = [];
 
   /** With anything in it. */

@@ -53,12 +53,6 @@ function callOf(copy: SlotCopy, from: bigint, bytes: number, source: bigint): Ca
   return { copy, from, upto: isLast ? source : wanted, source, isLast };
 }
 
-/** Bytes of WAL: what is left, and what the next call decodes again. */
-interface Backlog {
-  readonly lag: number;
-  readonly again: number;
-}
-
 export class SlotFeed {
   readonly #scope: TaskScope;
   readonly #options: WalStreamOptions;
@@ -170,10 +164,8 @@ export class SlotFeed {
   }
 
   async #feed(first: SlotCopy): Promise<void> {
-    let call = await this.#begin(first, lsnToBigint(this.#receivedLsn), ({ lag }) =>
-      firstCallBytes(lag, this.#hasSecond, this.#sizes),
-    );
-    let ahead = call === null ? null : this.#beginBeside(call);
+    let call = await this.#begin(first, lsnToBigint(this.#receivedLsn));
+    let ahead = call === null ? null : this.#beginAhead(call); // the second begins beside the first
     try {
       while (call !== null) {
         const current: Call = call;
@@ -200,43 +192,34 @@ export class SlotFeed {
     this.#queue.end();
   }
 
-  /** A call behind `from`; null: nothing more is to be had by calls, or the feed was closed. */
-  async #begin(
-    copy: SlotCopy,
-    from: bigint,
-    bytesFor = (backlog: Backlog): number => this.#nextBytes(backlog),
-  ): Promise<Call | null> {
+  /**
+   * A call behind `from`; null: nothing more is to be had by calls, or the feed was closed. `beside`: the first call, where
+   * it is still decoded.
+   */
+  async #begin(copy: SlotCopy, from: bigint, beside: Call | null = null): Promise<Call | null> {
     const source = lsnToBigint(await this.#sourceLsn());
     const lag = Number(source - from);
     if (lag < this.#sizes.toBytes || this.#unfitUntil !== null) return null;
     if (this.#queue.failure !== null) return null; // nobody would answer the call
     if (this.#hasSecond && from > lsnToBigint(this.#options.startLsn)) await copy.moveTo(bigintToLsn(from));
-    const call = callOf(
-      copy,
-      from,
-      bytesFor({ lag, again: Number(from - lsnToBigint(copy.restartLsn)) }),
-      source,
-    );
+    const again = Number(from - lsnToBigint(copy.restartLsn));
+    const call = callOf(copy, from, this.#bytesOf(beside, lag, again), source);
     copy.begin(bigintToLsn(call.upto));
     return call;
   }
 
-  #nextBytes(backlog: Backlog): number {
-    if (this.#last === null) throw new Error('the first calls have sizes of their own');
-    return nextCallBytes(this.#last, backlog, this.#sizes);
-  }
-
-  /** The second call, while the server still decodes the first. */
-  async #beginBeside(first: Call): Promise<Call | null> {
-    const firstBytes = Number(first.upto - first.from);
-    return this.#beginAhead(first, ({ lag }) => secondCallBytes(firstBytes, lag, this.#sizes));
+  #bytesOf(beside: Call | null, lag: number, again: number): number {
+    if (beside) return secondCallBytes(Number(beside.upto - beside.from), lag, this.#sizes);
+    if (this.#last) return nextCallBytes(this.#last, { lag, again }, this.#sizes);
+    return firstCallBytes(lag, this.#hasSecond, this.#sizes);
   }
 
   /**
    * The call behind `current`, whose result is not taken yet, on the other copy; null: there is none. Never rejects. What
    * it has opened is closed with the feed.
    */
-  async #beginAhead(current: Call, bytesFor?: (backlog: Backlog) => number): Promise<Call | null> {
+  async #beginAhead(current: Call): Promise<Call | null> {
+    const beside = this.#last === null ? current : null;
     const rest = Number(current.source - current.upto);
     // behind a call that returned nothing, one is tried by itself
     if (!this.#hasSecond || rest < this.#sizes.toBytes || this.#last?.resultBytes === 0) return null;
@@ -244,7 +227,7 @@ export class SlotFeed {
     this.#idle = null;
     if (copy === null) return null;
     try {
-      const call = await this.#begin(copy, current.upto, bytesFor);
+      const call = await this.#begin(copy, current.upto, beside);
       if (call === null) return null;
       this.#scope.log.info(
         { from: bigintToLsn(call.from), upto: bigintToLsn(call.upto) },

@@ -7,7 +7,7 @@ import { parseRange } from '../model/part-range.ts';
 import { parsePgSnapshot } from '../model/pg-snapshot.ts';
 import { relationKey } from '../model/relation.ts';
 import { unfinishedTables } from '../postgres/copy-state.ts';
-import { flushTarget } from '../postgres/flush-target.ts';
+import { flushTarget, type Queryable } from '../postgres/flush-wal.ts';
 import { recopyRemedy, type SlotRecord } from '../postgres/slot-record.ts';
 import { schemaPlanOf, type TaskScope } from '../postgres/task-scope.ts';
 import type { CopiedPart } from './filter.ts';
@@ -56,17 +56,14 @@ function progressOf(scope: TaskScope, slot: SlotRecord, row: ProgressRow | undef
   return { appliedLsn: row.applied, ackedLsn: row.acked };
 }
 
-interface ProgressRow {
+interface ProgressRow extends QueryResultRow {
   readonly incarnation: string;
   readonly applied: Lsn;
   readonly acked: Lsn;
 }
 
-async function readProgress(
-  { taskId }: TaskScope,
-  target: { query<R extends QueryResultRow>(sql: string, values: unknown[]): Promise<{ rows: R[] }> },
-): Promise<ProgressRow | undefined> {
-  const { rows } = await target.query<ProgressRow & QueryResultRow>(
+async function readProgress({ taskId }: TaskScope, target: Queryable): Promise<ProgressRow | undefined> {
+  const { rows } = await target.query<ProgressRow>(
     `select slot_incarnation as incarnation, applied_lsn::text as applied, acked_lsn::text as acked
      from dts.progress where task_id = $1`,
     [taskId],

@@ -441,7 +441,7 @@ describe('parts of several snapshots and the stream', () => {
         const done = [...scope.tables.values()].filter(
           ({ state }) => state !== 'pending' && state !== 'copying',
         ).length;
-        const at = below(4) === 0 ? below(count) : Math.min(count - 1, done + below(5));
+        const at = below(8) === 0 ? below(count) : Math.min(count - 1, done + below(3));
         return order[at] ?? '';
       };
       const writers = startWriters(pair.source, seed, 3, {

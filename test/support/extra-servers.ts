@@ -22,7 +22,13 @@ export function startServers(...majors: readonly EmbeddedMajor[]): void {
 export async function startForgetfulServer(major: EmbeddedMajor) {
   const server = await startServer({
     major,
-    settings: { synchronous_commit: 'off', wal_writer_delay: '10s', bgwriter_delay: '10s' },
+    settings: {
+      synchronous_commit: 'off',
+      wal_writer_delay: '10s',
+      wal_writer_flush_after: '1GB',
+      wal_buffers: '64MB',
+      bgwriter_delay: '10s',
+    },
   });
   onTestFinished(() => server.stop());
   const { host, port, user, password } = server;
