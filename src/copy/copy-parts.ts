@@ -4,6 +4,7 @@
 import { asMigrationError, MigrationError } from '../model/errors.ts';
 import { retryDelayMs } from '../model/retry.ts';
 import type { StreamPace } from '../postgres/copy-stream.ts';
+import { CopySocket } from '../postgres/copy-socket.ts';
 import type { Session } from '../postgres/connections.ts';
 import { silenceTriggers, writesExisting } from '../postgres/existing-tables.ts';
 import { flushTarget } from '../postgres/flush-wal.ts';
@@ -198,7 +199,7 @@ async function openSessions(
   encoding: string,
 ): Promise<PartSessions> {
   const { signal } = generation;
-  const source = await scope.source.session({ purpose: 'copy', signal, readsCopy: true });
+  const source = await scope.source.session({ purpose: 'copy', signal, socket: () => new CopySocket() });
   generation.watch(source.pid);
   let target: Session | null = null;
   try {

@@ -5,6 +5,7 @@ import { asMigrationError } from '../model/errors.ts';
 import { relationKey } from '../model/relation.ts';
 import type { PlannedTable } from '../model/schema-plan.ts';
 import type { CopyFormat } from '../postgres/binary-form.ts';
+import { CopySocket } from '../postgres/copy-socket.ts';
 import { copyError, copyStream } from '../postgres/copy-stream.ts';
 import { copyJobsOf } from '../postgres/host.ts';
 import { emptyTable, writesExisting } from '../postgres/existing-tables.ts';
@@ -60,7 +61,7 @@ async function copyTable(
   signal: AbortSignal,
 ): Promise<void> {
   const context = { relation: relationKey(table.source) };
-  const source = await scope.source.session({ purpose: 'copy', signal, readsCopy: true });
+  const source = await scope.source.session({ purpose: 'copy', signal, socket: () => new CopySocket() });
   try {
     const target = await scope.target.session({ purpose: 'copy', signal });
     try {

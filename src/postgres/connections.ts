@@ -12,8 +12,8 @@ import { MigrationError } from '../model/errors.ts';
 import type { Endpoint, EndpointSecrets, Role } from '../model/endpoint.ts';
 import { STATEMENT_TIMEOUT_MS, TRANSACTION_TIMEOUT_MS, withinDeadline } from './answer-deadline.ts';
 import { backendPid, terminateBackends } from './backend.ts';
+import type { Socket } from 'node:net';
 import { closeClient, destroySocket, negotiate } from './connect.ts';
-import { CopySocket } from './copy-socket.ts';
 import { fromPostgres } from './errors.ts';
 import { ReadySessions, type ReadyKind } from './ready-sessions.ts';
 import { sessionSettings } from './session-settings.ts';
@@ -28,8 +28,8 @@ export interface SessionOptions {
   readonly signal: AbortSignal;
   /** Send queries without waiting for the answers of earlier ones (`pg`'s pipeline mode). */
   readonly pipeline?: boolean;
-  /** Reads COPY OUT through copy-stream.ts. */
-  readonly readsCopy?: boolean;
+  /** Made for it where the connection has no TLS: one that reads much. */
+  readonly socket?: () => Socket;
   /** A walsender of this database: takes replication commands beside SQL. */
   readonly replication?: boolean;
 }
@@ -171,7 +171,7 @@ export class Side {
       this.#makeClient({
         ...config,
         ...(options.pipeline ? { pipeline: true } : {}),
-        ...(options.readsCopy && config.ssl === false ? { stream: () => new CopySocket() } : {}),
+        ...(options.socket && config.ssl === false ? { stream: options.socket } : {}),
         ...(options.replication ? { replication: 'database' } : {}),
       });
     let terminated: Promise<void> = Promise.resolve();
@@ -246,8 +246,8 @@ export class Side {
   }
 
   /** One that has died meanwhile is thrown away. */
-  async #takeReady({ purpose, pipeline, readsCopy, replication }: SessionOptions): Promise<Client | null> {
-    if (pipeline || readsCopy) return null;
+  async #takeReady({ purpose, pipeline, socket, replication }: SessionOptions): Promise<Client | null> {
+    if (pipeline || socket) return null;
     for (;;) {
       const client = this.#ready.take(replication ? 'replication' : 'plain');
       if (!client) return null;

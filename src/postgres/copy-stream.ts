@@ -152,7 +152,7 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
       for (const listener of listeners) listener.call(stream, chunk);
     };
     giveBack = (rest) => {
-      if (ownsReads) stream.onGulp = null;
+      if (ownsReads) stream.onRead = null;
       else {
         stream.removeListener('data', onData);
         for (const listener of listeners) stream.on('data', listener);
@@ -160,7 +160,7 @@ export async function copyStream(options: CopyStreamOptions): Promise<CopyCounts
       if (rest.length > 0) pgReads(Buffer.from(rest));
       stream.resume();
     };
-    if (ownsReads) stream.onGulp = onGulp;
+    if (ownsReads) stream.onRead = onGulp;
     else {
       for (const listener of listeners) stream.removeListener('data', listener);
       stream.on('data', onData);

@@ -5,6 +5,8 @@
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
 import type { GulpQueue } from './gulp-queue.ts';
+import { GulpSocket } from './gulp-socket.ts';
+import type { Lease } from './lease.ts';
 import type { WalWalker } from './wal-walker.ts';
 
 /** What is received in less than this and within PACE_WITHIN_MS of the last is worth waiting for more. */
@@ -80,14 +82,16 @@ export function readPaced(
 ): ReadPace {
   const pace = new ReadPace(socket, paceMs, isHeld);
   socket.removeAllListeners('data');
-  socket.on('data', (chunk: Buffer) => {
+  const take = (chunk: Buffer, lease?: Lease): void => {
     queue.heard();
     try {
-      walker.push(chunk);
+      walker.push(chunk, lease);
     } catch (error) {
       fail(new MigrationError('internal', `source: ${String(error)}`, { cause: error }));
     }
     pace.chunk(chunk.length);
-  });
+  };
+  if (socket instanceof GulpSocket) socket.lendTo(take);
+  else socket.on('data', take);
   return pace;
 }

@@ -17,8 +17,10 @@ import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
 import { MigrationError } from '../model/errors.ts';
 import { compareLsn, ZERO_LSN, type Lsn } from '../model/lsn.ts';
+import type { BufferPool } from './buffer-pool.ts';
 import type { Session } from './connections.ts';
 import { fromPostgres } from './errors.ts';
+import { GulpSocket } from './gulp-socket.ts';
 import type { GulpQueue } from './gulp-queue.ts';
 import { hasLogicalMessages } from './marker.ts';
 import { readPaced, type ReadPace } from './read-pace.ts';
@@ -116,11 +118,13 @@ export class SlotCopy {
     scope: TaskScope,
     options: WalStreamOptions,
     queue: GulpQueue,
+    pool: BufferPool,
     signal: AbortSignal,
   ): Promise<SlotCopy> {
     const abort = new AbortController();
     const session = await scope.source.session({
       purpose: CATCH_UP_PURPOSE,
+      socket: () => new GulpSocket(pool),
       signal: AbortSignal.any([signal, abort.signal]),
     });
     const name = newCopyName(options.slot.name);

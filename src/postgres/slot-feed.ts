@@ -11,6 +11,7 @@
 // a call may cover.
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, type Lsn } from '../model/lsn.ts';
+import { BufferPool } from './buffer-pool.ts';
 import {
   callEnd,
   firstCallBytes,
@@ -66,6 +67,8 @@ export class SlotFeed {
     { pause: () => this.#reading?.pause(), resume: () => this.#reading?.resume() },
     QUEUE_BYTES,
   );
+  /** What the copies read into. */
+  readonly #pool = new BufferPool();
   #unfitUntil: Lsn | null = null;
   #receivedLsn: Lsn;
   #acknowledged: Lsn | null = null;
@@ -261,7 +264,7 @@ export class SlotFeed {
   }
 
   async #openCopy(): Promise<SlotCopy> {
-    const copy = await SlotCopy.open(this.#scope, this.#options, this.#queue, this.#signal);
+    const copy = await SlotCopy.open(this.#scope, this.#options, this.#queue, this.#pool, this.#signal);
     this.#copies.add(copy);
     return copy;
   }

@@ -1,6 +1,7 @@
 // From a server's bytes to messages of pgoutput, without a copy and without an object for each: for the walsender's
 // CopyData and for COPY TO STDOUT of the slot functions. Pure; wal-stream.ts and slot-feed.ts feed it what their sockets
 // receive, in large gulps.
+import type { Lease } from './lease.ts';
 
 /**
  * Messages that arrived together. `bounds` holds start and end of each in `buffer`, in pairs. A message of tag `k` is the
@@ -9,6 +10,8 @@
 export interface Gulp {
   readonly buffer: Buffer;
   readonly bounds: Int32Array;
+  /** Of its memory, to be released when nobody will look at the gulp any more. */
+  readonly lease?: Lease;
 }
 
 export const KEEPALIVE = 0x6b; // k
@@ -39,6 +42,8 @@ export class WalWalker {
   /** Where bounds are gathered: arrays that grow would be most of the garbage of a stream. */
   #scratch = new Int32Array(2_048);
   #count = 0;
+  /** Of the chunk that is being walked. */
+  #lease: Lease | undefined;
 
   /** `rows`: COPY (select data …) TO STDOUT (format binary). */
   constructor(source: 'walsender' | 'rows', sink: WalkerSink) {
@@ -51,13 +56,18 @@ export class WalWalker {
     this.#atSignature = true;
   }
 
-  /** Takes a chunk, whose memory belongs to the gulps from now on. Throws `RangeError` for what is no message. */
-  push(chunk: Buffer): void {
+  /**
+   * Takes a chunk, whose memory belongs to the gulps from now on, until they have released the lease. Throws `RangeError` for
+   * what is no message.
+   */
+  push(chunk: Buffer, lease?: Lease): void {
     let bytes = chunk;
+    let lent = lease;
     if (this.#partial !== null) {
       if (this.#filled < HEADER_BYTES) {
         bytes = Buffer.concat([this.#partial.subarray(0, this.#filled), chunk]);
         this.#partial = null;
+        lent = undefined;
       } else {
         const taken = chunk.copy(this.#partial, this.#filled);
         this.#filled += taken;
@@ -68,7 +78,9 @@ export class WalWalker {
         bytes = chunk.subarray(taken);
       }
     }
+    this.#lease = lent;
     const rest = this.#walk(bytes);
+    this.#lease = undefined;
     if (rest.length === 0) return;
     // A large message is gathered once, not concatenated with every chunk.
     const size = rest.length < HEADER_BYTES ? HEADER_BYTES : 1 + rest.readInt32BE(1);
@@ -99,7 +111,9 @@ export class WalWalker {
     if (this.#count === 0) return;
     const bounds = this.#scratch.slice(0, this.#count);
     this.#count = 0;
-    this.#sink.gulp({ buffer, bounds });
+    const lease = this.#lease;
+    lease?.hold();
+    this.#sink.gulp(lease ? { buffer, bounds, lease } : { buffer, bounds });
   }
 
   #note(start: number, end: number): void {

@@ -488,6 +488,8 @@ export class Replay {
 
   #onCommitted(batch: Batch, isDurable: boolean): void {
     this.#scope.failpoint('sync.committed-not-acknowledged');
+    // a gulp whose last messages these are: those before them were of batches before
+    for (const { gulp, to } of batch.log ?? []) if (to === gulp.bounds.length) gulp.lease?.release();
     if (isDurable) {
       this.#feed.acknowledge(this.#applier.appliedLsn);
       if (this.#isStored()) this.#answerNow = false; // what it was asked behind may not be

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { MigrationError } from '../../src/model/errors.ts';
 import type { Lsn } from '../../src/model/lsn.ts';
 import { parsePgSnapshot } from '../../src/model/pg-snapshot.ts';
+import { Lease } from '../../src/postgres/lease.ts';
 import type { PgoutputMessage } from '../../src/postgres/pgoutput-messages.ts';
 import type { TaskScope } from '../../src/postgres/task-scope.ts';
 import type { Applier, BatchEnd } from '../../src/sync/apply.ts';
@@ -23,13 +24,14 @@ const marker = (id: string, prefix = 'dts/task', transactional = true): Buffer =
 
 /**
  * Runs the chunks one take() each and returns what happened, in order. The target refuses the first `refused` batches at
- * their end, and changes in the middle of the first `refusedWithin`.
+ * their end, and changes in the middle of the first `refusedWithin`. `tellsLeases`: also when a chunk's memory is let go.
  */
 async function replay(
   chunks: readonly (readonly Buffer[])[],
   appliedLsn: Lsn = '0/100',
   refused = 0,
   refusedWithin = 0,
+  tellsLeases = false,
 ): Promise<string[]> {
   const log: string[] = [];
   const ended = new Error('nothing more');
@@ -41,7 +43,9 @@ async function replay(
   const stream = {
     take: () => {
       const items = queue.shift();
-      if (items) return Promise.resolve([gulpOf(items)]);
+      const number = chunks.length - queue.length;
+      const lease = new Lease(() => void (tellsLeases && log.push(`chunk ${number} let go`)));
+      if (items) return Promise.resolve([{ ...gulpOf(items), lease }]);
       // What is under way ends first.
       return new Promise<never[]>((resolve, reject) =>
         setTimeout(() => (open ? resolve([]) : reject(ended)), 1),
@@ -140,6 +144,42 @@ describe('the replay', () => {
       [insert('2'), commit('0/2010')],
     ];
     expect(await replay(chunks)).toEqual(['insert 1', 'insert 2', 'commit 0/2010', 'ack 0/2010']);
+  });
+
+  it('lets go of what it has read once the target has committed the last of it, and not before', async () => {
+    const chunks = [
+      [begin('0/2000'), insert('1'), commit('0/2010'), begin('0/2020'), insert('2')],
+      [insert('3'), commit('0/2030')],
+      [begin('0/2040'), marker('m'), commit('0/2050'), begin('0/2060'), insert('4'), commit('0/2070')],
+    ];
+    const told = (refused: number): Promise<string[]> => replay(chunks, '0/100', refused, 0, true);
+    const rest = [
+      'commit 0/2050 marker m 0/2050',
+      'ack 0/2050',
+      'insert 4',
+      'commit 0/2070',
+      'chunk 3 let go',
+    ];
+    const first = ['insert 1', 'insert 2', 'insert 3'];
+    expect(await told(0)).toEqual([
+      ...first,
+      'commit 0/2030',
+      'chunk 1 let go',
+      'chunk 2 let go',
+      'ack 0/2030',
+      ...rest,
+      'ack 0/2070',
+    ]);
+    // what is sent again may be sent once more: it is nobody else's
+    expect(await told(1)).toEqual([
+      ...first,
+      'rollback',
+      ...first,
+      'commit 0/2030',
+      'ack 0/2030',
+      ...rest,
+      'ack 0/2070',
+    ]);
   });
 
   it('goes no further with a feed that gives a transaction twice', async () => {

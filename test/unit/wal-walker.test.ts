@@ -1,7 +1,8 @@
 // From bytes in chunks of any size to messages: none is lost, joined or cut, whatever the network makes of them.
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { KEEPALIVE, WalWalker } from '../../src/postgres/wal-walker.ts';
+import { Lease } from '../../src/postgres/lease.ts';
+import { type Gulp, KEEPALIVE, WalWalker } from '../../src/postgres/wal-walker.ts';
 
 const frame = (type: string, payload: Buffer): Buffer => {
   const header = Buffer.alloc(5);
@@ -35,13 +36,19 @@ function walk(source: 'walsender' | 'rows', bytes: Buffer, cuts: readonly number
     keepalive: () => undefined,
     control: (message) => void out.push(`control ${message.toString('latin1', 0, 1)} ${message.length}`),
   });
-  const at = [...new Set(cuts.map((cut) => cut % (bytes.length + 1)))].sort((a, b) => a - b);
-  let from = 0;
-  for (const to of [...at, bytes.length]) {
-    walker.push(Buffer.from(bytes.subarray(from, to)));
-    from = to;
-  }
+  for (const chunk of chunks(bytes, cuts)) walker.push(chunk);
   return out;
+}
+
+/** Each of memory of its own. */
+function chunks(bytes: Buffer, cuts: readonly number[]): Buffer[] {
+  const at = [...new Set(cuts.map((cut) => cut % (bytes.length + 1)))].sort((a, b) => a - b);
+  return [...at, bytes.length].map((to, n) => {
+    const part = bytes.subarray(at[n - 1] ?? 0, to);
+    const chunk = Buffer.allocUnsafeSlow(part.length); // not of a pool
+    part.copy(chunk);
+    return chunk;
+  });
 }
 
 const payload = fc.uint8Array({ minLength: 1, maxLength: 300 }).map((array) => Buffer.from(array));
@@ -83,6 +90,57 @@ describe('the walker', () => {
         ]);
         expect(walk('rows', bytes, at)).toEqual([...rows.map((row) => row.toString('hex')), 'control Z 6']);
       }),
+      { numRuns: 300 },
+    );
+  });
+
+  it('lets go of a chunk once its last gulp is released, and of one that gave none at once', () => {
+    const piece = fc.oneof(
+      payload.map((bytes) => ({ bytes: frame('d', rowOf(bytes)), out: [bytes.toString('hex')] })),
+      fc.constant({ bytes: frame('N', Buffer.from('a notice')), out: [] }),
+    );
+    fc.assert(
+      fc.property(
+        fc.array(piece, { maxLength: 20 }),
+        cuts,
+        fc.infiniteStream(fc.boolean()),
+        (rows, at, isNow) => {
+          const out: string[] = [];
+          const kept: Gulp[] = [];
+          const freed: Buffer[] = [];
+          const read = (gulp: Gulp): void => {
+            const { buffer, bounds } = gulp;
+            for (let i = 0; i < bounds.length; i += 2)
+              out.push(buffer.toString('hex', bounds[i], bounds[i + 1]));
+            gulp.lease?.release();
+          };
+          const walker = new WalWalker('rows', {
+            gulp: (gulp) => void kept.push(gulp),
+            keepalive: () => undefined,
+            control: () => undefined,
+          });
+          const pieces = chunks(
+            Buffer.concat([frame('d', signature), ...rows.map(({ bytes }) => bytes)]),
+            at,
+          );
+          for (const chunk of pieces) {
+            const before = kept.length;
+            const lease = new Lease(() => {
+              freed.push(chunk);
+              chunk.fill(0xee); // it is read into
+            });
+            walker.push(chunk, lease);
+            lease.release();
+            const gulps = kept.slice(before).filter(({ buffer }) => buffer.buffer === chunk.buffer);
+            expect(freed.includes(chunk)).toBe(gulps.length === 0);
+            while (kept.length > 0 && isNow.next().value === true) read(kept.shift() as Gulp);
+          }
+          for (const gulp of kept) read(gulp);
+          expect(out).toEqual(rows.flatMap((row) => row.out));
+          expect(freed).toHaveLength(pieces.length);
+          expect(pieces.filter((each) => !freed.includes(each))).toEqual([]);
+        },
+      ),
       { numRuns: 300 },
     );
   });

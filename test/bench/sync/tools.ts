@@ -5,7 +5,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import pg from 'pg';
-import { cpuSeconds, watchMemory } from '../support/processes.ts';
+import { cpuSeconds, peakResidentBytes } from '../support/processes.ts';
 import type { Tool, ToolCost } from '../support/rounds.ts';
 import type { BenchServer } from '../support/servers.ts';
 import type { Backlog } from './backlogs.ts';
@@ -88,13 +88,12 @@ function ourTool(work: SyncWork): Tool {
       const running = child;
       if (running?.pid === undefined) throw new Error('the stream was not prepared');
       const before = cpuSeconds(running.pid);
-      const memory = watchMemory(running.pid);
       const ended = once(running, 'exit').then(() => Promise.reject(new Error(`the stream ended: ${said}`)));
       running.stdin?.end('go\n');
       await Promise.race([untilMarked(work.target), ended]);
       const spent = cpuSeconds(running.pid) - before;
       ended.catch(() => undefined);
-      return { cpuSeconds: spent, peakBytes: memory.stop() };
+      return { cpuSeconds: spent, peakBytes: peakResidentBytes(running.pid) };
     },
     async verify() {
       const exit = child && once(child, 'exit');
