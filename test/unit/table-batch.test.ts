@@ -313,6 +313,19 @@ describe('a coalesced batch', () => {
     expect(keysOf([0, 1])).toEqual([7, 5]);
   });
 
+  it('has values of every length as they came, wherever in the message and behind whatever they lie', () => {
+    const batch = new TableBatch({ ...allOf(3), keys: [0], binary: true, integerKey: true });
+    const bytesOf = (length: number): Buffer =>
+      Buffer.from(Array.from({ length }, (_, i) => 255 - (i % 251)));
+    const rows = Array.from({ length: 300 }, (_, n) => [int4(n), bytesOf(n), bytesOf(299 - n)]);
+    for (const [n, row] of rows.entries()) {
+      const sent = tuple(row);
+      const message = Buffer.concat([bytesOf(n % 9), sent, bytesOf(n % 5)]);
+      expect(batch.insert(message, n % 9, (n % 9) + sent.length)).toBe(true);
+    }
+    expect(rows.map((_, entry) => tupleOf(batch, entry))).toEqual(rows);
+  });
+
   it('takes nothing that is malformed, in another form, or short of a column', () => {
     const batch = new TableBatch({ ...allOf(2), keys: [0], binary: false, integerKey: false });
     const whole = tuple(['a', 'b']);
