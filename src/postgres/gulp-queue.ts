@@ -4,14 +4,13 @@
 import type { MigrationError } from '../model/errors.ts';
 import type { Gulp } from './wal-walker.ts';
 
-/** Above it the socket is paused until half of it is taken, unless the feed says otherwise. */
+/** Above it the socket is paused until half of it is taken. */
 const PAUSE_ABOVE_BYTES = 8 * 1024 * 1024;
 /** Taken at once: what the reader has in hand is not counted any more. */
 const TAKE_BYTES = 4 * 1024 * 1024;
 
 export class GulpQueue {
   readonly #socket: { readonly pause: () => void; readonly resume: () => void };
-  readonly #pauseAboveBytes: number;
   #gulps: Gulp[] = [];
   #bytes = 0;
   #paused = false;
@@ -20,12 +19,8 @@ export class GulpQueue {
   #wake: (() => void) | null = null;
   #heardAt = Date.now();
 
-  constructor(
-    socket: { readonly pause: () => void; readonly resume: () => void },
-    pauseAboveBytes = PAUSE_ABOVE_BYTES,
-  ) {
+  constructor(socket: { readonly pause: () => void; readonly resume: () => void }) {
     this.#socket = socket;
-    this.#pauseAboveBytes = pauseAboveBytes;
   }
 
   /** Whether nothing waits to be taken. */
@@ -59,7 +54,7 @@ export class GulpQueue {
   push(gulp: Gulp): void {
     this.#gulps.push(gulp);
     this.#bytes += gulp.buffer.length;
-    if (!this.#paused && this.#bytes > this.#pauseAboveBytes) {
+    if (!this.#paused && this.#bytes > PAUSE_ABOVE_BYTES) {
       this.#paused = true;
       this.#socket.pause();
     }
@@ -87,7 +82,7 @@ export class GulpQueue {
       taken += this.#gulps[count]?.buffer.length ?? 0;
     const gulps = this.#gulps.splice(0, count);
     for (const { buffer } of gulps) this.#bytes -= buffer.length;
-    if (this.#paused && this.#bytes <= this.#pauseAboveBytes / 2) {
+    if (this.#paused && this.#bytes <= PAUSE_ABOVE_BYTES / 2) {
       this.#paused = false;
       this.heard();
       this.#socket.resume();

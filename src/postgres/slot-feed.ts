@@ -31,8 +31,6 @@ import type { TaskScope } from './task-scope.ts';
 import { KEEPALIVE, type Gulp } from './wal-walker.ts';
 import type { WalStreamOptions } from './wal-stream.ts';
 
-/** Received and not taken: about what the target takes while the source decodes the next call. */
-const QUEUE_BYTES = 32 * 1024 * 1024;
 const ADVANCE_INTERVAL_MS = 10_000;
 /** Slots that must be free before the feed takes a second one. */
 const FREE_SLOTS = 2;
@@ -63,10 +61,11 @@ export class SlotFeed {
   #reading: SlotCopy | null = null;
   /** It has nothing to do. */
   #idle: SlotCopy | null = null;
-  readonly #queue = new GulpQueue(
-    { pause: () => this.#reading?.pause(), resume: () => this.#reading?.resume() },
-    QUEUE_BYTES,
-  );
+  /** Small: what is received ahead of the target takes CPU from it, and the source holds the rest as well. */
+  readonly #queue = new GulpQueue({
+    pause: () => this.#reading?.pause(),
+    resume: () => this.#reading?.resume(),
+  });
   /** What the copies read into. */
   readonly #pool = new BufferPool();
   #unfitUntil: Lsn | null = null;

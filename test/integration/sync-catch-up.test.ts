@@ -314,13 +314,7 @@ describe('far behind', () => {
     );
     const scope = makeScope(pair, {}, first);
     const open = async (): Promise<SlotCopy> =>
-      SlotCopy.open(
-        scope,
-        await feedOptions(scope),
-        new GulpQueue(noSocket, Infinity),
-        new BufferPool(),
-        scope.signal,
-      );
+      SlotCopy.open(scope, await feedOptions(scope), new GulpQueue(noSocket), new BufferPool(), scope.signal);
     const gone = async (name: string): Promise<boolean> =>
       (await pair.source.query('select from pg_replication_slots where slot_name = $1', [name])).rowCount ===
       0;
