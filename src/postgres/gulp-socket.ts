@@ -5,8 +5,8 @@ import { Lease } from './lease.ts';
 import { ReadSocket } from './read-socket.ts';
 
 const READ_BYTES = 256 * 1024;
-/** What is read at once leaves in the memory that it was read into from here on; less would keep too much of it busy. */
-const LEND_FROM_BYTES = 64 * 1024;
+/** What is read at once leaves in the memory that it was read into from here on: at most half of that is kept for nothing. */
+const LEND_FROM_BYTES = READ_BYTES / 2;
 
 export class GulpSocket extends ReadSocket<Buffer> {
   readonly #pool: BufferPool;

@@ -63,6 +63,7 @@ export class WalWalker {
   push(chunk: Buffer, lease?: Lease): void {
     let bytes = chunk;
     let lent = lease;
+    this.#lease = undefined;
     if (this.#partial !== null) {
       if (this.#filled < HEADER_BYTES) {
         bytes = Buffer.concat([this.#partial.subarray(0, this.#filled), chunk]);
@@ -80,7 +81,6 @@ export class WalWalker {
     }
     this.#lease = lent;
     const rest = this.#walk(bytes);
-    this.#lease = undefined;
     if (rest.length === 0) return;
     // A large message is gathered once, not concatenated with every chunk.
     const size = rest.length < HEADER_BYTES ? HEADER_BYTES : 1 + rest.readInt32BE(1);

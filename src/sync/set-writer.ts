@@ -8,7 +8,7 @@ import { FEW_ROWS, leavingRows, type LeavingRows } from './leaving-rows.ts';
 import type { StreamedTable } from './relations.ts';
 import { setStatements, type SetStatements } from './set-statements.ts';
 import { deleteRow, insertRows, updateRow } from './statements.ts';
-import { NONE, TableBatch, UNCHANGED_LENGTH } from './table-batch.ts';
+import { LastView, NONE, TableBatch, UNCHANGED_LENGTH } from './table-batch.ts';
 
 /** After so many target transactions without it, the memory of a table's last batch is given back. */
 const IDLE_TRANSACTIONS = 64;
@@ -41,6 +41,7 @@ export class SetWriter {
   readonly #onWrite: (table: StreamedTable, batch: TableBatch) => void;
   readonly #sets = new Map<StreamedTable, TableSet>();
   readonly #touched = new Set<TableSet>();
+  readonly #views = new LastView();
   /** The one that was taken into last, while it is pending: as a rule the next change is its, too. */
   #last: TableSet | null = null;
   #changes = 0;
@@ -88,7 +89,7 @@ export class SetWriter {
     const known = this.#sets.get(table);
     if (known) return known;
     const sql = setStatements(table, this.#sets.size, this.#binary);
-    const batch = new TableBatch({ ...columns, binary: this.#binary }, this.#pipe.pool);
+    const batch = new TableBatch({ ...columns, binary: this.#binary }, this.#pipe.pool, this.#views);
     const set: TableSet = {
       table,
       batch,

@@ -54,16 +54,28 @@ const NOTHING = Buffer.alloc(0);
 /** Larger values are copied by memmove; for small ones the call costs more than the copy. */
 const SMALL_BYTES = 128;
 
+/** The view of the buffer that was asked for last. */
+export class LastView {
+  #buffer: Buffer = NOTHING;
+  #view = viewOf(NOTHING);
+
+  of(buffer: Buffer): DataView {
+    if (this.#buffer !== buffer) {
+      this.#buffer = buffer;
+      this.#view = viewOf(buffer);
+    }
+    return this.#view;
+  }
+}
+
 export class TableBatch {
   readonly shape: BatchShape;
   /** By positions of a tuple as it is sent: 1 where the value is not taken. Null: all are. */
   readonly #skips: Uint8Array | null;
   readonly #pool: BufferPool;
+  readonly #views: LastView;
   arena: Buffer = NOTHING;
   #arenaView = viewOf(NOTHING);
-  /** What the last change came in, and its view. */
-  #message: Buffer = NOTHING;
-  #messageView = viewOf(NOTHING);
   /** Bytes used of the arena. */
   used = 0;
   /** Entries, NONE ones included. */
@@ -84,8 +96,10 @@ export class TableBatch {
   #isMapped = false;
   #unchanged = false;
 
-  constructor(shape: BatchShape, pool = new BufferPool()) {
+  /** `views`: of what its changes come in, which as a rule is what other tables' come in, too. */
+  constructor(shape: BatchShape, pool = new BufferPool(), views = new LastView()) {
     this.shape = shape;
+    this.#views = views;
     this.#skips = shape.kept === null ? null : new Uint8Array(shape.sent).fill(1);
     for (const position of shape.kept ?? []) this.#skips?.fill(0, position, position + 1);
     this.#pool = pool;
@@ -105,8 +119,6 @@ export class TableBatch {
     this.#isMapped = false;
     this.#pool.give(this.arena);
     this.#useArena(NOTHING);
-    this.#message = NOTHING;
-    this.#messageView = this.#arenaView;
   }
 
   /** Forgets the memory of its entries, too. Only while nothing is pending. */
@@ -232,7 +244,7 @@ export class TableBatch {
     if (from > end || ((message[at] ?? 0) << 8) + (message[at + 1] ?? 0) !== sent) return -1;
     const most = end - from + 4 * columns + 2;
     if (this.used + most > this.arena.length) this.#grow(most);
-    const source = this.#viewOf(message);
+    const source = this.#views.of(message);
     const target = this.#arenaView;
     const wanted = binary ? 0x62 : 0x74;
     let to = this.used;
@@ -396,14 +408,6 @@ export class TableBatch {
   #useArena(arena: Buffer): void {
     this.arena = arena;
     this.#arenaView = viewOf(arena);
-  }
-
-  #viewOf(message: Buffer): DataView {
-    if (this.#message !== message) {
-      this.#message = message;
-      this.#messageView = viewOf(message);
-    }
-    return this.#messageView;
   }
 }
 
