@@ -1,31 +1,37 @@
 // The socket of a session whose bytes become gulps. Those of a stream live until the target has committed what they hold;
-// their memory then takes the next read. Opened by slot-copy.ts, read by read-pace.ts.
+// their memory then takes the next reads. Opened by slot-copy.ts, read by read-pace.ts.
 import type { BufferPool } from './buffer-pool.ts';
 import { Lease } from './lease.ts';
 import { ReadSocket } from './read-socket.ts';
 
-const READ_BYTES = 256 * 1024;
-/** What is read at once leaves in the memory that it was read into from here on: at most half of that is kept for nothing. */
-const LEND_FROM_BYTES = READ_BYTES / 2;
+const MEMORY_BYTES = 256 * 1024;
+/** With less room than this the next read takes other memory. */
+const LEAST_ROOM_BYTES = 64 * 1024;
 
-export class GulpSocket extends ReadSocket<Buffer> {
-  readonly #pool: BufferPool;
+/** Read into from its beginning to its end. */
+interface Memory {
+  readonly bytes: Buffer;
+  used: number;
+  /** Held by whoever has a part of it. */
+  readonly lease: Lease;
+}
 
+export class GulpSocket extends ReadSocket<Memory> {
   constructor(pool: BufferPool) {
-    super({ take: () => pool.take(READ_BYTES), give: (memory) => pool.give(memory) }, (memory) => memory);
-    this.#pool = pool;
+    const take = (): Memory => {
+      const bytes = pool.take(MEMORY_BYTES);
+      return { bytes, used: 0, lease: new Lease(() => pool.give(bytes)) };
+    };
+    super({ take, give: ({ lease }) => lease.release() }, ({ bytes, used }) => bytes.subarray(used));
   }
 
-  /** From now on `take` gets what is read; no lease: the chunk is nobody else's. */
-  lendTo(take: (chunk: Buffer, lease?: Lease) => void): void {
+  /** From now on `take` gets what is read; it may hold the lease, until when the chunk stays as it is. */
+  lendTo(take: (chunk: Buffer, lease: Lease) => void): void {
     this.onRead = (memory, length) => {
-      const chunk = memory.subarray(0, length);
-      if (length < LEND_FROM_BYTES) {
-        take(Buffer.from(chunk));
-        return false;
-      }
-      const lease = new Lease(() => this.#pool.give(memory));
-      take(chunk, lease);
+      const { bytes, used, lease } = memory;
+      memory.used += length;
+      take(bytes.subarray(used, memory.used), lease);
+      if (bytes.length - memory.used >= LEAST_ROOM_BYTES) return false;
       lease.release();
       return true;
     };

@@ -13,7 +13,7 @@ export interface Memories<M> {
 export class ReadSocket<M> extends Socket {
   /**
    * Takes what was read instead of the `data` listeners, which get copies of their own: so many bytes of the memory's room.
-   * True: the memory is the taker's now; else its bytes are valid during the call only.
+   * True: the memory is the taker's now, and other memory is read into.
    */
   onRead: ((memory: M, length: number) => boolean) | null = null;
 
