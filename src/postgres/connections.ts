@@ -1,5 +1,6 @@
 // Every connection of a task to one of its databases, pooled or dedicated. States use it and never close a pool. Its key is
 // role and host:port:dbname: source and target may be the same database and still have pools of their own.
+import type { Socket } from 'node:net';
 import pg, {
   type Client,
   type ClientConfig,
@@ -12,7 +13,6 @@ import { MigrationError } from '../model/errors.ts';
 import type { Endpoint, EndpointSecrets, Role } from '../model/endpoint.ts';
 import { STATEMENT_TIMEOUT_MS, TRANSACTION_TIMEOUT_MS, withinDeadline } from './answer-deadline.ts';
 import { backendPid, terminateBackends } from './backend.ts';
-import type { Socket } from 'node:net';
 import { closeClient, destroySocket, negotiate } from './connect.ts';
 import { fromPostgres } from './errors.ts';
 import { ReadySessions, type ReadyKind } from './ready-sessions.ts';

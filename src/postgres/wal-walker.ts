@@ -42,8 +42,6 @@ export class WalWalker {
   /** Where bounds are gathered: arrays that grow would be most of the garbage of a stream. */
   #scratch = new Int32Array(2_048);
   #count = 0;
-  /** Of the chunk that is being walked. */
-  #lease: Lease | undefined;
 
   /** `rows`: COPY (select data …) TO STDOUT (format binary). */
   constructor(source: 'walsender' | 'rows', sink: WalkerSink) {
@@ -63,7 +61,6 @@ export class WalWalker {
   push(chunk: Buffer, lease?: Lease): void {
     let bytes = chunk;
     let lent = lease;
-    this.#lease = undefined;
     if (this.#partial !== null) {
       if (this.#filled < HEADER_BYTES) {
         bytes = Buffer.concat([this.#partial.subarray(0, this.#filled), chunk]);
@@ -79,8 +76,7 @@ export class WalWalker {
         bytes = chunk.subarray(taken);
       }
     }
-    this.#lease = lent;
-    const rest = this.#walk(bytes);
+    const rest = this.#walk(bytes, lent);
     if (rest.length === 0) return;
     // A large message is gathered once, not concatenated with every chunk.
     const size = rest.length < HEADER_BYTES ? HEADER_BYTES : 1 + rest.readInt32BE(1);
@@ -89,7 +85,7 @@ export class WalWalker {
   }
 
   /** Returns what is left of an incomplete message. */
-  #walk(buffer: Buffer): Buffer {
+  #walk(buffer: Buffer, lease?: Lease): Buffer {
     let at = 0;
     while (at + HEADER_BYTES <= buffer.length) {
       const length = buffer.readInt32BE(at + 1);
@@ -98,20 +94,19 @@ export class WalWalker {
       if (end > buffer.length) break;
       if (buffer[at] === COPY_DATA) this.#payload(buffer, at + HEADER_BYTES, end);
       else {
-        this.#give(buffer);
+        this.#give(buffer, lease);
         this.#sink.control(Buffer.from(buffer.subarray(at, end)));
       }
       at = end;
     }
-    this.#give(buffer);
+    this.#give(buffer, lease);
     return buffer.subarray(at);
   }
 
-  #give(buffer: Buffer): void {
+  #give(buffer: Buffer, lease?: Lease): void {
     if (this.#count === 0) return;
     const bounds = this.#scratch.slice(0, this.#count);
     this.#count = 0;
-    const lease = this.#lease;
     lease?.hold();
     this.#sink.gulp(lease ? { buffer, bounds, lease } : { buffer, bounds });
   }

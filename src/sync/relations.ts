@@ -130,9 +130,6 @@ export class RelationMap {
   readonly #held: ReadonlySet<string>;
   readonly #isComing: (table: string) => boolean;
   readonly #known = new Map<number, { readonly shape: string; readonly relation: KnownRelation }>();
-  /** What `get` was asked for last: as a rule it is asked for again. */
-  #lastId = 0;
-  #last: KnownRelation | null = null;
   /** By OID and modifier. */
   readonly #typeNames = new Map<string, string>();
   /** By `relationKey` of the target's table. */
@@ -164,7 +161,6 @@ export class RelationMap {
     const shape = shapeOf(message);
     if (this.#known.get(message.relationId)?.shape === shape) return;
     this.#known.set(message.relationId, { shape, relation: await this.#identify(key, message, raw) });
-    this.#last = null;
   }
 
   /** Whether a relation that is known has got other columns: what came before the message is to be read with the old ones. */
@@ -175,14 +171,11 @@ export class RelationMap {
 
   /** Throws `internal` for an id without a Relation message: the protocol sends it first. */
   get(relationId: number): KnownRelation {
-    if (this.#last !== null && this.#lastId === relationId) return this.#last;
     const known = this.#known.get(relationId);
     if (!known)
       throw new MigrationError('internal', `source: a change of the unknown relation ${relationId}`, {
         details: { relationId },
       });
-    this.#lastId = relationId;
-    this.#last = known.relation;
     return known.relation;
   }
 

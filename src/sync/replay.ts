@@ -21,7 +21,7 @@ import { newBatch, OpenTransaction, type Batch } from './batch.ts';
 import { BatchSize } from './batch-size.ts';
 import { ChangeWriter, DELETE, KEY_TUPLE, NEW_TUPLE, type RawChange } from './change-writer.ts';
 import type { CopyFilter } from './filter.ts';
-import type { RelationMap } from './relations.ts';
+import type { KnownRelation, RelationMap } from './relations.ts';
 import type { ReplayFigures } from './replay-figures.ts';
 
 /** A batch ends at the next boundary when it is this large; a transaction's part of it then leaves before its end. */
@@ -317,26 +317,23 @@ export class Replay {
   #takeChange(tag: number, buffer: Buffer, start: number, end: number): boolean {
     const transaction = this.#openTransaction();
     if (transaction.applied) return true;
-    if (this.#hold(tag, buffer, start, end, transaction)) {
+    const relation = this.#relationOf(buffer, start, end);
+    if (relation?.kind === 'held') {
+      this.#applier.hold(relation, buffer.subarray(start, end), transaction);
       this.#count(transaction, end - start);
       return true;
     }
     if (transaction.filtered || this.#batch.ordered || end - start < 8) return false;
-    const relation = this.#relations.get(buffer.readUInt32BE(start + 1));
-    if (relation.kind !== 'table' || buffer[start + 5] !== (tag === DELETE ? KEY_TUPLE : NEW_TUPLE))
+    if (relation?.kind !== 'table' || buffer[start + 5] !== (tag === DELETE ? KEY_TUPLE : NEW_TUPLE))
       return false;
     if (!this.#applier.take(relation.table, tag, buffer, start + 6, end)) return false;
     this.#count(transaction, end - start);
     return true;
   }
 
-  /** A change of a table that is being copied is set aside; false: its table is not. */
-  #hold(tag: number, buffer: Buffer, start: number, end: number, transaction: OpenTransaction): boolean {
-    if (tag === TRUNCATE || end - start < 5) return false;
-    const relation = this.#relations.get(buffer.readUInt32BE(start + 1));
-    if (relation.kind !== 'held') return false;
-    this.#applier.hold(relation, buffer.subarray(start, end), transaction);
-    return true;
+  /** Of an insert, update or delete; null: the message is too short to name one. */
+  #relationOf(buffer: Buffer, start: number, end: number): KnownRelation | null {
+    return end - start < 5 ? null : this.#relations.get(buffer.readUInt32BE(start + 1));
   }
 
   async #onChange(buffer: Buffer, start: number, end: number): Promise<void> {
@@ -481,8 +478,10 @@ export class Replay {
     const transaction = this.#transaction;
     // What is kept may begin within a transaction that is on the target already: its beginning was not worth the memory.
     if (transaction === null || transaction.applied) return;
-    if (!this.#hold(tag, buffer, start, end, transaction))
-      await this.#write(decodePgoutput(buffer.subarray(start, end)) as ChangeMessage, transaction, null);
+    // a TRUNCATE names tables elsewhere, and is set aside where it is written
+    const relation = tag === TRUNCATE ? null : this.#relationOf(buffer, start, end);
+    if (relation?.kind === 'held') this.#applier.hold(relation, buffer.subarray(start, end), transaction);
+    else await this.#write(decodePgoutput(buffer.subarray(start, end)) as ChangeMessage, transaction, null);
     await this.#applier.throttle();
   }
 

@@ -4,11 +4,12 @@ import type { Tuple, ColumnValue } from '../postgres/pgoutput-messages.ts';
 import { UNCHANGED } from '../postgres/pgoutput-messages.ts';
 import type { Pipeline } from '../postgres/pipeline.ts';
 import type { ChangeContext } from './apply-errors.ts';
+import { LastView } from './byte-views.ts';
 import { FEW_ROWS, leavingRows, type LeavingRows } from './leaving-rows.ts';
 import type { StreamedTable } from './relations.ts';
 import { setStatements, type SetStatements } from './set-statements.ts';
 import { deleteRow, insertRows, updateRow } from './statements.ts';
-import { LastView, NONE, TableBatch, UNCHANGED_LENGTH } from './table-batch.ts';
+import { NONE, TableBatch, UNCHANGED_LENGTH } from './table-batch.ts';
 
 /** After so many target transactions without it, the memory of a table's last batch is given back. */
 const IDLE_TRANSACTIONS = 64;
@@ -20,7 +21,6 @@ interface TableSet {
   readonly table: StreamedTable;
   readonly batch: TableBatch;
   readonly sql: SetStatements;
-  readonly binary: boolean;
   /** How its batch will leave; null: not asked for yet, or something was taken since. */
   leaving: LeavingRows | null;
   updates: TemporaryTable;
@@ -94,7 +94,6 @@ export class SetWriter {
       table,
       batch,
       sql,
-      binary: this.#binary,
       leaving: null,
       updates: 'absent',
       deletes: 'absent',
@@ -235,7 +234,8 @@ export class SetWriter {
     columns: readonly number[] | null,
     context: ChangeContext,
   ): void {
-    const { batch, binary } = set;
+    const { batch } = set;
+    const { binary } = batch.shape;
     const pipe = this.#pipe;
     pipe.copy(sql, entries.length, context, ({ frame, lend }) => {
       if (binary) pipe.bytes(copyHeader, 0, copyHeader.length);
@@ -305,11 +305,11 @@ export class SetWriter {
 
 /** Whether the arena's tuples of these entries are the COPY, and nobody else needs the arena. */
 function leavesAsItLies(
-  { batch, binary }: TableSet,
+  { batch }: TableSet,
   { length }: readonly number[],
   columns: readonly number[] | null,
 ): boolean {
-  return binary && columns === null && !batch.hasUnchanged && length === batch.count;
+  return batch.shape.binary && columns === null && !batch.hasUnchanged && length === batch.count;
 }
 
 /** Every tuple that the set writes. */

@@ -14,6 +14,7 @@
 // taken from the pending state; where there is none its length is UNCHANGED_LENGTH.
 import { BufferPool } from '../postgres/buffer-pool.ts';
 import type { LentRows } from '../postgres/pipeline.ts';
+import { copySmall, LastView, SMALL_BYTES, viewOf } from './byte-views.ts';
 import { isSparse, KeyMap } from './key-map.ts';
 import { isAscending } from './key-order.ts';
 
@@ -51,22 +52,6 @@ interface GatheredRows {
 
 const INITIAL_ROWS = 64;
 const NOTHING = Buffer.alloc(0);
-/** Larger values are copied by memmove; for small ones the call costs more than the copy. */
-const SMALL_BYTES = 128;
-
-/** The view of the buffer that was asked for last. */
-export class LastView {
-  #buffer: Buffer = NOTHING;
-  #view = viewOf(NOTHING);
-
-  of(buffer: Buffer): DataView {
-    if (this.#buffer !== buffer) {
-      this.#buffer = buffer;
-      this.#view = viewOf(buffer);
-    }
-    return this.#view;
-  }
-}
 
 export class TableBatch {
   readonly shape: BatchShape;
@@ -210,13 +195,7 @@ export class TableBatch {
 
   /** Start and end of a value in the arena; its length may be −1 or UNCHANGED_LENGTH: then there are no bytes. */
   lengthAt(position: number): number {
-    const { arena } = this;
-    return (
-      ((arena[position] ?? 0) << 24) |
-      ((arena[position + 1] ?? 0) << 16) |
-      ((arena[position + 2] ?? 0) << 8) |
-      (arena[position + 3] ?? 0)
-    );
+    return this.#arenaView.getInt32(position);
   }
 
   /** The entry's key as the map has it: a number of a single integer, else its bytes. */
@@ -409,18 +388,6 @@ export class TableBatch {
     this.arena = arena;
     this.#arenaView = viewOf(arena);
   }
-}
-
-function viewOf({ buffer, byteOffset, length }: Buffer): DataView {
-  return new DataView(buffer, byteOffset, length);
-}
-
-/** By words: twice as fast as byte by byte. */
-function copySmall(source: DataView, from: number, target: DataView, to: number, length: number): void {
-  const words = length & ~3;
-  let i = 0;
-  for (; i < words; i += 4) target.setInt32(to + i, source.getInt32(from + i, true), true);
-  for (; i < length; i++) target.setUint8(to + i, source.getUint8(from + i));
 }
 
 /** Where the value at `at` of a tuple ends, whatever its form; −1 when it is malformed. */

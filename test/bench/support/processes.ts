@@ -60,17 +60,23 @@ export function cpuSeconds(root: number): number {
   return ticks / TICKS_PER_SECOND;
 }
 
+/** A size of /proc/<pid>/status; NaN where it has none. Throws when the process has ended. */
+function statusBytes(pid: number, field: 'VmRSS' | 'VmHWM'): number {
+  const status = readFileSync(`/proc/${pid}/status`, 'latin1');
+  return Number(new RegExp(`^${field}:\\s+(\\d+)`, 'm').exec(status)?.[1]) * 1024;
+}
+
 /** Resident memory of a tree in bytes; pages shared by its processes (a server's buffers) count once for each. */
 function residentBytes(root: number): number {
-  let kilobytes = 0;
+  let bytes = 0;
   for (const { pid } of treeOf(root)) {
     try {
-      kilobytes += Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1] ?? 0);
+      bytes += statusBytes(pid, 'VmRSS') || 0;
     } catch {
       // it has ended
     }
   }
-  return kilobytes * 1024;
+  return bytes;
 }
 
 /** Watches a tree's memory until stopped; `stop` returns the largest sum seen. */
@@ -90,8 +96,7 @@ export function watchMemory(root: number, everyMs = 50): { stop(): number } {
  * what is measured, and miss peaks between two looks.
  */
 export function peakResidentBytes(pid: number): number {
-  const status = readFileSync(`/proc/${pid}/status`, 'latin1');
-  return Number(/^VmHWM:\s+(\d+)/m.exec(status)?.[1]) * 1024;
+  return statusBytes(pid, 'VmHWM');
 }
 
 /** The postmaster of a data directory. */
