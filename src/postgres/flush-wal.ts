@@ -1,6 +1,6 @@
 // Commits that did not wait for their server's disk become durable: a synchronous commit flushes everything before it. The
 // target's, before the copy counts on its markers, and before a stream tells the source how far the target is; the
-// source's, for copy-flush.ts.
+// source's, for copy-flush.ts and slot-beginning.ts.
 import type { QueryResult, QueryResultRow } from 'pg';
 import type { TaskScope } from './task-scope.ts';
 

@@ -174,6 +174,15 @@ async function refuseRenames(
   );
 }
 
+/** Commits a change of the catalog that changes nothing: the publication's comment, again. Durable. Errors: as query. */
+export async function touchPublication(scope: TaskScope): Promise<void> {
+  const comment = `comment on publication ${ident(taskObjectName(scope.taskId))} is ${literal(signature(scope))}`;
+  await scope.source.transaction(async (client) => {
+    await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}`);
+    await client.query(comment);
+  });
+}
+
 /** While no slot relies on it: a publication that is gone or was changed is made anew by `ensurePublication`. */
 export function publishAgain(scope: TaskScope): void {
   if (scope.checkpoints.get<PublicationRecord>(publicationNote)?.state === 'created')

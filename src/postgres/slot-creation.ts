@@ -3,8 +3,8 @@
 import { randomBytes } from 'node:crypto';
 import { DatabaseError } from 'pg';
 import { MigrationError } from '../model/errors.ts';
-import type { Lsn } from '../model/lsn.ts';
 import { fromPostgres } from './errors.ts';
+import { beginSlot } from './slot-beginning.ts';
 import { forgetIntent, noteIntent } from './slot-intent.ts';
 import { slotNote, type SlotRecord } from './slot-record.ts';
 import { removeSlot } from './slot-removal.ts';
@@ -12,7 +12,7 @@ import { readSlot, stranger } from './slot-row.ts';
 import { identifySystem } from './source-system.ts';
 import { ident } from './sql.ts';
 import { sleep, type TaskScope } from './task-scope.ts';
-import { allEndedBelow, describeWriters, newTransactionId, writersSince, type Writer } from './writers.ts';
+import { describeWriters, writersSince, type Writer } from './writers.ts';
 
 const POLL_MS = 250;
 
@@ -24,27 +24,22 @@ export async function createSlot(scope: TaskScope, name: string): Promise<SlotRe
   const started = Date.now();
   const remaining = (): number => started + scope.spec.options.slotTimeoutMs - Date.now();
   const giveUp = new AbortController();
-  const session = await scope.source.session({
-    purpose: 'slot',
-    replication: true,
-    signal: AbortSignal.any([scope.signal, giveUp.signal]),
-  });
+  const signal = AbortSignal.any([scope.signal, giveUp.signal]);
+  const session = await scope.source.session({ purpose: 'slot', replication: true, signal });
   let made = false;
   let unused = false;
   try {
     const system = await identifySystem(session.client);
     const failover = await wantsFailover(scope);
     await noteIntent(scope, system);
-    const creation = session.client.query<{ consistent_point: Lsn }>(
+    const creation = session.client.query(
       `CREATE_REPLICATION_SLOT ${ident(name)} LOGICAL pgoutput${failover ? ' (FAILOVER)' : ''}`,
     );
-    const { rows } = await waitNamingWriters(scope, 'the replication slot', started, remaining, creation);
+    await waitNamingWriters(scope, 'the replication slot', started, remaining, creation);
     made = true;
-    const consistentLsn = rows[0]?.consistent_point;
-    if (consistentLsn === undefined)
-      throw new MigrationError('internal', 'source: the new slot has no position');
     scope.failpoint('slot.created');
-    await waitNamingWriters(scope, 'the copy', started, remaining, barrier(scope, giveUp.signal));
+    const beginning = beginSlot(scope, name, signal);
+    const consistentLsn = await waitNamingWriters(scope, 'the copy', started, remaining, beginning);
     const record: SlotRecord = {
       name,
       incarnation: `${system.id}/${consistentLsn}/${randomBytes(6).toString('hex')}`,
@@ -92,15 +87,6 @@ async function wantsFailover(scope: TaskScope): Promise<boolean> {
 async function isMadeBy(scope: TaskScope, name: string, pid: number): Promise<boolean> {
   const row = await readSlot(scope, name).catch(() => null);
   return row?.active_pid === pid;
-}
-
-/**
- * Transactions older than the slot may not be decoded, and a snapshot taken now may not see them: no part is read
- * before all that ran when the slot was made have ended.
- */
-async function barrier(scope: TaskScope, signal: AbortSignal): Promise<void> {
-  const id = await newTransactionId(scope.source);
-  while (!signal.aborted && !(await allEndedBelow(scope.source, id))) await sleep(POLL_MS, scope.signal);
 }
 
 /** Waits for `work`, showing which write transactions it waits for; `slot_creation_timeout` with them at the deadline. */

@@ -16,7 +16,7 @@ export interface SlotRecord {
   readonly name: string;
   /** Unique per created slot: parts and progress of another incarnation are worthless. */
   readonly incarnation: string;
-  /** Every transaction that commits behind it is streamed. */
+  /** Every transaction that commits behind it is streamed, and decoded under the right catalog (slot-beginning.ts). */
   readonly consistentLsn: Lsn;
   /** Where it was made; absent in a record that was written before this was noted. */
   readonly system?: SourceSystem;

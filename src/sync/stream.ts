@@ -19,7 +19,7 @@ import { hasLogicalMessages, markerTable, sourceVersion } from '../postgres/mark
 import { ensurePublication, extendPublication } from '../postgres/publication.ts';
 import { makeIdentitiesFull } from '../postgres/replica-identity.ts';
 import { ensureSlot } from '../postgres/slot.ts';
-import { findSlot, slotOf } from '../postgres/slot-record.ts';
+import { findSlot, slotOf, type SlotRecord } from '../postgres/slot-record.ts';
 import { releaseSlot } from '../postgres/slot-removal.ts';
 import { SlotFeed } from '../postgres/slot-feed.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
@@ -278,7 +278,7 @@ async function streamOnce(
       oldSnapshots: new OldSnapshots(scope),
       figures,
       onSample: (lag, found) => {
-        const isBehind = !isCatchUp && shouldCatchUp(memory, replay.position, lag / 2, found);
+        const isBehind = !isCatchUp && shouldCatchUp(memory, slot, replay.position, lag / 2, found);
         const mayBeBinary = passing !== null && lasting.binary && textUntil(replay.position) === null;
         if (isBehind || mayBeBinary) replay.leave();
       },
@@ -356,10 +356,17 @@ async function watchHolds(
   }
 }
 
-/** Worth the slot functions, and cheap for the source. */
-function shouldCatchUp(memory: StreamMemory, position: Lsn, lag: number, slot: SlotHealth['slot']): boolean {
+/** Worth the slot functions, cheap for the source, and nothing that is before the slot's beginning would be decoded. */
+function shouldCatchUp(
+  memory: StreamMemory,
+  { consistentLsn }: SlotRecord,
+  position: Lsn,
+  lag: number,
+  slot: SlotHealth['slot'],
+): boolean {
   if (!memory.mayCatchUp || compareLsn(position, memory.unfitUntil) < 0) return false;
   if (lag < memory.sizes.fromBytes || !slot?.restartLsn || !slot.confirmedFlushLsn) return false;
+  if (compareLsn(slot.confirmedFlushLsn, consistentLsn) < 0) return false;
   return catchUpIsCheap(lagBytes(slot.confirmedFlushLsn, slot.restartLsn), lag, memory.sizes);
 }
 
@@ -372,7 +379,7 @@ async function openFeed(
   signal: AbortSignal,
 ): Promise<WalStream | SlotFeed> {
   const { slot, sourceLsn } = await sampleSlot(scope, options.slot.name);
-  if (shouldCatchUp(memory, options.startLsn, lagBytes(sourceLsn, options.startLsn), slot)) {
+  if (shouldCatchUp(memory, options.slot, options.startLsn, lagBytes(sourceLsn, options.startLsn), slot)) {
     try {
       const feed = await SlotFeed.open(scope, options, memory.sizes, signal);
       emit({ type: 'FINDING', code: CATCH_UP_REFUSED, finding: null });

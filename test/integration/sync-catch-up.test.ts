@@ -24,7 +24,14 @@ import {
 import { makePair, waitFor, type DatabasePair } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
 import { randomTables, startWriters } from '../support/random-writers.ts';
-import { drainStream, startStream, untilEvent, type RunningStream } from '../support/replication.ts';
+import {
+  copyAll,
+  drainStream,
+  prepare,
+  startStream,
+  untilEvent,
+  type RunningStream,
+} from '../support/replication.ts';
 import { makeScope, type TestScope } from '../support/scope.ts';
 
 // of its own: which feed is chosen depends on the WAL that is written, other tests' too
@@ -101,6 +108,29 @@ describe('far behind', () => {
       expect(scope.sync[0]?.feed).toBe('catch-up');
       await waitFor(() => scope.sync.at(-1)?.feed === 'live', 10_000, 'a sample of the walsender');
       expect(findingsOf(stream)).toEqual([null]);
+      await stream.stop();
+    },
+  );
+
+  it.each([
+    [true, 'catch-up'],
+    [false, 'live'],
+  ] as const)(
+    'the slot functions begin where the slot begins, or not at once (it could be moved there: %s)',
+    async (couldBeMoved, feed) => {
+      const pair = await makePair();
+      const rename = (from: string, to: string) =>
+        pair.source.query(`alter function pg_catalog.${from}(name, pg_lsn) rename to ${to}`);
+      const { scope, said } = listening(await prepare(pair, tables('')));
+      if (!couldBeMoved) await rename('pg_replication_slot_advance', 'not_to_be_had');
+      const stream = startStream(scope, small);
+      await untilEvent(stream, 'SLOT_READY');
+      if (!couldBeMoved) await rename('not_to_be_had', 'pg_replication_slot_advance');
+      await pair.source.query(manyChanges);
+      await copyAll(scope, pair);
+      await drainStream(scope, pair, stream);
+      expect(said.feeds[0]).toBe(feed);
+      expect(await expectEqual(scope, pair)).toBeGreaterThan(1_000);
       await stream.stop();
     },
   );
