@@ -9,7 +9,7 @@ import { FEW_ROWS, leavingRows, type LeavingRows } from './leaving-rows.ts';
 import type { StreamedTable } from './relations.ts';
 import { setStatements, type SetStatements } from './set-statements.ts';
 import { deleteRow, insertRows, updateRow } from './statements.ts';
-import { NONE, TableBatch, UNCHANGED_LENGTH } from './table-batch.ts';
+import { TableBatch, UNCHANGED_LENGTH } from './table-batch.ts';
 
 /** After so many target transactions without it, the memory of a table's last batch is given back. */
 const IDLE_TRANSACTIONS = 64;
@@ -312,10 +312,12 @@ function leavesAsItLies(
   return batch.shape.binary && columns === null && !batch.hasUnchanged && length === batch.count;
 }
 
-/** Every tuple that the set writes. */
+/**
+ * A tuple of every row that the batch has touched. Also of one that came and went within it, which nothing is written of: who
+ * has read it on the source in between must know that it has changed since.
+ */
 export function* tuplesOf(batch: TableBatch): Generator<Tuple> {
-  for (let entry = 0; entry < batch.count; entry++)
-    if (batch.ops[entry] !== NONE) yield tupleOf(batch, entry);
+  for (let entry = 0; entry < batch.count; entry++) yield tupleOf(batch, entry);
 }
 
 /** The entry's tuple as the ordered statements take it. */

@@ -21,7 +21,7 @@ import { isAscending } from './key-order.ts';
 /** Length of a value that the message lacks; −1 is NULL. */
 export const UNCHANGED_LENGTH = -2;
 
-export const NONE = 0;
+const NONE = 0;
 export const INSERT = 1;
 export const UPDATE = 2;
 export const DELETE = 3;

@@ -9,6 +9,7 @@ import type { TableBatch } from '../../src/sync/table-batch.ts';
 import { tuple } from '../support/pgoutput-messages.ts';
 
 const INSERT = 0x49;
+const DELETE = 0x44;
 
 const tableOf = (name: string): StreamedTable => ({
   key: `public.${name}`,
@@ -89,4 +90,17 @@ test('what is taken after the rows were arranged leaves with them', () => {
   take(table, 20, 50);
   sets.writeAll();
   expect(sent).toEqual([50]);
+});
+
+test('a row that came and went within a batch is told of, though nothing is written of it', () => {
+  const told: unknown[] = [];
+  const pipe = { pool: new BufferPool(), execute: () => undefined, copy: () => undefined };
+  const sets = new SetWriter(pipe as unknown as Pipeline<ChangeContext>, false, (_table, batch) =>
+    told.push(...tuplesOf(batch)),
+  );
+  const row = tuple(['15']);
+  const table = tableOf('busy');
+  for (const tag of [INSERT, DELETE]) sets.take(table, tag, row, 0, row.length);
+  sets.writeAll();
+  expect(told).toEqual([['15']]);
 });
