@@ -9,9 +9,10 @@ import { GulpSocket } from './gulp-socket.ts';
 import type { Lease } from './lease.ts';
 import type { WalWalker } from './wal-walker.ts';
 
-/** What is received in less than this and within PACE_WITHIN_MS of the last is worth waiting for more. */
+/** What is received in less than this, within two paces of the last, is worth waiting for more. */
 const SMALL_CHUNK_BYTES = 32 * 1024;
-const PACE_WITHIN_MS = 3;
+/** The end of a transaction that comes alone, in several pieces, is not kept waiting; a load that lasts is. */
+const FIRST_PAUSE_MS = 1;
 
 interface Readable {
   pause(): unknown;
@@ -26,8 +27,9 @@ export class ReadPace {
   #timer: NodeJS.Timeout | null = null;
   #chunkAt = 0;
   #gulped = 0;
+  #pauseMs = FIRST_PAUSE_MS;
 
-  /** `isHeld`: the socket is paused for another reason, and whoever paused it calls `resume`. */
+  /** `paceMs`: the longest pause. `isHeld`: the socket is paused for another reason, and whoever paused it calls `resume`. */
   constructor(socket: Readable, paceMs: number, isHeld: () => boolean) {
     this.#socket = socket;
     this.#paceMs = paceMs;
@@ -44,12 +46,17 @@ export class ReadPace {
     if (this.#socket.readableLength > 0 || this.#isHeld()) return;
     const small = this.#gulped < SMALL_CHUNK_BYTES;
     this.#gulped = 0;
-    if (!small || since > PACE_WITHIN_MS || this.#timer !== null) return;
+    if (since > 2 * this.#paceMs + 1) this.#pauseMs = FIRST_PAUSE_MS;
+    else if (small && this.#timer === null) this.#pause();
+  }
+
+  #pause(): void {
     this.#socket.pause();
     this.#timer = setTimeout(() => {
       this.#timer = null;
       if (!this.#isHeld()) this.#socket.resume();
-    }, this.#paceMs);
+    }, this.#pauseMs);
+    this.#pauseMs = Math.min(2 * this.#pauseMs, this.#paceMs);
   }
 
   /** The other reason is gone. */

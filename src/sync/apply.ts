@@ -284,6 +284,7 @@ export class Applier {
     this.#flushRun();
     this.#sets.writeAll();
     this.#sendHeld(ended);
+    if (ended) return; // with what `finish` sends
     this.#pipe.sync();
     this.#pipe.flush();
   }

@@ -28,6 +28,11 @@ import type { ReplayFigures } from './replay-figures.ts';
 const BATCH_BYTES = 8 * 1024 * 1024;
 /** Without changes the position is stored, and the slot advanced, at most this often. */
 const IDLE_STORE_MS = 2_000;
+/**
+ * While the source commits all the time, target transactions begin at most this often: what is committed meanwhile shares
+ * one. What comes alone leaves at once.
+ */
+const GATHER_MS = 100;
 /** So long the target's commits need not be durable while the next batch waits for them: it would wait for the disk. */
 const LATE_MS = 1_000;
 
@@ -84,6 +89,8 @@ export class Replay {
   #storedAt = Date.now();
   /** A batch is complete, and waits for the one under way. */
   #isNextReady = false;
+  /** As performance.now() has it. */
+  #submittedAt = -Infinity;
   #answerNow = false;
   #leaving = false;
 
@@ -148,7 +155,8 @@ export class Replay {
         continue;
       }
       if (this.#underWay !== null) continue;
-      if (this.#hasWork() ? this.#feed.drained : this.#storeIsDue()) await this.#submit();
+      if (this.#hasWork() ? this.#feed.drained && this.#gatherMs() <= 0 : this.#storeIsDue())
+        await this.#submit();
     }
   }
 
@@ -160,7 +168,14 @@ export class Replay {
     return this.#position === lsnToBigint(this.#applier.appliedLsn);
   }
 
+  /** How long what is there waits for more; 0 or less: no longer. */
+  #gatherMs(): number {
+    return this.#answerNow ? 0 : this.#submittedAt + GATHER_MS - performance.now();
+  }
+
   #waitMs(): number {
+    if (this.#transaction === null && this.#underWay === null && this.#hasWork())
+      return Math.max(1, this.#gatherMs());
     if (this.#transaction !== null || this.#isStored()) return IDLE_STORE_MS;
     return Math.max(1, this.#storedAt + IDLE_STORE_MS - Date.now());
   }
@@ -398,6 +413,7 @@ export class Replay {
     const position = bigintToLsn(this.#position);
     this.#batch = newBatch(this.#position);
     const startedAt = performance.now();
+    this.#submittedAt = startedAt;
     this.#applier.send(true);
     const carryOut = async (): Promise<void> => {
       try {

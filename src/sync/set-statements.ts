@@ -1,6 +1,6 @@
-// The set-wise statements of one table: COPY for inserts, and for updates and deletes COPY into a temporary table from
-// which one statement takes them. Not `unnest` of arrays: it flattens columns that are arrays themselves, and a cast from
-// text is not the type's input function. Pure; apply.ts runs them.
+// The set-wise statements of one table: COPY for inserts, and for updates and deletes one statement, which takes its rows
+// from a list of parameters while they are not many, and else from a temporary table that COPY has filled. Not from `unnest`
+// of arrays: it flattens columns that are arrays themselves. Pure; set-writer.ts runs them.
 import { ident, identRelation } from '../postgres/sql.ts';
 import type { StreamedTable } from './relations.ts';
 
@@ -10,13 +10,17 @@ export interface SetStatements {
   readonly createUpdates: string;
   readonly copyUpdates: string;
   readonly clearUpdates: string;
-  /** `unchanged`: positions that keep their value. */
-  update(unchanged: ReadonlySet<number>): string;
+  /** `unchanged`: positions that keep their value. `rows`: of the list, in which these are left out; null: from the table. */
+  update(unchanged: ReadonlySet<number>, rows: number | null): string;
   readonly createDeletes: string;
   readonly copyDeletes: string;
   readonly clearDeletes: string;
-  readonly delete: string;
+  /** `rows`: of the list, of the key's columns in the order of the tuple; null: from the table. */
+  delete(rows: number | null): string;
 }
+
+/** How many rows a list has, ascending. It is filled up with rows of NULLs, which match nothing: few sizes, few plans. */
+export const LIST_SIZES = [16, 64, 256] as const;
 
 /** `number` tells the session's temporary tables apart. */
 export function setStatements(table: StreamedTable, number: number, binary: boolean): SetStatements {
@@ -33,27 +37,31 @@ export function setStatements(table: StreamedTable, number: number, binary: bool
       .map((position) => `${names[position] ?? ''} as c${position}`)
       .join(', ')} from only ${target} with no data`;
   const all = names.map((_, position) => position);
+  const list = (rows: number, positions: readonly number[]): string => {
+    const tuple = (row: number): string =>
+      `(${positions.map((position, n) => `$${row * positions.length + n + 1}::${table.columns[position]?.type ?? ''}`).join(', ')})`;
+    const tuples = Array.from({ length: rows }, (_, row) => tuple(row));
+    return `(values ${tuples.join(', ')}) s(${positions.map((position) => `c${position}`).join(', ')})`;
+  };
   return {
     insert: `copy ${target} (${names.join(', ')}) from stdin (format ${format})`,
     createUpdates: make(updates, all),
     copyUpdates: `copy ${updates} from stdin (format ${format})`,
     clearUpdates: `truncate ${updates}`,
-    update(unchanged) {
-      const sets = table.columns
-        .map((column, position) =>
-          keys.includes(position) || unchanged.has(position) || column.identityAlways
-            ? null
-            : `${names[position] ?? ''} = s.c${position}`,
-        )
-        .filter((set) => set !== null);
-      const rest = `from ${updates} s where ${matches}`;
+    update(unchanged, rows) {
+      const sent = all.filter((position) => !unchanged.has(position));
+      const sets = sent
+        .filter((position) => !keys.includes(position) && table.columns[position]?.identityAlways !== true)
+        .map((position) => `${names[position] ?? ''} = s.c${position}`);
+      const from = rows === null ? `${updates} s` : list(rows, sent);
       // What sets nothing has to find its rows all the same.
-      if (sets.length === 0) return `select from only ${target} t, ${updates} s where ${matches}`;
-      return `update only ${target} t set ${sets.join(', ')} ${rest}`;
+      if (sets.length === 0) return `select from only ${target} t, ${from} where ${matches}`;
+      return `update only ${target} t set ${sets.join(', ')} from ${from} where ${matches}`;
     },
     createDeletes: make(deletes, keys),
     copyDeletes: `copy ${deletes} from stdin (format ${format})`,
     clearDeletes: `truncate ${deletes}`,
-    delete: `delete from only ${target} t using ${deletes} s where ${matches}`,
+    delete: (rows) =>
+      `delete from only ${target} t using ${rows === null ? `${deletes} s` : list(rows, keys)} where ${matches}`,
   };
 }

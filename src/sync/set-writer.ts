@@ -1,18 +1,24 @@
-// The pending sets of all tables, and how they leave: a few rows as prepared statements of their own, many as COPY and one
-// statement. Owned by apply.ts, which opens and ends the transaction around them.
+// The pending sets of all tables, and how they leave: a few rows as prepared statements of their own, some as one with a list
+// of parameters, many as COPY and one statement. Owned by apply.ts, which opens and ends the transaction around them.
 import type { Tuple, ColumnValue } from '../postgres/pgoutput-messages.ts';
 import { UNCHANGED } from '../postgres/pgoutput-messages.ts';
-import type { Pipeline } from '../postgres/pipeline.ts';
+import type { Parameter, Pipeline } from '../postgres/pipeline.ts';
 import type { ChangeContext } from './apply-errors.ts';
 import { LastView } from './byte-views.ts';
 import { FEW_ROWS, leavingRows, type LeavingRows } from './leaving-rows.ts';
 import type { StreamedTable } from './relations.ts';
-import { setStatements, type SetStatements } from './set-statements.ts';
-import { deleteRow, insertRows, updateRow } from './statements.ts';
+import { LIST_SIZES, setStatements, type SetStatements } from './set-statements.ts';
+import { deleteRow, insertRows, updateRow, type Statement } from './statements.ts';
 import { TableBatch, UNCHANGED_LENGTH } from './table-batch.ts';
 
 /** After so many target transactions without it, the memory of a table's last batch is given back. */
 const IDLE_TRANSACTIONS = 64;
+
+/** Of one list, and of all: the target keeps about 800 bytes for each parameter of a prepared statement. */
+const MAX_LIST_PARAMETERS = 1_024;
+const MAX_LISTS_PARAMETERS = 64 * 1_024;
+/** Beyond, a list is no cheaper than COPY. */
+const MAX_LIST_BYTES = 256 * 1024;
 
 const INSERT_TAG = 0x49;
 const UPDATE_TAG = 0x55;
@@ -21,6 +27,8 @@ interface TableSet {
   readonly table: StreamedTable;
   readonly batch: TableBatch;
   readonly sql: SetStatements;
+  /** Statements with lists, by kind and size: their texts are long, and made once. */
+  readonly lists: Map<string, string>;
   /** How its batch will leave; null: not asked for yet, or something was taken since. */
   leaving: LeavingRows | null;
   updates: TemporaryTable;
@@ -44,6 +52,7 @@ export class SetWriter {
   readonly #views = new LastView();
   /** The one that was taken into last, while it is pending: as a rule the next change is its, too. */
   #last: TableSet | null = null;
+  #listParameters = 0;
   #changes = 0;
   #bytes = 0;
 
@@ -94,6 +103,7 @@ export class SetWriter {
       table,
       batch,
       sql,
+      lists: new Map(),
       leaving: null,
       updates: 'absent',
       deletes: 'absent',
@@ -123,10 +133,15 @@ export class SetWriter {
   /** Arranges what is pending while the target is still at work, so that it leaves at once when its turn comes. */
   arrange(): void {
     for (const set of this.#touched) {
-      const leaving = leavingRows(set.batch);
+      const { batch } = set;
+      const leaving = leavingRows(batch);
       set.leaving = leaving;
-      for (const entries of [leaving.inserts, ...leaving.updates.values()])
-        if (entries.length > FEW_ROWS && leavesAsItLies(set, entries, null)) set.batch.gather(entries);
+      const isCopied = (entries: readonly number[]): boolean =>
+        entries.length > FEW_ROWS && leavesAsItLies(set, entries, null);
+      if (isCopied(leaving.inserts)) batch.gather(leaving.inserts);
+      for (const entries of leaving.updates.values())
+        if (isCopied(entries) && listSizeOf(batch, entries, batch.shape.columns) === null)
+          batch.gather(entries);
     }
   }
 
@@ -182,11 +197,16 @@ export class SetWriter {
       }
       return;
     }
+    const list = this.#list(set, 'delete', entries, batch.shape.keys, (rows) => sql.delete(rows));
+    if (list !== null) {
+      this.#pipe.execute(list.text, list.values, entries.length, context);
+      return;
+    }
     if (set.deletes === 'absent') this.#pipe.execute(sql.createDeletes, [], null, context);
     else if (set.deletes === 'filled') this.#pipe.execute(sql.clearDeletes, [], null, context);
     set.deletes = 'filled';
     this.#copy(set, sql.copyDeletes, entries, batch.shape.keys, context);
-    this.#pipe.execute(sql.delete, [], entries.length, context);
+    this.#pipe.execute(sql.delete(null), [], entries.length, context);
   }
 
   #updateRows(set: TableSet, word: string, entries: readonly number[]): void {
@@ -201,17 +221,44 @@ export class SetWriter {
       }
       return;
     }
-    if (set.updates === 'absent') this.#pipe.execute(sql.createUpdates, [], null, context);
-    else if (set.updates === 'filled') this.#pipe.execute(sql.clearUpdates, [], null, context);
-    set.updates = 'filled';
-    this.#copy(set, sql.copyUpdates, entries, null, context);
     const unchanged = new Set(
       word
         .split(',')
         .filter((position) => position !== '')
         .map(Number),
     );
-    this.#pipe.execute(sql.update(unchanged), [], entries.length, context);
+    const positions = table.columns.map((_, at) => at).filter((at) => !unchanged.has(at));
+    const list = this.#list(set, `update ${word}`, entries, positions, (rows) => sql.update(unchanged, rows));
+    if (list !== null) {
+      this.#pipe.execute(list.text, list.values, entries.length, context);
+      return;
+    }
+    if (set.updates === 'absent') this.#pipe.execute(sql.createUpdates, [], null, context);
+    else if (set.updates === 'filled') this.#pipe.execute(sql.clearUpdates, [], null, context);
+    set.updates = 'filled';
+    this.#copy(set, sql.copyUpdates, entries, null, context);
+    this.#pipe.execute(sql.update(unchanged, null), [], entries.length, context);
+  }
+
+  /** Null: they are too many for a list, or too large, or there are lists enough. `statement`: of so many rows. */
+  #list(
+    { batch, lists }: TableSet,
+    kind: string,
+    entries: readonly number[],
+    positions: readonly number[],
+    statement: (rows: number) => string,
+  ): Statement | null {
+    const rows = listSizeOf(batch, entries, positions.length);
+    if (rows === null) return null;
+    const name = `${kind} ${rows}`;
+    let text = lists.get(name);
+    if (text === undefined) {
+      if (this.#listParameters + rows * positions.length > MAX_LISTS_PARAMETERS) return null;
+      this.#listParameters += rows * positions.length;
+      text = statement(rows);
+      lists.set(name, text);
+    }
+    return { text, values: listOf(batch, entries, positions, rows) };
   }
 
   #insertRows(set: TableSet, entries: readonly number[]): void {
@@ -301,6 +348,34 @@ export class SetWriter {
     }
     pipe.byte(0x0a);
   }
+}
+
+/** Of the list of these entries; null: they are too many, or too large. */
+function listSizeOf(batch: TableBatch, entries: readonly number[], columns: number): number | null {
+  const size = LIST_SIZES.find((each) => each >= entries.length);
+  if (size === undefined || size * columns > MAX_LIST_PARAMETERS) return null;
+  let bytes = 0;
+  for (const entry of entries) bytes += (batch.ends[entry] ?? 0) - (batch.starts[entry] ?? 0);
+  return bytes > MAX_LIST_BYTES ? null : size;
+}
+
+/** The parameters: of each entry its values at `positions`, then NULLs. */
+function listOf(
+  batch: TableBatch,
+  entries: readonly number[],
+  positions: readonly number[],
+  size: number,
+): Parameter[] {
+  const values: Parameter[] = [];
+  for (const entry of entries) {
+    const row = tupleOf(batch, entry);
+    for (const position of positions) {
+      const value = row[position];
+      values.push(typeof value === 'string' || Buffer.isBuffer(value) ? value : null);
+    }
+  }
+  while (values.length < size * positions.length) values.push(null);
+  return values;
 }
 
 /** Whether the arena's tuples of these entries are the COPY, and nobody else needs the arena. */

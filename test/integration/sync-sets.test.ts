@@ -176,7 +176,7 @@ describe('a backlog', () => {
     };
     const first = await prepare(limited, 'create table public.t (id int primary key, v text)');
     await pair.target.query(`alter table public.t owner to ${role}; alter table dts.part owner to ${role}`);
-    await pair.source.query(`insert into public.t select g, 'v' from generate_series(1, 100) g`);
+    await pair.source.query(`insert into public.t select g, 'v' from generate_series(1, 300) g`);
     const { scope, said } = listening(first);
     const stream = startStream(scope);
     await untilEvent(stream, 'SLOT_READY');

@@ -1,8 +1,8 @@
-// When the feed's socket is left alone: while small pieces come fast, and never longer than the pace.
+// When the feed's socket is left alone: while small pieces come fast, for longer and longer, and never longer than the pace.
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { ReadPace } from '../../src/postgres/read-pace.ts';
 
-const PACE_MS = 2;
+const PACE_MS = 3;
 const SMALL = 100;
 const LARGE = 32 * 1024;
 
@@ -23,21 +23,36 @@ function paced() {
   return { socket, held, pace: new ReadPace(socket, PACE_MS, () => held.now) };
 }
 
-test('small pieces that come fast wait for each other, for the pace', () => {
+test('small pieces that come fast wait for each other, longer and longer, up to the pace', () => {
   const { socket, pace } = paced();
   pace.chunk(SMALL); // the first for long
   expect(socket.paused).toBe(false);
-  vi.advanceTimersByTime(3);
-  pace.chunk(SMALL);
-  expect(socket.paused).toBe(true);
-  vi.advanceTimersByTime(PACE_MS - 1);
-  expect(socket.paused).toBe(true);
-  vi.advanceTimersByTime(1);
-  expect(socket.paused).toBe(false);
+  for (const pauseMs of [1, 2, PACE_MS, PACE_MS]) {
+    vi.advanceTimersByTime(PACE_MS);
+    pace.chunk(SMALL);
+    expect(socket.paused).toBe(true);
+    vi.advanceTimersByTime(pauseMs - 1);
+    expect(socket.paused).toBe(true);
+    vi.advanceTimersByTime(1);
+    expect(socket.paused).toBe(false);
+  }
+});
+
+test('the pieces of what comes alone wait no longer than at first', () => {
+  const { socket, pace } = paced();
+  for (let round = 0; round < 3; round++) {
+    vi.advanceTimersByTime(100);
+    pace.chunk(SMALL);
+    expect(socket.paused).toBe(false);
+    pace.chunk(SMALL);
+    expect(socket.paused).toBe(true);
+    vi.advanceTimersByTime(1);
+    expect(socket.paused).toBe(false);
+  }
 });
 
 test.each([
-  ['what comes seldom', 4, SMALL, 0],
+  ['what comes seldom', 2 * PACE_MS + 2, SMALL, 0],
   ['a large piece', 1, LARGE, 0],
   ['a piece behind which more waits in memory', 1, SMALL, 1],
 ])('%s does not', (_, afterMs, bytes, readableLength) => {

@@ -9,6 +9,7 @@ import type { TableBatch } from '../../src/sync/table-batch.ts';
 import { tuple } from '../support/pgoutput-messages.ts';
 
 const INSERT = 0x49;
+const UPDATE = 0x55;
 const DELETE = 0x44;
 
 const tableOf = (name: string): StreamedTable => ({
@@ -103,4 +104,39 @@ test('a row that came and went within a batch is told of, though nothing is writ
   for (const tag of [INSERT, DELETE]) sets.take(table, tag, row, 0, row.length);
   sets.writeAll();
   expect(told).toEqual([['15']]);
+});
+
+test.each([
+  ['updates', UPDATE, 12, 12, 1],
+  ['updates', UPDATE, 13, 1, 16],
+  ['updates', UPDATE, 17, 1, 64],
+  ['updates', UPDATE, 256, 1, 256],
+  ['updates', UPDATE, 257, 2, 0],
+  ['deletes', DELETE, 12, 12, 1],
+  ['deletes', DELETE, 13, 1, 16],
+  ['deletes', DELETE, 257, 2, 0],
+])('%s (%i): of %i rows by %i statements, with a list of %i', (_kind, tag, rows, statements, parameters) => {
+  const executed: { sql: string; values: readonly unknown[]; rows: unknown }[] = [];
+  let copied = 0;
+  const pipe = {
+    pool: new BufferPool(),
+    execute: (sql: string, values: readonly unknown[], expected: unknown) =>
+      executed.push({ sql, values, rows: expected }),
+    copy: () => copied++,
+  };
+  const sets = new SetWriter(pipe as unknown as Pipeline<ChangeContext>, false, () => undefined);
+  const table = tableOf('changed');
+  for (let n = 0; n < rows; n++) {
+    const row = tuple([String(n)]);
+    sets.take(table, tag, row, 0, row.length);
+  }
+  sets.writeAll();
+  expect(executed).toHaveLength(statements);
+  expect(copied).toBe(parameters === 0 ? 1 : 0);
+  for (const { values } of executed) expect(values).toHaveLength(parameters);
+  const last = executed.at(-1);
+  expect(last?.rows).toBe(parameters === 1 ? 1 : rows);
+  // what fills the list up matches nothing
+  const given = executed.flatMap(({ values }) => values).filter((value) => value !== null);
+  expect(given).toEqual(parameters === 0 ? [] : Array.from({ length: rows }, (_row, n) => String(n)));
 });

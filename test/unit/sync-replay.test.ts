@@ -138,6 +138,37 @@ describe('the replay', () => {
     expect(await replay([items])).toEqual(['insert 1', 'insert 2', 'commit 0/2030', 'ack 0/2030']);
   });
 
+  const soon = [
+    [begin('0/2000'), insert('1'), commit('0/2010')],
+    [begin('0/2020'), insert('2'), commit('0/2030')],
+    [begin('0/2040'), insert('3'), commit('0/2050')],
+  ] as const;
+
+  it('lets what comes alone leave at once, and what is committed soon behind it share a target transaction', async () => {
+    expect(await replay(soon)).toEqual([
+      'insert 1',
+      'commit 0/2010',
+      'ack 0/2010',
+      'insert 2',
+      'insert 3',
+      'commit 0/2050',
+      'ack 0/2050',
+    ]);
+  });
+
+  it('waits for nothing more when the server asks for a reply', async () => {
+    const [one, two, three] = soon;
+    const log = await replay([one, [...two, keepalive('0/2030', true)], three]);
+    expect(log.slice(3)).toEqual([
+      'insert 2',
+      'commit 0/2030',
+      'ack 0/2030',
+      'insert 3',
+      'commit 0/2050',
+      'ack 0/2050',
+    ]);
+  });
+
   it('never commits inside a source transaction, nor takes a keepalive there for progress', async () => {
     const chunks = [
       [begin('0/2000'), insert('1'), keepalive('0/3000', true)],
