@@ -321,6 +321,7 @@ export class Pipeline<C> {
         return;
       }
       case 0x44: {
+        if (bytes.readInt16BE(start) === 0) return; // `select from`: rows without columns
         const entry = this.#entries[this.#head];
         const length = bytes.readInt32BE(start + 2);
         if (entry && entry.context !== null)

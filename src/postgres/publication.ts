@@ -174,11 +174,11 @@ async function refuseRenames(
   );
 }
 
-/** Commits a change of the catalog that changes nothing: the publication's comment, again. Durable. Errors: as query. */
+/** Commits a change of the catalog that changes nothing: the publication's comment, again. Not durable on standbys. Errors: as query. */
 export async function touchPublication(scope: TaskScope): Promise<void> {
   const comment = `comment on publication ${ident(taskObjectName(scope.taskId))} is ${literal(signature(scope))}`;
   await scope.source.transaction(async (client) => {
-    await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}`);
+    await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}; set local synchronous_commit = local`);
     await client.query(comment);
   });
 }

@@ -1,48 +1,49 @@
-// Where a new slot may begin, so that nothing is lost and all is decoded under the right catalog. A slot that had to wait for
-// write transactions (any busy source) is not good from its consistent point on:
+// Where a new slot begins: not at its consistent point, but behind everything that the server may not decode, or decode under
+// the wrong catalog. What is not streamed for it has ended before a part is read, and is in every copy.
 //
-//   1 running until then, may be neither streamed nor seen by a snapshot    the first barrier: it has ended
-//   2 changed the catalog while the slot was being made                     touched: the server's picture is made anew
-//   3 changed rows before that, commits behind the consistent point         the beginning: not streamed
-//   4 COMMIT is before the beginning, still running for a snapshot          the second barrier: it has ended
+//   1 the touch       a change of the catalog is committed
+//   2 a barrier       every transaction that has changed anything before the touch has ended
+//   3 the beginning   the end of the WAL, made durable
+//   4 a barrier       every transaction whose COMMIT lies before the beginning has ended for every snapshot, too: it may be in
+//                     the WAL, and still running in the proc array (waiting for a standby)
 //
-// Of 2: the server builds its picture of the catalog in phases, and passes over what commits in the first one
-// (SNAPBUILD_BUILDING_SNAPSHOT, all majors up to 18). The picture of the next phase is kept until a transaction that changes
-// the catalog commits, however long that takes: rows of a table that was truncated or rewritten meanwhile end the decoding
-// with `could not map filenumber`, and those of a table that got a column arrive without it. Who begins behind the touch
-// is decoded right; who began before it (3) has ended behind the first barrier, and is in every copy.
+// The touch, because the server builds a slot's picture of the catalog in phases and passes over what commits in the first one
+// (SNAPBUILD_BUILDING_SNAPSHOT; all majors up to 18). The picture of the next phase is kept until a transaction that changes
+// the catalog commits, however long that takes: changes of a table that was truncated or rewritten meanwhile end the
+// decoding with `could not map filenumber`, and rows of a table that got a column come without it. Whoever begins
+// behind the touch is decoded right.
 import { ZERO_LSN, type Lsn } from '../model/lsn.ts';
 import { flushAtCommit } from './flush-wal.ts';
 import { sourceVersion } from './marker.ts';
 import { touchPublication } from './publication.ts';
 import { mayAdvance } from './slot-advance.ts';
+import type { SlotRecord } from './slot-record.ts';
 import { sleep, type TaskScope } from './task-scope.ts';
 import { allEndedBelow, newTransactionId } from './writers.ts';
 
-const POLL_MS = 250;
+const POLL_MS = 50;
 /** The server reads what was written while the slot was being made. */
-const ADVANCE_TIMEOUT_MS = 600_000;
+const MOVE_TIMEOUT_MS = 60_000;
 
 /**
  * Every transaction that commits behind the result is to be streamed from the new slot; every other is in each snapshot that is
  * taken from now on. It is durable on the source. Errors: as query, `lock_timeout`; aborted with `signal`.
  */
-export async function beginSlot(scope: TaskScope, name: string, signal: AbortSignal): Promise<Lsn> {
+export async function findBeginning(scope: TaskScope, signal: AbortSignal): Promise<Lsn> {
   await touchPublication(scope);
   await barrier(scope, signal);
   const lsn = await durableEnd(scope);
   await barrier(scope, signal);
-  await moveSlot(scope, name, lsn, signal);
   return lsn;
 }
 
-/** Waits until all write transactions that run now have ended for every snapshot that is taken from then on. */
+/** Waits until all transactions that have an id now have ended for every snapshot that is taken from then on. */
 async function barrier(scope: TaskScope, signal: AbortSignal): Promise<void> {
   const id = await newTransactionId(scope.source);
   while (!(await allEndedBelow(scope.source, id))) await sleep(POLL_MS, signal);
 }
 
-/** Of the WAL, and on disk: a source that crashed would write other transactions where asynchronous commits had been. */
+/** A source that crashed would write other transactions where commits had been that were not on its disk yet. */
 async function durableEnd(scope: TaskScope): Promise<Lsn> {
   return scope.source.transaction(async (client) => {
     const { rows } = await client.query<{ lsn: Lsn }>('select pg_current_wal_insert_lsn()::text as lsn');
@@ -52,21 +53,32 @@ async function durableEnd(scope: TaskScope): Promise<Lsn> {
 }
 
 /**
- * For the slot functions, which begin where the slot is; the walsender begins where it is told. Where it is not permitted or
- * not sound, the stream asks the walsender first (`shouldCatchUp`).
+ * For the slot functions, which begin where the slot is; the walsender begins where it is told. Does what it can: while the slot
+ * is before its beginning, the stream asks the walsender (`shouldCatchUp`). Not where the slot functions are not used, as for
+ * slots with FAILOVER, of which the server would wait for the standbys, nor on the way back, whose slot is made under
+ * the write stop.
  */
-async function moveSlot(scope: TaskScope, name: string, lsn: Lsn, signal: AbortSignal): Promise<void> {
-  if (!mayAdvance(await sourceVersion(scope))) return;
-  signal.throwIfAborted();
+export async function moveToBeginning(scope: TaskScope, slot: SlotRecord): Promise<void> {
+  if (slot.failover === true || scope.spec.origin || !mayAdvance(await sourceVersion(scope))) return;
+  scope.progress.setWaitingFor('the new slot is moved to its beginning');
   try {
-    await scope.source.query('select pg_replication_slot_advance($1, $2::pg_lsn)', [name, lsn], {
-      timeoutMs: ADVANCE_TIMEOUT_MS,
-    });
+    const session = await scope.source.session({ purpose: 'slot', signal: scope.signal });
+    try {
+      await session.client.query(`set statement_timeout = ${MOVE_TIMEOUT_MS}`);
+      await session.client.query('select pg_replication_slot_advance($1, $2::pg_lsn)', [
+        slot.name,
+        slot.consistentLsn,
+      ]);
+    } finally {
+      await session.close();
+    }
   } catch (error) {
-    signal.throwIfAborted();
+    scope.signal.throwIfAborted();
     scope.log.info(
-      { err: error, slot: name },
+      { err: error, slot: slot.name },
       'the new slot stays behind its beginning until it is acknowledged',
     );
+  } finally {
+    scope.progress.setWaitingFor(null);
   }
 }

@@ -1,10 +1,10 @@
-// Makes the task's slot and waits behind its barrier (slot.ts says when). What it waits for is shown, and it gives up at
+// Makes the task's slot and waits until it has a beginning (slot.ts says when). What it waits for is shown, and it gives up at
 // `slot_timeout_ms` without leaving a slot that holds back WAL.
 import { randomBytes } from 'node:crypto';
 import { DatabaseError } from 'pg';
 import { MigrationError } from '../model/errors.ts';
 import { fromPostgres } from './errors.ts';
-import { beginSlot } from './slot-beginning.ts';
+import { findBeginning } from './slot-beginning.ts';
 import { forgetIntent, noteIntent } from './slot-intent.ts';
 import { slotNote, type SlotRecord } from './slot-record.ts';
 import { removeSlot } from './slot-removal.ts';
@@ -38,7 +38,7 @@ export async function createSlot(scope: TaskScope, name: string): Promise<SlotRe
     await waitNamingWriters(scope, 'the replication slot', started, remaining, creation);
     made = true;
     scope.failpoint('slot.created');
-    const beginning = beginSlot(scope, name, signal);
+    const beginning = findBeginning(scope, signal);
     const consistentLsn = await waitNamingWriters(scope, 'the copy', started, remaining, beginning);
     const record: SlotRecord = {
       name,

@@ -3,6 +3,7 @@
 import { MigrationError } from '../model/errors.ts';
 import { compareLsn, type Lsn } from '../model/lsn.ts';
 import { whyNotFollow } from './promotion.ts';
+import { moveToBeginning } from './slot-beginning.ts';
 import { createSlot } from './slot-creation.ts';
 import { findSlot, recopyRemedy, slotNote, type SlotRecord } from './slot-record.ts';
 import { whyNotIntended } from './slot-intent.ts';
@@ -25,7 +26,7 @@ async function ackedLsn(scope: TaskScope, slot: SlotRecord): Promise<Lsn | null>
 }
 
 /**
- * Makes the slot and waits behind its barrier, or checks the one that is there:
+ * Makes the slot and waits for its beginning, or checks the one that is there:
  *
  *   record     slot                                          result
  *   1 none     absent                                        created
@@ -61,7 +62,9 @@ export async function ensureSlot(scope: TaskScope): Promise<SlotRecord> {
     scope.log.info({ slot: name }, 'a slot of an interrupted start is made again');
     await removeSlot(scope, name);
   }
-  return createSlot(scope, name);
+  const made = await createSlot(scope, name);
+  await moveToBeginning(scope, made);
+  return made;
 }
 
 /** Cases 5–11 of {@link ensureSlot}; for the sampler and before every connection of the walsender. */

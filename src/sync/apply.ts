@@ -101,7 +101,9 @@ export class Applier {
               { kind: 'ambiguous', details: { expected: this.#applied } },
             )
           : unexpectedRow(context, `${found} rows instead of ${expected}`),
-      onData: (value) => (this.#tracking = value === TRACKING),
+      onData: (value, { operation }) => {
+        if (operation === 'progress') this.#tracking = value === TRACKING;
+      },
     });
     this.#changed = new ChangedKeys(scope.taskId);
     this.#sets = new SetWriter(this.#pipe, binary, (table, batch) => {
@@ -329,6 +331,8 @@ export class Applier {
       this.#sets.drop();
       this.#held = new HeldChanges();
     }
+    // after an error the server ignores everything up to a Sync
+    await this.#pipe.idle().catch(() => undefined);
     this.#pipe.reset();
     this.#pipe.execute('rollback', [], null, { operation: 'progress' });
     this.#pipe.execute('deallocate all', [], null, { operation: 'progress' });

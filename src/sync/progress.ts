@@ -19,7 +19,7 @@ export interface Progress {
   readonly ackedLsn: Lsn;
 }
 
-/** Reads the row, made at the slot's consistent point where it is missing. `slot_stranger` when it is another slot's. */
+/** Reads the row, made at the slot's beginning where it is missing. `slot_stranger` when it is another slot's. */
 export async function loadProgress(scope: TaskScope, slot: SlotRecord): Promise<Progress> {
   // Read first: ON CONFLICT waits for a transaction that updates the row, and the one that may still do so is a session
   // of ours whose connection broke. The applier waits for that one, under its lock_timeout.

@@ -89,9 +89,10 @@ export class Replay {
   #storedAt = Date.now();
   /** A batch is complete, and waits for the one under way. */
   #isNextReady = false;
-  /** As performance.now() has it. */
+  /** When the last target transaction was sent, by performance.now(). */
   #submittedAt = -Infinity;
-  #answerNow = false;
+  /** Somebody waits for a position of the target that is not before this one; null: nobody does. */
+  #askedFor: bigint | null = null;
   #leaving = false;
 
   /**
@@ -170,7 +171,7 @@ export class Replay {
 
   /** How long what is there waits for more; 0 or less: no longer. */
   #gatherMs(): number {
-    return this.#answerNow ? 0 : this.#submittedAt + GATHER_MS - performance.now();
+    return this.#askedFor !== null ? 0 : this.#submittedAt + GATHER_MS - performance.now();
   }
 
   #waitMs(): number {
@@ -182,7 +183,7 @@ export class Replay {
 
   #storeIsDue(): boolean {
     if (this.#isStored()) return false;
-    return this.#answerNow || Date.now() >= this.#storedAt + IDLE_STORE_MS;
+    return this.#askedFor !== null || Date.now() >= this.#storedAt + IDLE_STORE_MS;
   }
 
   async #onGulp(gulp: Gulp): Promise<void> {
@@ -230,7 +231,7 @@ export class Replay {
     // Between the changes of a transaction it says nothing about that transaction.
     if (this.#transaction === null) this.#advance(walEnd);
     // A server that shuts down waits until we have acknowledged everything: store what is new at once.
-    if (replyRequested) this.#answerNow = true;
+    if (replyRequested) this.#askedFor = this.#position;
   }
 
   #advance(position: bigint): void {
@@ -257,7 +258,8 @@ export class Replay {
       case 'message':
         if (message.transactional && message.prefix === markerPrefix(this.#scope.taskId))
           this.#openTransaction().markerId = message.content.toString('utf8');
-        else if (message.prefix === positionPrefix(this.#scope.taskId)) this.#answerNow = true;
+        else if (message.prefix === positionPrefix(this.#scope.taskId))
+          this.#askedFor = this.#transaction?.commit ?? this.#position;
         return;
       case 'origin':
       case 'type':
@@ -507,7 +509,8 @@ export class Replay {
     for (const { gulp, to } of batch.log ?? []) if (to === gulp.bounds.length) gulp.lease?.release();
     if (isDurable) {
       this.#feed.acknowledge(this.#applier.appliedLsn);
-      if (this.#isStored()) this.#answerNow = false; // what it was asked behind may not be
+      const applied = lsnToBigint(this.#applier.appliedLsn);
+      if (this.#askedFor !== null && applied >= this.#askedFor) this.#askedFor = null;
       this.#storedAt = Date.now();
     } else this.#scope.failpoint('sync.committed-not-durable');
     if (batch.changes > 0 || batch.marker !== null) {

@@ -10,7 +10,7 @@ export interface SetStatements {
   readonly createUpdates: string;
   readonly copyUpdates: string;
   readonly clearUpdates: string;
-  /** `unchanged`: positions that keep their value. `rows`: of the list, in which these are left out; null: from the table. */
+  /** `unchanged`: positions that keep their value, and are not in the list. `rows`: of the list; null: from the table. */
   update(unchanged: ReadonlySet<number>, rows: number | null): string;
   readonly createDeletes: string;
   readonly copyDeletes: string;
@@ -19,7 +19,10 @@ export interface SetStatements {
   delete(rows: number | null): string;
 }
 
-/** How many rows a list has, ascending. It is filled up with rows of NULLs, which match nothing: few sizes, few plans. */
+/**
+ * How many rows a list has, ascending: few sizes, few plans. It is filled up with its last row again, which changes nothing that
+ * it has not changed. Not with NULLs: there are domains that refuse them.
+ */
 export const LIST_SIZES = [16, 64, 256] as const;
 
 /** `number` tells the session's temporary tables apart. */
@@ -55,7 +58,8 @@ export function setStatements(table: StreamedTable, number: number, binary: bool
         .map((position) => `${names[position] ?? ''} = s.c${position}`);
       const from = rows === null ? `${updates} s` : list(rows, sent);
       // What sets nothing has to find its rows all the same.
-      if (sets.length === 0) return `select from only ${target} t, ${from} where ${matches}`;
+      if (sets.length === 0)
+        return `select from only ${target} t where exists (select from ${from} where ${matches})`;
       return `update only ${target} t set ${sets.join(', ')} from ${from} where ${matches}`;
     },
     createDeletes: make(deletes, keys),

@@ -359,7 +359,7 @@ function listSizeOf(batch: TableBatch, entries: readonly number[], columns: numb
   return bytes > MAX_LIST_BYTES ? null : size;
 }
 
-/** The parameters: of each entry its values at `positions`, then NULLs. */
+/** The parameters: of each entry its values at `positions`, and of the last one again, up to `size` rows. */
 function listOf(
   batch: TableBatch,
   entries: readonly number[],
@@ -374,7 +374,8 @@ function listOf(
       values.push(typeof value === 'string' || Buffer.isBuffer(value) ? value : null);
     }
   }
-  while (values.length < size * positions.length) values.push(null);
+  const last = values.slice(values.length - positions.length);
+  for (let rows = entries.length; rows < size; rows++) values.push(...last);
   return values;
 }
 

@@ -3,7 +3,7 @@
 // standby is in just that place, so here one waits for a standby that there is not. And the server's picture of the catalog
 // lacks what changed while the slot was being made: what was changed under it is decoded wrong, or ends the decoding.
 import type { Client } from 'pg';
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test } from 'vitest';
 import { ensurePublication } from '../../src/postgres/publication.ts';
 import { ensureSlot } from '../../src/postgres/slot.ts';
 import { makePair, waitFor, type TestDatabase } from '../support/databases.ts';
@@ -167,3 +167,26 @@ test.each([13, 17] as const)(
     ]);
   },
 );
+
+test('a slot that standbys are to have is made while they are away', async () => {
+  const pair = await makePair({ source: 17, target: 18 });
+  const { source } = pair;
+  await source.query(`select pg_create_physical_replication_slot('away', true)`);
+  await source.query(`alter system set synchronized_standby_slots = 'away'`);
+  await source.query('select pg_reload_conf()');
+  onTestFinished(async () => {
+    await source.query('alter system reset synchronized_standby_slots');
+    await source.query('select pg_reload_conf()');
+    await source.query(`select pg_drop_replication_slot('away')`);
+  });
+  const isSet = async (): Promise<boolean> =>
+    (await source.query('show synchronized_standby_slots')).rows[0]?.['synchronized_standby_slots'] ===
+    'away';
+  await waitFor(isSet);
+  const scope = await prepare(pair, 'create table public.t (id int primary key)', {
+    options: { slotTimeoutMs: 5_000 },
+  });
+  await ensurePublication(scope);
+  expect(await ensureSlot(scope)).toMatchObject({ failover: true });
+  expect(scope.waits).not.toContain('the new slot is moved to its beginning'); // the server would wait for them
+});

@@ -188,6 +188,39 @@ describe('a backlog', () => {
     await stream.stop();
   });
 
+  it('whose set fails in the middle of a transaction is applied in source order', async () => {
+    const pair = await makePair();
+    const { scope, said, stop } = await backlog(
+      pair,
+      `create table public.t (id int primary key, u int unique)`,
+      `insert into public.t select g, g from generate_series(1, 6000) g`,
+      // the set of the swapped values leaves before the first row whose key moves, and fails while others follow
+      () =>
+        pair.source.query(`begin; update public.t set u = -u where id <= 200; update public.t set u = 201 + u where id <= 200;
+          update public.t set id = -id where id > 200; commit`),
+    );
+    expect(await expectEqual(scope, pair)).toBe(6_000);
+    expect(said.again).toBe(1);
+    await stop();
+  });
+
+  it.each([20, 300])('of %i rows of a domain that refuses NULLs leaves as sets', async (rows) => {
+    const pair = await makePair();
+    const { scope, said, stop } = await backlog(
+      pair,
+      `create domain public.some as text not null check (value is not null);
+       create table public.t (id int primary key, v public.some)`,
+      `insert into public.t select g, 'v' from generate_series(1, ${2 * rows}) g`,
+      () =>
+        pair.source.query(
+          `update public.t set v = 'w' where id <= ${rows}; delete from public.t where id > ${rows}`,
+        ),
+    );
+    expect(await expectEqual(scope, pair)).toBe(rows);
+    expect(said.again).toBe(0);
+    await stop();
+  });
+
   it('stops at a row that the target lacks, and names it', async () => {
     const pair = await makePair();
     const first = await prepare(pair, `create table public.t (id int primary key, v text)`);
@@ -203,6 +236,34 @@ describe('a backlog', () => {
       details: { table: 'public.t', key: { id: '77' }, operation: 'update' },
     });
     expect((await pair.target.query(`select 1 from public.t where v = 'w'`)).rowCount).toBe(0);
+  });
+
+  it('has all its keys written down, also beside updates that set nothing', async () => {
+    const pair = await makePair();
+    const scope = await prepare(
+      pair,
+      `create table public.link (a int, b int, primary key (a, b)); create table public.t (id int primary key, v text)`,
+    );
+    await pair.source.query(`insert into public.link select g, g from generate_series(1, 40) g;
+      insert into public.t select g, 'v' from generate_series(1, 40) g`);
+    const stream = startStream(scope);
+    await untilEvent(stream, 'SLOT_READY');
+    await copyAll(scope, pair);
+    await drainStream(scope, pair, stream);
+    await pair.target.query('update dts.progress set tracking = true where task_id = $1', [scope.taskId]);
+    for (const v of ['one', 'two', 'three']) {
+      // some as a list, some as statements of their own
+      await pair.source.query(`update public.link set a = a where a <= 20; update public.link set a = a where a = 21;
+        update public.t set v = '${v}'`);
+      await drainStream(scope, pair, stream);
+    }
+    const { rows } = await pair.target.query<{ keys: number }>(
+      `select count(*)::int as keys from dts.changed, json_array_elements(keys::json)
+       where task_id = $1 and relation = 'public.t'`,
+      [scope.taskId],
+    );
+    expect(rows).toEqual([{ keys: 3 * 40 }]);
+    await stream.stop();
   });
 
   it('has its keys written down from the moment on when the validation asks for them', async () => {

@@ -136,7 +136,7 @@ test.each([
   for (const { values } of executed) expect(values).toHaveLength(parameters);
   const last = executed.at(-1);
   expect(last?.rows).toBe(parameters === 1 ? 1 : rows);
-  // what fills the list up matches nothing
-  const given = executed.flatMap(({ values }) => values).filter((value) => value !== null);
+  // what fills the list up is its last row
+  const given = [...new Set(executed.flatMap(({ values }) => values))];
   expect(given).toEqual(parameters === 0 ? [] : Array.from({ length: rows }, (_row, n) => String(n)));
 });
