@@ -498,7 +498,9 @@ test('a target whose table has lost its identity does not open, and opens when i
   const refused = await waitFor(async () => (await service.getTask('lost')).error, 30_000, 'an error');
   expect(refused).toMatchObject({ code: 'source_ddl' });
   expect(refused?.message).toContain('public.item');
-  expect(await sqlstateOf(pair.source.query('insert into item values (2)'))).toBe('accepted');
+  // noticed before the write stop, or under it: then the error is told while the fence is being lifted
+  const insert = 'insert into item values (2)';
+  await waitFor(async () => (await sqlstateOf(pair.source.query(insert))) === 'accepted', 10_000, 'writes');
 
   await pair.target.query('alter table item replica identity default');
   await waitFor(async () => {
