@@ -36,6 +36,10 @@ function signature(scope: TaskScope): string {
   return `publication of migration ${scope.taskId}, ${scope.incarnation}`;
 }
 
+function signSql(scope: TaskScope): string {
+  return `comment on publication ${ident(taskObjectName(scope.taskId))} is ${literal(signature(scope))}`;
+}
+
 interface FoundPublication {
   readonly isOurs: boolean;
   readonly tables: readonly string[];
@@ -176,10 +180,9 @@ async function refuseRenames(
 
 /** Commits a change of the catalog that changes nothing: the publication's comment, again. Not durable on standbys. Errors: as query. */
 export async function touchPublication(scope: TaskScope): Promise<void> {
-  const comment = `comment on publication ${ident(taskObjectName(scope.taskId))} is ${literal(signature(scope))}`;
   await scope.source.transaction(async (client) => {
     await client.query(`set local lock_timeout = ${LOCK_TIMEOUT_MS}; set local synchronous_commit = local`);
-    await client.query(comment);
+    await client.query(signSql(scope));
   });
 }
 
@@ -282,7 +285,7 @@ async function createPublication(
           `create publication ${ident(name)}${list === '' ? '' : ` for table ${list}`}
            with (publish = 'insert, update, delete, truncate', publish_via_partition_root = false)`,
         );
-        await client.query(`comment on publication ${ident(name)} is ${literal(signature(scope))}`);
+        await client.query(signSql(scope));
       });
       scope.progress.setWaitingFor(null);
       return;

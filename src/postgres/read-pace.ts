@@ -9,7 +9,7 @@ import { GulpSocket } from './gulp-socket.ts';
 import type { Lease } from './lease.ts';
 import type { WalWalker } from './wal-walker.ts';
 
-/** What is received in less than this, within two paces of the last, is worth waiting for more. */
+/** What is received in less than this, within two paces of the last (and what a timer is late), is worth waiting for more. */
 const SMALL_CHUNK_BYTES = 32 * 1024;
 /** The end of a transaction that comes alone, in several pieces, is not kept waiting; a load that lasts is. */
 const FIRST_PAUSE_MS = 1;

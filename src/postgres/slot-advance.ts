@@ -1,4 +1,4 @@
-// Where pg_replication_slot_advance may be called: by slot-feed.ts, for the task's slot and for its copy.
+// Where pg_replication_slot_advance may be called: by slot-feed.ts, for the task's slot and for its copy, and by slot-beginning.ts.
 
 /**
  * The first minor of each major in which advancing (decoding that skips the changes) does not raise the slot's catalog_xmin

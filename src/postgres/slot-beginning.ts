@@ -19,7 +19,7 @@ import { touchPublication } from './publication.ts';
 import { mayAdvance } from './slot-advance.ts';
 import type { SlotRecord } from './slot-record.ts';
 import { sleep, type TaskScope } from './task-scope.ts';
-import { allEndedBelow, newTransactionId } from './writers.ts';
+import { passBarrier } from './writers.ts';
 
 const POLL_MS = 50;
 /** The server reads what was written while the slot was being made. */
@@ -30,17 +30,12 @@ const MOVE_TIMEOUT_MS = 60_000;
  * taken from now on. It is durable on the source. Errors: as query, `lock_timeout`; aborted with `signal`.
  */
 export async function findBeginning(scope: TaskScope, signal: AbortSignal): Promise<Lsn> {
+  const barrier = (): Promise<void> => passBarrier(scope.source, () => sleep(POLL_MS, signal));
   await touchPublication(scope);
-  await barrier(scope, signal);
+  await barrier();
   const lsn = await durableEnd(scope);
-  await barrier(scope, signal);
+  await barrier();
   return lsn;
-}
-
-/** Waits until all transactions that have an id now have ended for every snapshot that is taken from then on. */
-async function barrier(scope: TaskScope, signal: AbortSignal): Promise<void> {
-  const id = await newTransactionId(scope.source);
-  while (!(await allEndedBelow(scope.source, id))) await sleep(POLL_MS, signal);
 }
 
 /** A source that crashed would write other transactions where commits had been that were not on its disk yet. */

@@ -22,7 +22,7 @@ import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
 import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
 
-/** What comes alone is read at once; a steady load is read so often, and leaves for the target less often still. */
+/** What comes alone is read at once; a steady load is read so often, and leaves for the target less often still (replay.ts, GATHER_MS). */
 const PACE_MS = 20;
 const STATUS_INTERVAL_MS = 5_000;
 /** Ours, whatever the source has configured: with 0 the walsender of a dead client would hold the slot for ever. */

@@ -50,7 +50,7 @@ export async function writersSince(side: Side, startedMs: number): Promise<reado
 }
 
 /**
- * A transaction id above all that run now, for `allEndedBelow`. A new one: the xmax of a snapshot would be too low, for it
+ * A transaction id above all that run now. A new one: the xmax of a snapshot would be too low, for it
  * lies behind the last transaction that has ended, and above it others may be running.
  */
 export async function newTransactionId(side: Side): Promise<string> {
@@ -58,8 +58,16 @@ export async function newTransactionId(side: Side): Promise<string> {
   return rows[0]?.id ?? '0';
 }
 
-/** Whether every transaction below `id` has ended, for every snapshot that is taken from now on. */
-export async function allEndedBelow(side: Side, id: string): Promise<boolean> {
+/**
+ * Resolves when all transactions that have an id at the call have ended, for every snapshot that is taken from then on. `wait` is
+ * called between two looks: what it throws ends the waiting.
+ */
+export async function passBarrier(side: Side, wait: () => Promise<void>): Promise<void> {
+  const id = await newTransactionId(side);
+  while (!(await allEndedBelow(side, id))) await wait();
+}
+
+async function allEndedBelow(side: Side, id: string): Promise<boolean> {
   const { rows } = await side.query<{ ended: boolean }>(
     'select pg_snapshot_xmin(pg_current_snapshot())::text::numeric >= $1::numeric as ended',
     [id],

@@ -278,15 +278,15 @@ export class Applier {
   }
 
   /**
-   * Sends everything that is pending, beginning the transaction if none is open. `ended`: its last source transaction is
-   * complete. Does not wait.
+   * Writes everything that is pending, beginning the transaction if none is open. `ended`: its last source transaction is
+   * complete, and `finish` follows, whose statements leave with it. Does not wait.
    */
   send(ended: boolean): void {
     this.#begin();
     this.#flushRun();
     this.#sets.writeAll();
     this.#sendHeld(ended);
-    if (ended) return; // with what `finish` sends
+    if (ended) return;
     this.#pipe.sync();
     this.#pipe.flush();
   }

@@ -414,15 +414,14 @@ export class Replay {
     this.#keep(this.#next);
     const position = bigintToLsn(this.#position);
     this.#batch = newBatch(this.#position);
-    const startedAt = performance.now();
-    this.#submittedAt = startedAt;
+    this.#submittedAt = performance.now(); // until the target has answered nothing else is sent
     this.#applier.send(true);
     const carryOut = async (): Promise<void> => {
       try {
         const isDurable = await this.#applier.finish({ position, marker: batch.marker }, () =>
           this.#mayBeLate(batch),
         );
-        this.#size.learn(batch.changes, performance.now() - startedAt);
+        this.#size.learn(batch.changes, performance.now() - this.#submittedAt);
         this.#onCommitted(batch, isDurable);
         this.#underWay = null;
       } catch (error) {

@@ -8,7 +8,7 @@ import { LastView } from './byte-views.ts';
 import { FEW_ROWS, leavingRows, type LeavingRows } from './leaving-rows.ts';
 import type { StreamedTable } from './relations.ts';
 import { LIST_SIZES, setStatements, type SetStatements } from './set-statements.ts';
-import { deleteRow, insertRows, updateRow, type Statement } from './statements.ts';
+import { deleteRow, insertRows, updateRow } from './statements.ts';
 import { TableBatch, UNCHANGED_LENGTH } from './table-batch.ts';
 
 /** After so many target transactions without it, the memory of a table's last batch is given back. */
@@ -197,15 +197,12 @@ export class SetWriter {
       }
       return;
     }
-    const list = this.#list(set, 'delete', entries, batch.shape.keys, (rows) => sql.delete(rows));
-    if (list !== null) {
-      this.#pipe.execute(list.text, list.values, entries.length, context);
-      return;
-    }
+    const { keys } = batch.shape;
+    if (this.#sendList(set, 'delete', entries, keys, context, (rows) => sql.delete(rows))) return;
     if (set.deletes === 'absent') this.#pipe.execute(sql.createDeletes, [], null, context);
     else if (set.deletes === 'filled') this.#pipe.execute(sql.clearDeletes, [], null, context);
     set.deletes = 'filled';
-    this.#copy(set, sql.copyDeletes, entries, batch.shape.keys, context);
+    this.#copy(set, sql.copyDeletes, entries, keys, context);
     this.#pipe.execute(sql.delete(null), [], entries.length, context);
   }
 
@@ -228,11 +225,8 @@ export class SetWriter {
         .map(Number),
     );
     const positions = table.columns.map((_, at) => at).filter((at) => !unchanged.has(at));
-    const list = this.#list(set, `update ${word}`, entries, positions, (rows) => sql.update(unchanged, rows));
-    if (list !== null) {
-      this.#pipe.execute(list.text, list.values, entries.length, context);
-      return;
-    }
+    const update = (rows: number): string => sql.update(unchanged, rows);
+    if (this.#sendList(set, `update ${word}`, entries, positions, context, update)) return;
     if (set.updates === 'absent') this.#pipe.execute(sql.createUpdates, [], null, context);
     else if (set.updates === 'filled') this.#pipe.execute(sql.clearUpdates, [], null, context);
     set.updates = 'filled';
@@ -240,25 +234,27 @@ export class SetWriter {
     this.#pipe.execute(sql.update(unchanged, null), [], entries.length, context);
   }
 
-  /** Null: they are too many for a list, or too large, or there are lists enough. `statement`: of so many rows. */
-  #list(
+  /** False: they are too many for a list, or too large, or there are lists enough. `statement`: of so many rows. */
+  #sendList(
     { batch, lists }: TableSet,
     kind: string,
     entries: readonly number[],
     positions: readonly number[],
+    context: ChangeContext,
     statement: (rows: number) => string,
-  ): Statement | null {
+  ): boolean {
     const rows = listSizeOf(batch, entries, positions.length);
-    if (rows === null) return null;
+    if (rows === null) return false;
     const name = `${kind} ${rows}`;
     let text = lists.get(name);
     if (text === undefined) {
-      if (this.#listParameters + rows * positions.length > MAX_LISTS_PARAMETERS) return null;
+      if (this.#listParameters + rows * positions.length > MAX_LISTS_PARAMETERS) return false;
       this.#listParameters += rows * positions.length;
       text = statement(rows);
       lists.set(name, text);
     }
-    return { text, values: listOf(batch, entries, positions, rows) };
+    this.#pipe.execute(text, listOf(batch, entries, positions, rows), entries.length, context);
+    return true;
   }
 
   #insertRows(set: TableSet, entries: readonly number[]): void {

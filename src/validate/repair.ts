@@ -16,7 +16,7 @@ import { fromPostgres } from '../postgres/errors.ts';
 import { silenceTriggers } from '../postgres/existing-tables.ts';
 import { ident, identRelation } from '../postgres/sql.ts';
 import { sleep, type TaskScope } from '../postgres/task-scope.ts';
-import { allEndedBelow, describeWriters, newTransactionId, writersSince } from '../postgres/writers.ts';
+import { describeWriters, passBarrier, writersSince } from '../postgres/writers.ts';
 import { changedBeyond, noteNumbers, waitApplied } from './changes.ts';
 import { repairKeys } from './repair-keys.ts';
 import { ask, type TablePair } from './ranges.ts';
@@ -72,7 +72,7 @@ async function repairOnce(
   done: { written: number; removed: number },
 ): Promise<KeyTexts[]> {
   const known = await noteNumbers(scope);
-  await passBarrier(scope);
+  await passBarrierOrGiveUp(scope);
   const rows = await ask<{ n: number; row: (string | null)[] }>(
     pair.source,
     rowsSql(table.source, keys),
@@ -137,10 +137,9 @@ async function insertRows(
   return rowCount ?? 0;
 }
 
-async function passBarrier(scope: TaskScope): Promise<void> {
+async function passBarrierOrGiveUp(scope: TaskScope): Promise<void> {
   const startedMs = Date.now();
-  const id = await newTransactionId(scope.source);
-  while (!(await allEndedBelow(scope.source, id))) {
+  await passBarrier(scope.source, async () => {
     if (Date.now() - startedMs > WAIT_MS)
       throw new MigrationError(
         'deadline_exceeded',
@@ -148,5 +147,5 @@ async function passBarrier(scope: TaskScope): Promise<void> {
         { hint: 'end these transactions, then ask for the repair again', details: { role: 'source' } },
       );
     await sleep(POLL_MS, scope.signal);
-  }
+  });
 }
