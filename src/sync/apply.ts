@@ -68,8 +68,8 @@ export class Applier {
   /** What the batch that is filled sets aside, and meanwhile, of one that is sent again, what that one does. */
   #held = new HeldChanges();
   #heldBeside: HeldChanges | null = null;
-  /** dts.progress.tracking as the open or last transaction found it. */
-  #tracking = false;
+  /** dts.progress.tracking as it was last found: by the open or the last transaction, or before the first one. */
+  #tracking: boolean;
   /** A set left without its keys being noted. */
   #unnoted = false;
   #applied: Lsn;
@@ -82,8 +82,14 @@ export class Applier {
     transaction: SourceTransaction;
   } | null = null;
 
-  /** `appliedLsn`: where `position` stood when this connection began. `binary`: how the stream sends values. */
-  constructor(scope: TaskScope, session: Session, position: Position, appliedLsn: Lsn, binary: boolean) {
+  /** `found`: `position` when this connection began. `binary`: how the stream sends values. */
+  constructor(
+    scope: TaskScope,
+    session: Session,
+    position: Position,
+    found: { readonly appliedLsn: Lsn; readonly tracking: boolean },
+    binary: boolean,
+  ) {
     this.#scope = scope;
     this.#position = position;
     this.#pipe = new Pipeline<ChangeContext>(session, {
@@ -93,14 +99,14 @@ export class Applier {
           context.operation === 'progress' && known.details?.['sqlstate'] === HOLDS_CHANGED_STATE;
         return isHold ? HOLDS_CHANGED : known;
       },
-      onRows: (found, expected, context) =>
+      onRows: (rows, expected, context) =>
         context.operation === 'progress'
           ? new MigrationError(
               'connection_failed',
               `target: the progress is not at ${this.#applied} any more`,
               { kind: 'ambiguous', details: { expected: this.#applied } },
             )
-          : unexpectedRow(context, `${found} rows instead of ${expected}`),
+          : unexpectedRow(context, `${rows} rows instead of ${expected}`),
       onData: (value, { operation }) => {
         if (operation === 'progress') this.#tracking = value === TRACKING;
       },
@@ -111,7 +117,8 @@ export class Applier {
       if (!this.#tracking) this.#unnoted = true;
       else for (const row of tuplesOf(batch)) this.#note(table, null, row);
     });
-    this.#applied = appliedLsn;
+    this.#applied = found.appliedLsn;
+    this.#tracking = found.tracking;
   }
 
   /** Whether a target transaction is open. */

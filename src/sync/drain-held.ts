@@ -57,7 +57,13 @@ async function replayHeld(
   try {
     const held = (await readHolds(scope)).tables.find((each) => each.relation === relation);
     if (!held) throw new MigrationError('internal', `target: ${relation} is not held`);
-    const applier = new Applier(scope, session, heldPosition(scope, relation), held.appliedLsn, false);
+    const applier = new Applier(
+      scope,
+      session,
+      heldPosition(scope, relation),
+      { appliedLsn: held.appliedLsn, tracking: false },
+      false,
+    );
     await new Replay({
       scope,
       feed: new HeldFeed(scope, relation),

@@ -17,6 +17,8 @@ export interface Progress {
   readonly appliedLsn: Lsn;
   /** Furthest position that the slot may have been told. */
   readonly ackedLsn: Lsn;
+  /** Whether the keys of what is changed are to be written down (validate/changes.ts). */
+  readonly tracking: boolean;
 }
 
 /** Reads the row, made at the slot's beginning where it is missing. `slot_stranger` when it is another slot's. */
@@ -53,18 +55,19 @@ function progressOf(scope: TaskScope, slot: SlotRecord, row: ProgressRow | undef
         details: { slot: slot.name, found: row?.incarnation ?? null },
       },
     );
-  return { appliedLsn: row.applied, ackedLsn: row.acked };
+  return { appliedLsn: row.applied, ackedLsn: row.acked, tracking: row.tracking };
 }
 
 interface ProgressRow extends QueryResultRow {
   readonly incarnation: string;
   readonly applied: Lsn;
   readonly acked: Lsn;
+  readonly tracking: boolean;
 }
 
 async function readProgress({ taskId }: TaskScope, target: Queryable): Promise<ProgressRow | undefined> {
   const { rows } = await target.query<ProgressRow>(
-    `select slot_incarnation as incarnation, applied_lsn::text as applied, acked_lsn::text as acked
+    `select slot_incarnation as incarnation, applied_lsn::text as applied, acked_lsn::text as acked, tracking
      from dts.progress where task_id = $1`,
     [taskId],
   );

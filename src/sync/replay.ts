@@ -287,11 +287,8 @@ export class Replay {
     // Positions are ends of records: a commit record that begins before one ends at or before it.
     const transaction = new OpenTransaction(commit, xid, commit < this.#startedAt);
     // Commits come in the order of their positions: behind the last horizon there is none before it.
-    if (!this.#isPastCopies && this.#filter.concerns(transaction)) {
-      transaction.filtered = true;
-      // Sent again, a filtered change would be asked for again, of a filter that knows more by now: it is read again.
-      this.#batch.log = null;
-    } else this.#isPastCopies = true;
+    if (!this.#isPastCopies && this.#filter.concerns(transaction)) transaction.filtered = true;
+    else this.#isPastCopies = true;
     this.#transaction = transaction;
   }
 
@@ -375,6 +372,8 @@ export class Replay {
     raw: RawChange | null,
   ): Promise<boolean> {
     const { filtered } = transaction;
+    // Sent again, a filtered change would be asked for again, of a filter that knows more by now: it is read again.
+    if (filtered) this.#batch.log = null;
     const written = await this.#changes.write(message, transaction, raw);
     if (!filtered && transaction.filtered) {
       // A row was read again, under a horizon that lies ahead: from here on as in `#begin`.

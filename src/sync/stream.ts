@@ -251,7 +251,7 @@ async function streamOnce(
       scope,
       session,
       streamPosition(scope, slot, holds.number),
-      progress.appliedLsn,
+      progress,
       format.binary,
     );
     let stored = false;

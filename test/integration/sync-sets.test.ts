@@ -4,10 +4,11 @@ import { describe, expect, it } from 'vitest';
 import type { RelationColumn } from '../../src/postgres/pgoutput-messages.ts';
 import { schemaPlanOf } from '../../src/postgres/task-scope.ts';
 import { RelationMap } from '../../src/sync/relations.ts';
-import { backlog, expectEqual, listening, manyChanges, tables } from '../support/backlog.ts';
+import { backlog, copied, expectEqual, listening, manyChanges, tables } from '../support/backlog.ts';
 import { makePair, makeRole, waitFor, type DatabasePair } from '../support/databases.ts';
 import { startServers } from '../support/extra-servers.ts';
 import { copyAll, drainStream, prepare, startStream, untilEvent } from '../support/replication.ts';
+import { makeScope } from '../support/scope.ts';
 
 // of its own: which feed is chosen depends on the WAL that is written, other tests' too
 startServers(13, 16, 18);
@@ -263,6 +264,24 @@ describe('a backlog', () => {
       [scope.taskId],
     );
     expect(rows).toEqual([{ keys: 3 * 40 }]);
+    await stream.stop();
+  });
+
+  it('has its keys written down by a new connection without being applied twice', async () => {
+    const pair = await makePair();
+    const first = await copied(pair, `create table public.t (id int primary key, v text)`);
+    await pair.target.query('update dts.progress set tracking = true where task_id = $1', [first.taskId]);
+    await pair.source.query(`insert into public.t select g, 'v' from generate_series(1, 300) g`);
+    const { scope, said } = listening(makeScope(pair, {}, first));
+    const stream = startStream(scope);
+    await drainStream(scope, pair, stream);
+    expect(await expectEqual(scope, pair)).toBe(300);
+    const { rows } = await pair.target.query<{ keys: number }>(
+      'select sum(json_array_length(keys::json))::int as keys from dts.changed where task_id = $1',
+      [scope.taskId],
+    );
+    expect(rows).toEqual([{ keys: 300 }]);
+    expect(said).toMatchObject({ feeds: ['live'], again: 0 });
     await stream.stop();
   });
 

@@ -251,6 +251,17 @@ describe('the replay', () => {
     ]);
   });
 
+  it('sends a batch again, although an empty transaction in it is older than the copies', async () => {
+    const items = [begin('0/500'), commit('0/510'), begin('0/2000'), insert('1'), commit('0/2010')];
+    expect(await replay([items], '0/100', 1)).toEqual([
+      'insert 1',
+      'rollback',
+      'insert 1',
+      'commit 0/2010',
+      'ack 0/2010',
+    ]);
+  });
+
   it('stays in one target transaction where a chunk begins the transaction that it goes on with once more', async () => {
     const chunks = [
       [begin('0/2000'), insert('1')],
