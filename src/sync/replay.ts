@@ -24,8 +24,10 @@ import type { CopyFilter } from './filter.ts';
 import type { KnownRelation, RelationMap } from './relations.ts';
 import type { ReplayFigures } from './replay-figures.ts';
 
-/** A batch ends at the next boundary when it is this large; a transaction's part of it then leaves before its end. */
-const BATCH_BYTES = 8 * 1024 * 1024;
+/** A batch ends at the next boundary when it is this large. */
+const BATCH_BYTES = 7 * 1024 * 1024;
+/** When it is this large it leaves before its transaction has ended: of most transactions the end comes before. */
+const SPILL_BYTES = 8 * 1024 * 1024;
 /** Without changes the position is stored, and the slot advanced, at most this often. */
 const IDLE_STORE_MS = 2_000;
 /**
@@ -197,7 +199,7 @@ export class Replay {
       this.#next = i + 2;
       if (tag === INSERT || tag === UPDATE || tag === DELETE) {
         if (!this.#takeChange(tag, buffer, start, end)) await this.#onChange(buffer, start, end);
-        if (this.#batch.bytes > BATCH_BYTES && this.#transaction !== null) await this.#spill();
+        if (this.#batch.bytes > SPILL_BYTES && this.#transaction !== null) await this.#spill();
       } else if (tag === BEGIN && end - start === BEGIN_BYTES) {
         const commit = buffer.readBigUInt64BE(start + 1);
         // between transactions only: a chunk of what was set aside begins once more the one that it goes on with

@@ -40,6 +40,9 @@ interface TableSet {
 /** `filled`: by the open transaction. */
 type TemporaryTable = 'absent' | 'empty' | 'filled';
 
+/** What a COPY sends of each row: all values, which it has; all, NULL for those that it lacks; or those at these positions. */
+type Sending = 'whole' | 'lacking' | readonly number[];
+
 /** `PGCOPY\n\377\r\n\0`, no flags, no extension. */
 const copyHeader = Buffer.concat([Buffer.from('PGCOPY\n\xff\r\n\0', 'latin1'), Buffer.alloc(8)]);
 
@@ -137,11 +140,11 @@ export class SetWriter {
       const leaving = leavingRows(batch);
       set.leaving = leaving;
       const isCopied = (entries: readonly number[]): boolean =>
-        entries.length > FEW_ROWS && leavesAsItLies(set, entries, null);
+        entries.length > FEW_ROWS && leavesAsItLies(batch, entries, 'whole');
       if (isCopied(leaving.inserts)) batch.gather(leaving.inserts);
-      for (const entries of leaving.updates.values())
-        if (isCopied(entries) && listSizeOf(batch, entries, batch.shape.columns) === null)
-          batch.gather(entries);
+      const updates = leaving.updates.get('') ?? [];
+      if (isCopied(updates) && listSizeOf(batch, updates, batch.shape.columns) === null)
+        batch.gather(updates);
     }
   }
 
@@ -230,7 +233,7 @@ export class SetWriter {
     if (set.updates === 'absent') this.#pipe.execute(sql.createUpdates, [], null, context);
     else if (set.updates === 'filled') this.#pipe.execute(sql.clearUpdates, [], null, context);
     set.updates = 'filled';
-    this.#copy(set, sql.copyUpdates, entries, null, context);
+    this.#copy(set, sql.copyUpdates, entries, unchanged.size > 0 ? 'lacking' : 'whole', context);
     this.#pipe.execute(sql.update(unchanged, null), [], entries.length, context);
   }
 
@@ -266,27 +269,26 @@ export class SetWriter {
         const { text, values } = insertRows(table, [row]);
         this.#pipe.execute(text, values, 1, { ...context, row });
       }
-    else this.#copy(set, sql.insert, entries, null, context);
+    else this.#copy(set, sql.insert, entries, 'whole', context);
   }
 
-  /** `columns`: positions to send; null: all of them. */
   #copy(
-    set: TableSet,
+    { batch }: TableSet,
     sql: string,
     entries: readonly number[],
-    columns: readonly number[] | null,
+    sending: Sending,
     context: ChangeContext,
   ): void {
-    const { batch } = set;
     const { binary } = batch.shape;
     const pipe = this.#pipe;
+    const columns = typeof sending === 'string' ? null : sending;
     pipe.copy(sql, entries.length, context, ({ frame, lend }) => {
       if (binary) pipe.bytes(copyHeader, 0, copyHeader.length);
-      if (leavesAsItLies(set, entries, columns)) lend(batch.release(entries));
+      if (leavesAsItLies(batch, entries, sending)) lend(batch.release(entries));
       else
         for (const entry of entries) {
           if (!binary) this.#textRow(batch, entry, columns);
-          else if (columns === null && !batch.hasUnchanged)
+          else if (sending === 'whole')
             pipe.bytes(batch.arena, batch.starts[entry] ?? 0, batch.ends[entry] ?? 0);
           else this.#binaryRow(batch, entry, columns);
           frame();
@@ -295,6 +297,7 @@ export class SetWriter {
     });
   }
 
+  /** `columns`: null: all of them. */
   #binaryRow(batch: TableBatch, entry: number, columns: readonly number[] | null): void {
     const pipe = this.#pipe;
     pipe.int16(columns?.length ?? batch.shape.columns);
@@ -376,12 +379,8 @@ function listOf(
 }
 
 /** Whether the arena's tuples of these entries are the COPY, and nobody else needs the arena. */
-function leavesAsItLies(
-  { batch }: TableSet,
-  { length }: readonly number[],
-  columns: readonly number[] | null,
-): boolean {
-  return batch.shape.binary && columns === null && !batch.hasUnchanged && length === batch.count;
+function leavesAsItLies(batch: TableBatch, { length }: readonly number[], sending: Sending): boolean {
+  return batch.shape.binary && sending === 'whole' && length === batch.count;
 }
 
 /**

@@ -68,6 +68,8 @@ export class TableBatch {
   ops = new Uint8Array(INITIAL_ROWS);
   starts = new Float64Array(INITIAL_ROWS);
   ends = new Float64Array(INITIAL_ROWS);
+  /** Bytes of the arena of the batch before, which as a rule is enough: one that grows is copied every time. */
+  #usual = 0;
   /** Changes taken. */
   taken = 0;
   /** The arena holds exactly the tuples of the entries, in their order. */
@@ -94,6 +96,7 @@ export class TableBatch {
   clear(): void {
     const size = this.ops.length;
     if (size > INITIAL_ROWS && isSparse(this.count, size)) this.#allocate(size / 2);
+    this.#usual = this.used;
     this.used = 0;
     this.count = 0;
     this.taken = 0;
@@ -109,6 +112,7 @@ export class TableBatch {
   /** Forgets the memory of its entries, too. Only while nothing is pending. */
   rest(): void {
     if (this.ops.length > INITIAL_ROWS) this.#allocate(INITIAL_ROWS);
+    this.#usual = 0;
     this.#map = new KeyMap();
   }
 
@@ -173,7 +177,7 @@ export class TableBatch {
     }
     const pending = this.ops[entry] ?? NONE;
     if (pending === NONE || pending === DELETE) return this.#undo(start);
-    this.#replaceTuple(entry, pending, this.#unchanged ? this.#merge(entry, start) : start);
+    this.#replaceTuple(entry, pending, start, this.#unchanged ? this.#merge(entry, start) : start);
     return true;
   }
 
@@ -293,46 +297,49 @@ export class TableBatch {
     return entry;
   }
 
-  /** The entry's tuple becomes the one that ends the arena. */
-  #replaceTuple(entry: number, op: number, start: number): void {
+  /** The entry's tuple becomes the one that begins at `from` and ends the arena, of which nothing from `start` on was used before. */
+  #replaceTuple(entry: number, op: number, start: number, from = start): void {
     const old = this.starts[entry] ?? 0;
     this.taken++;
     this.ops[entry] = op;
-    const length = this.used - start;
-    if ((this.ends[entry] ?? 0) - old === length) {
+    if ((this.ends[entry] ?? 0) - old === this.used - from) {
       // the same place: a hot row does not fill the arena
-      this.arena.copyWithin(old, start, this.used);
+      this.arena.copyWithin(old, from, this.used);
       this.used = start;
       return;
     }
     this.#isDense = false;
-    this.starts[entry] = start;
+    this.starts[entry] = from;
     this.ends[entry] = this.used;
   }
 
-  /** The tuple at `start` with what it lacks taken from the entry's; behind both. Returns where it begins. */
+  /** Behind the tuple at `start`, which ends the arena, once more with what it lacks taken from the entry's. Returns where it begins. */
   #merge(entry: number, start: number): number {
-    const newer = Buffer.from(this.arena.subarray(start, this.used));
-    const older = Buffer.from(this.arena.subarray(this.starts[entry], this.ends[entry]));
-    this.used = start;
-    if (start + newer.length + older.length > this.arena.length) this.#grow(newer.length + older.length);
-    let to = start + newer.copy(this.arena, start, 0, 2);
-    let left = 2;
-    let right = 2;
+    const from = this.used;
+    let newer = start;
+    let older = this.starts[entry] ?? 0;
+    const most = from - newer + (this.ends[entry] ?? 0) - older;
+    if (from + most > this.arena.length) this.#grow(most);
+    const { arena } = this;
+    let to = from;
+    const take = (at: number, length: number): void => {
+      arena.copyWithin(to, at, at + length);
+      to += length;
+    };
+    take(newer, 2);
+    newer += 2;
+    older += 2;
     for (let column = 0; column < this.shape.columns; column++) {
-      const length = newer.readInt32BE(left);
-      const other = older.readInt32BE(right);
+      const length = this.lengthAt(newer);
       const size = 4 + Math.max(0, length);
-      const otherSize = 4 + Math.max(0, other);
-      to +=
-        length === UNCHANGED_LENGTH
-          ? older.copy(this.arena, to, right, right + otherSize)
-          : newer.copy(this.arena, to, left, left + size);
-      left += size;
-      right += otherSize;
+      const olderSize = 4 + Math.max(0, this.lengthAt(older));
+      if (length === UNCHANGED_LENGTH) take(older, olderSize);
+      else take(newer, size);
+      newer += size;
+      older += olderSize;
     }
     this.used = to;
-    return start;
+    return from;
   }
 
   #keyUnchanged(start: number): boolean {
@@ -378,7 +385,7 @@ export class TableBatch {
   }
 
   #grow(bytes: number): void {
-    const larger = this.#pool.take(Math.max(this.arena.length * 2, this.used + bytes));
+    const larger = this.#pool.take(Math.max(this.arena.length * 2, this.used + bytes, this.#usual));
     this.arena.copy(larger, 0, 0, this.used);
     this.#pool.give(this.arena);
     this.#useArena(larger);

@@ -263,6 +263,17 @@ describe('a coalesced batch', () => {
     expect(tupleOf(batch, 0)).toEqual([int4(1), int4(999)]);
   });
 
+  it('does not grow either where they lack a value that the row has', () => {
+    const batch = new TableBatch({ ...allOf(3), keys: [0], binary: true, integerKey: true });
+    const large = Buffer.alloc(5_000, 7);
+    take(batch, { tag: 'insert', row: [int4(1), int4(0), large] });
+    for (let n = 0; n < 1_000; n++) take(batch, { tag: 'update', row: [int4(1), int4(n), UNCHANGED] });
+    expect(batch).toMatchObject({ count: 1, taken: 1_001 });
+    expect(batch.used).toBe(2 + 8 + 8 + 4 + 5_000);
+    expect(batch.arena.length).toBeLessThan(32_768);
+    expect(tupleOf(batch, 0)).toEqual([int4(1), int4(999), large]);
+  });
+
   it('keeps its memory for batches of one size, and less of it behind smaller ones', () => {
     const batch = new TableBatch({ ...allOf(1), keys: [0], binary: true, integerKey: true });
     const memoryAfter = (rows: number): number => {

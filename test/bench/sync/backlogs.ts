@@ -82,13 +82,13 @@ export const backlogs: readonly Backlog[] = [
     ],
     write: (scale) => [
       loop(
-        share(20_000, scale),
+        share(200_000, scale),
         `insert into document values (10000 + i, 'new ' || i, array['x', i::text], repeat(md5(i::text), case when i % 4 = 0 then 250 else 3 end));
          update document set title = 'title ' || i where id = 1 + i % 5000;
          update document set tags = array['y'] where id = 10000 + i - i % 3;
          if i % 5 = 0 then delete from document where id = 10000 + i - 4; end if;`,
       ),
     ],
-    changes: (scale) => Math.round(share(20_000, scale) * 3.2),
+    changes: (scale) => Math.round(share(200_000, scale) * 3.2),
   },
 ];
