@@ -11,8 +11,10 @@ import type { Client } from 'pg';
 import { LogicalReplicationService } from 'pg-logical-replication';
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, ZERO_LSN, type Lsn } from '../model/lsn.ts';
+import { BufferPool } from './buffer-pool.ts';
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
+import { GulpSocket } from './gulp-socket.ts';
 import { hasLogicalMessages } from './marker.ts';
 import { readPaced, type ReadPace } from './read-pace.ts';
 import { decodingMemory, sessionSettings } from './session-settings.ts';
@@ -52,7 +54,7 @@ interface Pausable {
 
 export class WalStream {
   readonly #service: LogicalReplicationService;
-  readonly #socket = new Socket();
+  readonly #socket: Socket;
   readonly #uncount: () => void;
   #stream: Pausable | null = null;
   #client: Client | null = null;
@@ -67,8 +69,14 @@ export class WalStream {
   #statusTimer: NodeJS.Timeout | null = null;
   #closed: Promise<void> | null = null;
 
-  private constructor(service: LogicalReplicationService, ackedLsn: Lsn, uncount: () => void) {
+  private constructor(
+    service: LogicalReplicationService,
+    socket: Socket,
+    ackedLsn: Lsn,
+    uncount: () => void,
+  ) {
     this.#service = service;
+    this.#socket = socket;
     this.#ackedLsn = ackedLsn;
     this.#uncount = uncount;
   }
@@ -85,14 +93,13 @@ export class WalStream {
   ): Promise<WalStream> {
     const config = await scope.source.clientConfig('walsender');
     signal.throwIfAborted();
-    // `stream` is called once, by pg's Connection, after this function has made the object that owns the socket.
-    const holder: { stream: WalStream | null } = { stream: null };
+    // Unlike one of Node's own it stops reading when it is paused, where it can: TLS reads by itself.
+    const socket = config.ssl === false ? new GulpSocket(new BufferPool()) : new Socket();
     const service = new LogicalReplicationService(
-      { ...config, stream: () => holder.stream?.socket },
+      { ...config, stream: () => socket },
       { acknowledge: { auto: false, timeoutSeconds: 0 }, flowControl: { enabled: false } },
     );
-    const stream = new WalStream(service, options.ackedLsn, scope.source.registerExternal());
-    holder.stream = stream;
+    const stream = new WalStream(service, socket, options.ackedLsn, scope.source.registerExternal());
     try {
       await stream.#start(scope, options, signal, senderTimeoutMs);
       return stream;
@@ -101,10 +108,6 @@ export class WalStream {
       signal.throwIfAborted();
       throw fromPostgres(error, { role: 'source', slot: options.slot.name });
     }
-  }
-
-  get socket(): Socket {
-    return this.#socket;
   }
 
   /** Furthest position that the walsender has told us. */

@@ -89,6 +89,8 @@ export class Replay {
   #failure: { readonly error: unknown } | null = null;
   /** When a commit was last durable. */
   #storedAt = Date.now();
+  /** The batch ends with the transaction that is open. */
+  #isDue = false;
   /** A batch is complete, and waits for the one under way. */
   #isNextReady = false;
   /** When the last target transaction was sent, by performance.now(). */
@@ -155,12 +157,18 @@ export class Replay {
       if (this.#transaction !== null) {
         // Ordered changes of a long transaction go out as they come.
         this.#applier.push();
+        // Reads may end within a transaction time after time: then the batch ends within what is read next.
+        this.#isDue ||= this.#workIsDue();
         continue;
       }
       if (this.#underWay !== null) continue;
-      if (this.#hasWork() ? this.#feed.drained && this.#gatherMs() <= 0 : this.#storeIsDue())
-        await this.#submit();
+      if (this.#workIsDue() || this.#storeIsDue()) await this.#submit();
     }
+  }
+
+  /** What is there has waited for more for long enough. */
+  #workIsDue(): boolean {
+    return this.#underWay === null && this.#hasWork() && this.#feed.drained && this.#gatherMs() <= 0;
   }
 
   #hasWork(): boolean {
@@ -184,7 +192,7 @@ export class Replay {
   }
 
   #storeIsDue(): boolean {
-    if (this.#isStored()) return false;
+    if (this.#hasWork() || this.#isStored()) return false;
     return this.#askedFor !== null || Date.now() >= this.#storedAt + IDLE_STORE_MS;
   }
 
@@ -312,7 +320,8 @@ export class Replay {
       batch.transactions++;
       batch.lastCommit = transaction.commit;
     }
-    return batch.marker !== null || batch.changes >= this.#size.changes || batch.bytes >= BATCH_BYTES;
+    const isFull = batch.changes >= this.#size.changes || batch.bytes >= BATCH_BYTES;
+    return this.#isDue || isFull || batch.marker !== null;
   }
 
   /** What was read of the gulp up to `to` belongs to the batch; what follows may be the next one's. */
@@ -415,6 +424,7 @@ export class Replay {
     this.#keep(this.#next);
     const position = bigintToLsn(this.#position);
     this.#batch = newBatch(this.#position);
+    this.#isDue = false;
     this.#submittedAt = performance.now(); // until the target has answered nothing else is sent
     this.#applier.send(true);
     const carryOut = async (): Promise<void> => {

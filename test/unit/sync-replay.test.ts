@@ -251,6 +251,23 @@ describe('the replay', () => {
     ]);
   });
 
+  it('does not wait for a read that ends between two transactions', async () => {
+    const chunks = [
+      [begin('0/2000'), insert('1'), commit('0/2010'), begin('0/2020'), insert('2')],
+      [commit('0/2030'), begin('0/2040'), insert('3')],
+      [commit('0/2050')],
+    ];
+    expect(await replay(chunks)).toEqual([
+      'insert 1',
+      'insert 2',
+      'commit 0/2030',
+      'ack 0/2030',
+      'insert 3',
+      'commit 0/2050',
+      'ack 0/2050',
+    ]);
+  });
+
   it('sends a batch again, although an empty transaction in it is older than the copies', async () => {
     const items = [begin('0/500'), commit('0/510'), begin('0/2000'), insert('1'), commit('0/2010')];
     expect(await replay([items], '0/100', 1)).toEqual([

@@ -4,7 +4,7 @@ import { checkOnly, medianTable, say, startReport } from '../support/report.ts';
 import { median, runRounds } from '../support/rounds.ts';
 import { withServers } from '../support/servers.ts';
 import { backlogs } from './backlogs.ts';
-import { runSteady, steady } from './steady.ts';
+import { costOfSteady, runSteady, steady } from './steady.ts';
 import { DATABASE, syncTools } from './tools.ts';
 
 export async function runSyncBench(options: BenchOptions): Promise<void> {
@@ -35,7 +35,7 @@ export async function runSyncBench(options: BenchOptions): Promise<void> {
     const lags = await runSteady(tools, { source, target }, DATABASE, scale, say);
     tell(
       `sync: ${steady.title}`,
-      `From the commit on the source to a reader of the target, who looks every few milliseconds.\n\n${lags}`,
+      `From the commit on the source to a reader of the target, who looks every few milliseconds. ${costOfSteady}\n\n${lags}`,
     );
   });
 }

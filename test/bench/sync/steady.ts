@@ -2,6 +2,7 @@
 // sees it. Every transaction of the writer brings a row of `mark`, whose arrival is watched.
 import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
+import { cpuSeconds } from '../support/processes.ts';
 import { table } from '../support/report.ts';
 import { median, type Tool } from '../support/rounds.ts';
 import type { BenchServer, BenchServers } from '../support/servers.ts';
@@ -9,10 +10,14 @@ import { accounts, type Backlog } from './backlogs.ts';
 
 const CHANGES_PER_SECOND = 3_000;
 const TICK_MS = 10;
+/** CPU is counted behind these: a load that lasts is meant, not the start of a program. Lag is watched from the beginning. */
+const WARM_UP_SECONDS = 10;
 const SECONDS = 20;
 const LOOK_MS = 2;
 const ARRIVAL_TIMEOUT_MS = 60_000;
 const ROWS = 100_000;
+
+export const costOfSteady = `CPU of ${SECONDS} s, behind ${WARM_UP_SECONDS} s of the same load, without that reader's; the subscription's own is in the target's.`;
 
 /** Nothing to drain: the stream runs when the clock starts. */
 export const steady: Backlog = {
@@ -20,15 +25,16 @@ export const steady: Backlog = {
   title: `lag under ${CHANGES_PER_SECOND.toLocaleString('en')} changes a second`,
   tables: () => accounts(ROWS),
   write: () => [],
-  changes: (scale) => Math.round(CHANGES_PER_SECOND * SECONDS * scale),
+  changes: (scale) => Math.round(CHANGES_PER_SECOND * (WARM_UP_SECONDS + SECONDS) * scale),
 };
 
-interface Lag {
-  readonly name: string;
+/** CPU seconds of the tool, the source and the target; null of a server that is not on this machine. */
+type Spent = readonly (number | null)[];
+
+interface Measured {
   readonly changesPerSecond: number;
   readonly lagsMs: readonly number[];
-  /** The tool's, the source's and the target's. */
-  readonly cpuSeconds: readonly (number | null)[];
+  readonly spent: Spent;
 }
 
 async function connected(server: BenchServer, database: string): Promise<pg.Client> {
@@ -37,22 +43,34 @@ async function connected(server: BenchServer, database: string): Promise<pg.Clie
   return client;
 }
 
-/** Writes for SECONDS × scale and watches what arrives. */
+/** Writes for (WARM_UP_SECONDS + SECONDS) × scale and watches what arrives. `spentBy`: the tool so far. */
 async function measure(
-  source: BenchServer,
-  target: BenchServer,
+  { source, target }: BenchServers,
   database: string,
   scale: number,
-): Promise<{ readonly changesPerSecond: number; readonly lagsMs: readonly number[] }> {
+  spentBy: () => number,
+): Promise<Measured> {
   const [writer, reader] = [await connected(source, database), await connected(target, database)];
   try {
-    const ticks = Math.max(100, Math.round((SECONDS * scale * 1_000) / TICK_MS));
+    const { rows: backends } = await reader.query<{ pid: number }>('select pg_backend_pid() as pid');
+    // the reader looks as often at every tool's target: its own cost would be most of it
+    const ofTarget = (): number | null => {
+      const spent = target.cpuSeconds();
+      return spent === null ? null : spent - cpuSeconds(backends[0]?.pid ?? 0);
+    };
+    const spent = (): Spent => [spentBy(), source.cpuSeconds(), ofTarget()];
+    let before: Spent = [];
+    const ticksOf = (seconds: number): number =>
+      Math.max(50, Math.round((seconds * scale * 1_000) / TICK_MS));
+    const warmUp = ticksOf(WARM_UP_SECONDS);
+    const ticks = warmUp + ticksOf(SECONDS);
     const perTick = (CHANGES_PER_SECOND * TICK_MS) / 1_000;
     const committedAt: number[] = [];
     const lagsMs: number[] = [];
     const began = performance.now();
     const write = async (): Promise<void> => {
       for (let tick = 0; tick < ticks; tick++) {
+        if (tick === warmUp) before = spent();
         await sleep(Math.max(0, began + tick * TICK_MS - performance.now()));
         const ids = Array.from({ length: perTick }, (_, n) => 1 + (((tick * perTick + n) * 7_919) % ROWS));
         await writer.query(
@@ -74,13 +92,20 @@ async function measure(
     };
     await Promise.all([write(), watch()]);
     const seconds = ((committedAt.at(-1) ?? began) - began) / 1_000;
-    return { changesPerSecond: (ticks * (perTick + 1)) / seconds, lagsMs };
+    return {
+      changesPerSecond: (ticks * (perTick + 1)) / seconds,
+      lagsMs,
+      spent: spent().map((after, at) => {
+        const since = before[at] ?? null;
+        return after === null || since === null ? null : after - since;
+      }),
+    };
   } finally {
     await Promise.all([writer.end(), reader.end()]);
   }
 }
 
-/** One tool after the other; a Markdown table of their lags. */
+/** One tool after the other; a Markdown table of their lags and what they cost. */
 export async function runSteady(
   tools: readonly Tool[],
   servers: BenchServers,
@@ -88,29 +113,18 @@ export async function runSteady(
   scale: number,
   say: (line: string) => void,
 ): Promise<string> {
-  const { source, target } = servers;
-  const lags: Lag[] = [];
+  const all: (Measured & { readonly name: string })[] = [];
   for (const tool of tools) {
     await tool.prepare();
     await tool.run();
-    const spent = (): readonly (number | null)[] => [
-      tool.cpuSeconds?.() ?? 0,
-      source.cpuSeconds(),
-      target.cpuSeconds(),
-    ];
-    const before = spent();
-    const measured = await measure(source, target, database, scale);
-    const cpuSeconds = spent().map((after, at) => {
-      const since = before[at] ?? null;
-      return after === null || since === null ? null : after - since;
-    });
+    const measured = await measure(servers, database, scale, () => tool.cpuSeconds?.() ?? 0);
     await tool.verify();
-    lags.push({ name: tool.name, cpuSeconds, ...measured });
+    all.push({ name: tool.name, ...measured });
     say(`steady: ${tool.name} ${median(measured.lagsMs).toFixed(1)} ms`);
   }
   return table(
     ['tool', 'changes/s', 'median ms', '99 % ms', 'worst ms', 'tool CPU s', 'source CPU s', 'target CPU s'],
-    lags.map(({ name, changesPerSecond, lagsMs, cpuSeconds }) => {
+    all.map(({ name, changesPerSecond, lagsMs, spent }) => {
       const sorted = [...lagsMs].sort((a, b) => a - b);
       const at = (share: number): string =>
         (sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN).toFixed(1);
@@ -120,7 +134,7 @@ export async function runSteady(
         median(lagsMs).toFixed(1),
         at(0.99),
         at(1),
-        ...cpuSeconds.map((seconds) => seconds?.toFixed(2) ?? '–'),
+        ...spent.map((seconds) => seconds?.toFixed(2) ?? '–'),
       ];
     }),
   );
