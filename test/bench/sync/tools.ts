@@ -20,7 +20,7 @@ export interface SyncWork {
 export const DATABASE = 'dts_bench_sync';
 const TIMEOUT_MS = 600_000;
 
-async function makeTables({ source, target, backlog, scale }: SyncWork): Promise<void> {
+export async function makeTables({ source, target, backlog, scale }: SyncWork): Promise<void> {
   await source.query(
     'postgres',
     `select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = '${DATABASE}' and not active`,
@@ -32,7 +32,7 @@ async function makeTables({ source, target, backlog, scale }: SyncWork): Promise
   }
 }
 
-async function writeBacklog({ source, backlog, scale }: SyncWork): Promise<void> {
+export async function writeBacklog({ source, backlog, scale }: SyncWork): Promise<void> {
   const statements = [...backlog.write(scale), 'insert into mark values (1)'];
   // loops plan their statements once, for tables that are still empty: without this they scan them for every row
   const settings = ['set synchronous_commit = off', 'set enable_seqscan = off'];
@@ -40,8 +40,9 @@ async function writeBacklog({ source, backlog, scale }: SyncWork): Promise<void>
 }
 
 /** Until the target has the mark: on a connection of its own that holds no snapshot between two looks. */
-async function untilMarked(target: BenchServer): Promise<void> {
+export async function untilMarked(target: BenchServer): Promise<void> {
   const client = new pg.Client({ connectionString: target.url(DATABASE) });
+  client.on('error', () => undefined); // the next query says it
   await client.connect();
   try {
     for (const deadline = Date.now() + TIMEOUT_MS; ; ) {
@@ -54,7 +55,7 @@ async function untilMarked(target: BenchServer): Promise<void> {
   }
 }
 
-async function expectEqual({ source, target }: SyncWork): Promise<void> {
+export async function expectEqual({ source, target }: SyncWork): Promise<void> {
   const [list] = await source.query(
     DATABASE,
     `select string_agg(format('select %L, count(*), sum(hashtextextended(t::text, 0)) from %I t', relname, relname), ' union all ' order by relname) || ' order by 1' as q
@@ -161,6 +162,8 @@ function nativeTool(work: SyncWork, name: string, options: string): Tool {
   };
 }
 
+export const PARALLEL = 'subscription, streaming = parallel';
+
 /** Ours first. `streaming = parallel` needs a target of 16 or newer. */
 export function syncTools(work: SyncWork): Tool[] {
   const parallel =
@@ -169,6 +172,6 @@ export function syncTools(work: SyncWork): Tool[] {
     ourTool(work),
     nativeTool(work, 'subscription, text', ''),
     nativeTool(work, 'subscription, binary', ', binary = true'),
-    ...(parallel ? [nativeTool(work, 'subscription, streaming = parallel', ', streaming = parallel')] : []),
+    ...(parallel ? [nativeTool(work, PARALLEL, ', streaming = parallel')] : []),
   ];
 }
