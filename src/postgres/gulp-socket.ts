@@ -1,5 +1,5 @@
 // The socket of a session whose bytes become gulps. Those of a stream live until the target has committed what they hold;
-// their memory then takes the next reads. Opened by slot-copy.ts, read by read-pace.ts.
+// their memory then takes the next reads. Opened by slot-copy.ts and wal-stream.ts.
 import type { BufferPool } from './buffer-pool.ts';
 import { Lease } from './lease.ts';
 import { ReadSocket } from './read-socket.ts';

@@ -140,9 +140,9 @@ export class Applier {
     return this.#pipe.pid;
   }
 
-  /** Coalesced changes that have not been sent, and their bytes. */
-  get pending(): { readonly changes: number; readonly bytes: number } {
-    return this.#sets.pending;
+  /** Memory of coalesced changes that have not been sent. */
+  get pendingBytes(): number {
+    return this.#sets.bytes;
   }
 
   /**

@@ -28,6 +28,8 @@ import type { ReplayFigures } from './replay-figures.ts';
 const BATCH_BYTES = 7 * 1024 * 1024;
 /** When it is this large it leaves before its transaction has ended: of most transactions the end comes before. */
 const SPILL_BYTES = 8 * 1024 * 1024;
+/** So much memory may its rows take. An update that lacks a large value keeps the one that is pending, once more for each. */
+const PENDING_BYTES = 24 * 1024 * 1024;
 /** Without changes the position is stored, and the slot advanced, at most this often. */
 const IDLE_STORE_MS = 2_000;
 /**
@@ -207,7 +209,7 @@ export class Replay {
       this.#next = i + 2;
       if (tag === INSERT || tag === UPDATE || tag === DELETE) {
         if (!this.#takeChange(tag, buffer, start, end)) await this.#onChange(buffer, start, end);
-        if (this.#batch.bytes > SPILL_BYTES && this.#transaction !== null) await this.#spill();
+        if (this.#isOversized() && this.#transaction !== null) await this.#spill();
       } else if (tag === BEGIN && end - start === BEGIN_BYTES) {
         const commit = buffer.readBigUInt64BE(start + 1);
         // between transactions only: a chunk of what was set aside begins once more the one that it goes on with
@@ -321,7 +323,11 @@ export class Replay {
       batch.lastCommit = transaction.commit;
     }
     const isFull = batch.changes >= this.#size.changes || batch.bytes >= BATCH_BYTES;
-    return this.#isDue || isFull || batch.marker !== null;
+    return this.#isDue || isFull || this.#isOversized() || batch.marker !== null;
+  }
+
+  #isOversized(): boolean {
+    return this.#batch.bytes > SPILL_BYTES || this.#applier.pendingBytes > PENDING_BYTES;
   }
 
   /** What was read of the gulp up to `to` belongs to the batch; what follows may be the next one's. */

@@ -56,7 +56,6 @@ export class SetWriter {
   /** The one that was taken into last, while it is pending: as a rule the next change is its, too. */
   #last: TableSet | null = null;
   #listParameters = 0;
-  #changes = 0;
   #bytes = 0;
 
   /** `onWrite` is called with every set before it leaves. */
@@ -70,8 +69,9 @@ export class SetWriter {
     this.#onWrite = onWrite;
   }
 
-  get pending(): { readonly changes: number; readonly bytes: number } {
-    return { changes: this.#changes, bytes: this.#bytes };
+  /** Memory of what is pending. */
+  get bytes(): number {
+    return this.#bytes;
   }
 
   take(table: StreamedTable, tag: number, message: Buffer, at: number, end: number): boolean {
@@ -92,7 +92,6 @@ export class SetWriter {
       this.#last = set;
     }
     set.leaving = null;
-    this.#changes++;
     this.#bytes += batch.used - before;
     return true;
   }
@@ -162,7 +161,6 @@ export class SetWriter {
       set.leaving = null;
     }
     this.#touched.clear();
-    this.#changes = 0;
     this.#bytes = 0;
   }
 
@@ -183,7 +181,6 @@ export class SetWriter {
     if (deletes.length > 0) this.#deleteRows(set, deletes);
     for (const [word, entries] of updates) this.#updateRows(set, word, entries);
     if (inserts.length > 0) this.#insertRows(set, inserts);
-    this.#changes -= batch.taken;
     this.#bytes -= batch.used;
     batch.clear();
     set.leaving = null;

@@ -70,8 +70,6 @@ export class TableBatch {
   ends = new Float64Array(INITIAL_ROWS);
   /** Bytes of the arena of the batch before, which as a rule is enough: one that grows is copied every time. */
   #usual = 0;
-  /** Changes taken. */
-  taken = 0;
   /** The arena holds exactly the tuples of the entries, in their order. */
   #isDense = true;
   /** Where the tuples of these entries lie one behind the other; null: nowhere that is known. */
@@ -99,7 +97,6 @@ export class TableBatch {
     this.#usual = this.used;
     this.used = 0;
     this.count = 0;
-    this.taken = 0;
     this.#isDense = true;
     this.#gathered = null;
     this.hasUnchanged = false;
@@ -293,14 +290,12 @@ export class TableBatch {
     this.ops[entry] = op;
     this.starts[entry] = start;
     this.ends[entry] = this.used;
-    this.taken++;
     return entry;
   }
 
   /** The entry's tuple becomes the one that begins at `from` and ends the arena, of which nothing from `start` on was used before. */
   #replaceTuple(entry: number, op: number, start: number, from = start): void {
     const old = this.starts[entry] ?? 0;
-    this.taken++;
     this.ops[entry] = op;
     if ((this.ends[entry] ?? 0) - old === this.used - from) {
       // the same place: a hot row does not fill the arena

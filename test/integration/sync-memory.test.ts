@@ -104,3 +104,25 @@ it('catches up with 100 MB with bounded memory, also while the target does not m
   await expectAll(pair);
   await stream.stop();
 });
+
+it('takes updates that keep a large value with bounded memory', async () => {
+  const pair = await makePair();
+  const first = await copied(
+    pair,
+    `create table public.t (id int primary key, status text, v text); alter table public.t alter v set storage external`,
+    `insert into public.t values (1, '', '')`,
+  );
+  await pair.source.query(`update public.t set v = repeat('x', ${MEGABYTE})`);
+  await pair.source.query(
+    `do $$ begin for i in 1..200 loop update public.t set status = repeat('y', i % 7); commit; end loop; end $$`,
+  );
+  const scope = makeScope(pair, {}, first);
+  const heldMb = watchHeld();
+  const stream = startStream(scope);
+  await drainStream(scope, pair, stream);
+  const peakMb = heldMb();
+  expect(peakMb).toBeLessThan(100);
+  const found = await pair.target.query('select length(status) as status, length(v) as v from public.t');
+  expect(found.rows).toEqual([{ status: 200 % 7, v: MEGABYTE }]);
+  await stream.stop();
+});

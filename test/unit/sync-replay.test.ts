@@ -63,6 +63,7 @@ async function replay(
     get appliedLsn() {
       return applied;
     },
+    pendingBytes: 0,
     send: () => void (open = true),
     take: () => false,
     insert: (_table: StreamedTable, row: readonly string[]) => {
