@@ -15,6 +15,7 @@ import { STATEMENT_TIMEOUT_MS, TRANSACTION_TIMEOUT_MS, withinDeadline } from './
 import { backendPid, terminateBackends } from './backend.ts';
 import { closeClient, destroySocket, negotiate } from './connect.ts';
 import { fromPostgres } from './errors.ts';
+import { mayReadInto } from './read-socket.ts';
 import { ReadySessions, type ReadyKind } from './ready-sessions.ts';
 import { sessionSettings } from './session-settings.ts';
 import { literal } from './sql.ts';
@@ -171,7 +172,7 @@ export class Side {
       this.#makeClient({
         ...config,
         ...(options.pipeline ? { pipeline: true } : {}),
-        ...(options.socket && config.ssl === false ? { stream: options.socket } : {}),
+        ...(options.socket && mayReadInto(config) ? { stream: options.socket } : {}),
         ...(options.replication ? { replication: 'database' } : {}),
       });
     let terminated: Promise<void> = Promise.resolve();

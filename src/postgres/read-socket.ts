@@ -2,6 +2,7 @@
 // the speed of a COPY that is most of the collector's work and tens of megabytes waiting for it. Where a connection has no
 // TLS (which reads by itself), sessions that read much have one: copy-socket.ts and gulp-socket.ts say into what.
 import { Socket, type OnReadOpts, type SocketConstructorOpts } from 'node:net';
+import type { ClientConfig } from 'pg';
 
 export interface Memories<M> {
   /** With anything in it. */
@@ -9,6 +10,9 @@ export interface Memories<M> {
   /** Nobody uses it any more. */
   give(memory: M): void;
 }
+
+/** Where TLS reads, it reads by itself. */
+export const mayReadInto = ({ ssl }: Pick<ClientConfig, 'ssl'>): boolean => ssl === false;
 
 export class ReadSocket<M> extends Socket {
   /**

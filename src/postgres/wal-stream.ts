@@ -17,6 +17,7 @@ import { GulpQueue } from './gulp-queue.ts';
 import { GulpSocket } from './gulp-socket.ts';
 import { hasLogicalMessages } from './marker.ts';
 import { readPaced, type ReadPace } from './read-pace.ts';
+import { mayReadInto } from './read-socket.ts';
 import { decodingMemory, sessionSettings } from './session-settings.ts';
 import { verifySystem } from './source-system.ts';
 import type { SlotRecord } from './slot-record.ts';
@@ -93,8 +94,8 @@ export class WalStream {
   ): Promise<WalStream> {
     const config = await scope.source.clientConfig('walsender');
     signal.throwIfAborted();
-    // Unlike one of Node's own it stops reading when it is paused, where it can: TLS reads by itself.
-    const socket = config.ssl === false ? new GulpSocket(new BufferPool()) : new Socket();
+    // Unlike one of Node's own it stops reading when it is paused.
+    const socket = mayReadInto(config) ? new GulpSocket(new BufferPool()) : new Socket();
     const service = new LogicalReplicationService(
       { ...config, stream: () => socket },
       { acknowledge: { auto: false, timeoutSeconds: 0 }, flowControl: { enabled: false } },

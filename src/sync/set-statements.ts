@@ -10,8 +10,8 @@ export interface SetStatements {
   readonly createUpdates: string;
   readonly copyUpdates: string;
   readonly clearUpdates: string;
-  /** `unchanged`: positions that keep their value, and are not in the list. `rows`: of the list; null: from the table. */
-  update(unchanged: ReadonlySet<number>, rows: number | null): string;
+  /** `sent`: positions of the values that there are, key included; the others stay. `rows`: of the list; null: from the table. */
+  update(sent: readonly number[], rows: number | null): string;
   readonly createDeletes: string;
   readonly copyDeletes: string;
   readonly clearDeletes: string;
@@ -51,8 +51,7 @@ export function setStatements(table: StreamedTable, number: number, binary: bool
     createUpdates: make(updates, all),
     copyUpdates: `copy ${updates} from stdin (format ${format})`,
     clearUpdates: `truncate ${updates}`,
-    update(unchanged, rows) {
-      const sent = all.filter((position) => !unchanged.has(position));
+    update(sent, rows) {
       const sets = sent
         .filter((position) => !keys.includes(position) && table.columns[position]?.identityAlways !== true)
         .map((position) => `${names[position] ?? ''} = s.c${position}`);

@@ -224,14 +224,14 @@ export class SetWriter {
         .filter((position) => position !== '')
         .map(Number),
     );
-    const positions = table.columns.map((_, at) => at).filter((at) => !unchanged.has(at));
-    const update = (rows: number): string => sql.update(unchanged, rows);
-    if (this.#sendList(set, `update ${word}`, entries, positions, context, update)) return;
+    const sent = table.columns.map((_, at) => at).filter((at) => !unchanged.has(at));
+    const update = (rows: number): string => sql.update(sent, rows);
+    if (this.#sendList(set, `update ${word}`, entries, sent, context, update)) return;
     if (set.updates === 'absent') this.#pipe.execute(sql.createUpdates, [], null, context);
     else if (set.updates === 'filled') this.#pipe.execute(sql.clearUpdates, [], null, context);
     set.updates = 'filled';
     this.#copy(set, sql.copyUpdates, entries, unchanged.size > 0 ? 'lacking' : 'whole', context);
-    this.#pipe.execute(sql.update(unchanged, null), [], entries.length, context);
+    this.#pipe.execute(sql.update(sent, null), [], entries.length, context);
   }
 
   /** False: they are too many for a list, or too large, or there are lists enough. `statement`: of so many rows. */

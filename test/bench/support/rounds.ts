@@ -1,8 +1,9 @@
 // Rounds of several tools over one piece of work, in turn, so that a slow minute of the machine hits all of them: wall,
 // CPU and memory of each run, medians, and their ratios to the first tool's.
 import { spawn } from 'node:child_process';
+import type { Readable } from 'node:stream';
 import { watchMemory } from './processes.ts';
-import type { BenchServer, BenchServers } from './servers.ts';
+import type { BenchServers } from './servers.ts';
 
 /** What a tool's own processes cost. */
 export interface ToolCost {
@@ -29,6 +30,14 @@ export interface Tool {
   cpuSeconds?(): number;
 }
 
+/** What these have said last, up to 4,000 characters. */
+export function lastWords(...streams: readonly (Readable | null)[]): () => string {
+  let said = '';
+  for (const stream of streams)
+    stream?.on('data', (chunk: Buffer) => void (said = (said + chunk.toString()).slice(-4_000)));
+  return () => said;
+}
+
 /** Runs a command to its end and says what it and its children cost; throws with its output when it fails. */
 export async function runCommand(
   command: readonly string[],
@@ -41,23 +50,21 @@ export async function runCommand(
     detached: true, // pgcopydb signals its whole process group when it ends
   });
   const memory = watchMemory(child.pid ?? 0);
-  let output = '';
+  const said = lastWords(child.stdout, child.stderr);
   let times = '';
-  for (const stream of [child.stdout, child.stderr])
-    stream?.on('data', (chunk: Buffer) => void (output = (output + chunk.toString()).slice(-4_000)));
   child.stdio[3]?.on('data', (chunk: Buffer) => void (times += chunk.toString()));
   const code = await new Promise<number | null>((resolve, reject) => {
     child.once('error', reject);
     child.once('close', resolve);
   });
   const peakBytes = memory.stop();
-  if (code !== 0) throw new Error(`${command.join(' ')} ended with ${code}: ${output}`);
+  if (code !== 0) throw new Error(`${command.join(' ')} ended with ${code}: ${said()}`);
   const spent = [...(times.split('\n')[1] ?? '').matchAll(/(\d+)m([\d.]+)s/g)];
   return { cpuSeconds: spent.reduce((sum, [, m, s]) => sum + Number(m) * 60 + Number(s), 0), peakBytes };
 }
 
-function spentBy(server: BenchServer, before: number | null): number | null {
-  const now = server.cpuSeconds();
+/** Null where one of them is not known. */
+export function spentSince(before: number | null, now: number | null): number | null {
   return now === null || before === null ? null : now - before;
 }
 
@@ -83,8 +90,8 @@ export async function runRounds(
       const run: Run = {
         ...cost,
         wallSeconds: (performance.now() - began) / 1_000,
-        sourceCpuSeconds: spentBy(source, before.source),
-        targetCpuSeconds: spentBy(target, before.target),
+        sourceCpuSeconds: spentSince(before.source, source.cpuSeconds()),
+        targetCpuSeconds: spentSince(before.target, target.cpuSeconds()),
       };
       await tool.verify();
       runs.get(tool.name)?.push(run);

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import pg from 'pg';
 import { cpuSeconds } from '../support/processes.ts';
 import { table } from '../support/report.ts';
-import { median, type Tool } from '../support/rounds.ts';
+import { median, spentSince, type Tool } from '../support/rounds.ts';
 import type { BenchServer, BenchServers } from '../support/servers.ts';
 import { accounts, type Backlog } from './backlogs.ts';
 
@@ -55,8 +55,8 @@ async function measure(
     const { rows: backends } = await reader.query<{ pid: number }>('select pg_backend_pid() as pid');
     // the reader looks as often at every tool's target: its own cost would be most of it
     const ofTarget = (): number | null => {
-      const spent = target.cpuSeconds();
-      return spent === null ? null : spent - cpuSeconds(backends[0]?.pid ?? 0);
+      const all = target.cpuSeconds();
+      return all === null ? null : all - cpuSeconds(backends[0]?.pid ?? 0);
     };
     const spent = (): Spent => [spentBy(), source.cpuSeconds(), ofTarget()];
     let before: Spent = [];
@@ -95,10 +95,7 @@ async function measure(
     return {
       changesPerSecond: (ticks * (perTick + 1)) / seconds,
       lagsMs,
-      spent: spent().map((after, at) => {
-        const since = before[at] ?? null;
-        return after === null || since === null ? null : after - since;
-      }),
+      spent: spent().map((now, at) => spentSince(before[at] ?? null, now)),
     };
   } finally {
     await Promise.all([writer.end(), reader.end()]);

@@ -6,13 +6,11 @@ import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import pg from 'pg';
 import { cpuSeconds, peakResidentBytes } from '../support/processes.ts';
-import type { Tool, ToolCost } from '../support/rounds.ts';
-import type { BenchServer } from '../support/servers.ts';
+import { lastWords, type Tool, type ToolCost } from '../support/rounds.ts';
+import type { BenchServer, BenchServers } from '../support/servers.ts';
 import type { Backlog } from './backlogs.ts';
 
-export interface SyncWork {
-  readonly source: BenchServer;
-  readonly target: BenchServer;
+export interface SyncWork extends BenchServers {
   readonly backlog: Backlog;
   readonly scale: number;
 }
@@ -66,9 +64,9 @@ export async function expectEqual({ source, target }: SyncWork): Promise<void> {
   if (a !== b) throw new Error(`source and target differ: ${a} ${b}`);
 }
 
-function ourTool(work: SyncWork): Tool {
+export function ourTool(work: SyncWork): Tool {
   let child: ChildProcess | null = null;
-  let said = '';
+  let said = (): string => '';
   return {
     name: 'DTS',
     async prepare() {
@@ -77,11 +75,10 @@ function ourTool(work: SyncWork): Tool {
       const urls = [work.source.url(DATABASE), work.target.url(DATABASE)];
       const made = spawn(process.execPath, [script, ...urls], { stdio: ['pipe', 'pipe', 'pipe'] });
       child = made;
-      said = '';
-      made.stderr.on('data', (chunk: Buffer) => void (said = (said + chunk.toString()).slice(-4_000)));
+      said = lastWords(made.stderr);
       await Promise.race([
         once(made.stdout, 'data'),
-        once(made, 'exit').then(() => Promise.reject(new Error(said))),
+        once(made, 'exit').then(() => Promise.reject(new Error(said()))),
       ]);
       await writeBacklog(work);
     },
@@ -89,7 +86,9 @@ function ourTool(work: SyncWork): Tool {
       const running = child;
       if (running?.pid === undefined) throw new Error('the stream was not prepared');
       const before = cpuSeconds(running.pid);
-      const ended = once(running, 'exit').then(() => Promise.reject(new Error(`the stream ended: ${said}`)));
+      const ended = once(running, 'exit').then(() =>
+        Promise.reject(new Error(`the stream ended: ${said()}`)),
+      );
       running.stdin?.end('go\n');
       await Promise.race([untilMarked(work.target), ended]);
       const spent = cpuSeconds(running.pid) - before;
@@ -162,16 +161,22 @@ function nativeTool(work: SyncWork, name: string, options: string): Tool {
   };
 }
 
-export const PARALLEL = 'subscription, streaming = parallel';
+export const binarySubscription = (work: SyncWork): Tool =>
+  nativeTool(work, 'subscription, binary', ', binary = true');
 
-/** Ours first. `streaming = parallel` needs a target of 16 or newer. */
+/** `streaming = parallel` needs 16 or newer on both sides. */
+export function hasParallel(servers: BenchServers): boolean {
+  return [servers.source, servers.target].every(({ version }) => Number.parseInt(version, 10) >= 16);
+}
+
+/** Ours first. */
 export function syncTools(work: SyncWork): Tool[] {
-  const parallel =
-    Number.parseInt(work.target.version, 10) >= 16 && Number.parseInt(work.source.version, 10) >= 16;
   return [
     ourTool(work),
     nativeTool(work, 'subscription, text', ''),
-    nativeTool(work, 'subscription, binary', ', binary = true'),
-    ...(parallel ? [nativeTool(work, PARALLEL, ', streaming = parallel')] : []),
+    binarySubscription(work),
+    ...(hasParallel(work)
+      ? [nativeTool(work, 'subscription, streaming = parallel', ', streaming = parallel')]
+      : []),
   ];
 }
