@@ -53,7 +53,7 @@ export const settings = [
     flag: '--data-dir',
     placeholder: '<folder>',
     fallback: './data',
-    help: 'SQLite file and key file',
+    help: 'SQLite file, key file, files of large transactions while they are streamed',
   },
   {
     variable: 'DTS_LOG_LEVEL',

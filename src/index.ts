@@ -1,4 +1,6 @@
 // The library: `createService(config)` gives what the HTTP facade and the command line are made of.
+import { rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { openStore } from '../db/open.ts';
 import { TaskNotes } from '../db/notes.ts';
 import type { Config } from './config.ts';
@@ -53,6 +55,9 @@ export function createService(
 ): Service {
   const log = options.log ?? silent;
   const store = openStore(config.databasePath);
+  // what a service that was killed may have left: a file that it was about to take the name of
+  const spillFolder = join(config.dataDir, 'spill');
+  rmSync(spillFolder, { recursive: true, force: true });
   const key = config.secretKey ?? keyFromFile(config.keyPath, log);
   const vault = new SecretVault(key, new TaskNotes(store));
   const hub = new EventHub();
@@ -62,6 +67,7 @@ export function createService(
     vault,
     hub,
     hookCommands,
+    spillFolder,
     log,
     failpoint: makeFailpoint(options.failpoint),
     maxRunningTasks: config.maxRunningTasks,

@@ -68,6 +68,7 @@ function turned(
     checkpoints: prefixed(scope.checkpoints, prefix),
     progress: scope.progress,
     hookCommands: scope.hookCommands,
+    spillFolder: scope.spillFolder,
     log: scope.log,
     signal: scope.signal,
     failpoint: (name) => {

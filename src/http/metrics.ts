@@ -132,6 +132,13 @@ class TaskFigures {
       this.#set(id, 'limited_by', 'The side that is waited for while behind: 1.', 1, {
         side: sync.limitedBy,
       });
+    if (sync.inProgress !== null) {
+      const { transactions, bytes, spilledBytes } = sync.inProgress;
+      const sent = 'Transactions that the source has sent and not committed';
+      this.#set(id, 'transactions_in_progress', `${sent}.`, transactions);
+      this.#set(id, 'transactions_in_progress_bytes', `${sent}: their size.`, bytes);
+      this.#set(id, 'transactions_in_progress_spilled_bytes', `${sent}: what is on our disk.`, spilledBytes);
+    }
     if (sync.slot !== null) this.#addSlot(id, sync.slot);
   }
 

@@ -22,6 +22,7 @@ export const failpoints = [
   'held.noted',
   'copy.mid-unlogged',
   'copy.mid-large-objects',
+  'sync.spilled',
   'sync.before-target-commit',
   'sync.committed-not-acknowledged',
   'sync.committed-not-durable',

@@ -68,6 +68,15 @@ export interface SyncStatus {
   readonly changesPerSecond: number;
   readonly transactionsApplied: number;
   readonly changesApplied: number;
+  /**
+   * Large transactions that the source has sent and not committed, their size, and how much of it is on our disk; null
+   * where they come when they have committed (PostgreSQL 13, `catch-up`, no disk).
+   */
+  readonly inProgress: {
+    readonly transactions: number;
+    readonly bytes: number;
+    readonly spilledBytes: number;
+  } | null;
   readonly slot: {
     readonly walStatus: string | null;
     readonly retainedBytes: number;

@@ -3,7 +3,7 @@
 // Format: https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html
 //
 // Between Stream Start and Stream Stop (option `streaming`, from protocol 2 on) a relation, type, change or message begins
-// with the id of its (sub)transaction: whoever decodes a stream calls `decodeStreamed`.
+// with the id of its (sub)transaction, which spilled-messages.ts takes out.
 import { MessageReader } from './message-reader.ts';
 import {
   UNCHANGED,
@@ -144,9 +144,6 @@ function readStreamAbort(reader: MessageReader): StreamAbortMessage {
   };
 }
 
-/** These begin with a transaction id inside of a stream. */
-const carriesXid = new Set(['R', 'Y', 'I', 'U', 'D', 'T', 'M']);
-
 function readBody(tag: string, reader: MessageReader): PgoutputMessage {
   switch (tag) {
     case 'B':
@@ -224,17 +221,4 @@ export function decodePgoutput(buffer: Buffer): PgoutputMessage {
   const message = readBody(reader.char(), reader);
   reader.end();
   return message;
-}
-
-/** The same for a message between Stream Start and Stop: with the (sub)transaction that it belongs to. */
-export function decodeStreamed(buffer: Buffer): {
-  readonly message: PgoutputMessage;
-  readonly xid: number | null;
-} {
-  const reader = new MessageReader(buffer);
-  const tag = reader.char();
-  const xid = carriesXid.has(tag) ? reader.oid() : null;
-  const message = readBody(tag, reader);
-  reader.end();
-  return { message, xid };
 }

@@ -67,6 +67,8 @@ export interface TaskScope {
   readonly checkpoints: Checkpoints;
   readonly progress: ProgressPort;
   readonly hookCommands: HookCommands;
+  /** For files of ours that have no name, of what a stream cannot keep in memory. */
+  readonly spillFolder: string;
   readonly log: Log;
   /** Aborted on pause, cancel, deadline and shutdown. Check it in loops; hand it to sessions. */
   readonly signal: AbortSignal;

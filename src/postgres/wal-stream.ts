@@ -23,6 +23,7 @@ import { verifySystem } from './source-system.ts';
 import type { SlotRecord } from './slot-record.ts';
 import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
+import { TransactionsInProgress, type InProgress } from './transactions-in-progress.ts';
 import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
 
 /** What comes alone is read at once; a steady load is read so often, and leaves for the target less often still (replay.ts, GATHER_MS). */
@@ -30,6 +31,8 @@ const PACE_MS = 20;
 const STATUS_INTERVAL_MS = 5_000;
 /** Ours, whatever the source has configured: with 0 the walsender of a dead client would hold the slot for ever. */
 const WAL_SENDER_TIMEOUT_MS = 60_000;
+/** Given at once of a transaction that was gathered. */
+const TAKE_BYTES = 4 * 1024 * 1024;
 /** A walsender that decodes a large transaction without sending any of it may not answer for long. */
 const SILENCE_TIMEOUT_MS = 300_000;
 const PING_AFTER_MS = 15_000;
@@ -46,6 +49,8 @@ export interface WalStreamOptions {
   readonly sourceVersion: number;
   /** Values in binary form; from 14 on. */
   readonly binary: boolean;
+  /** Large transactions as they are written, not when they have committed; from 14 on, and only by the walsender. */
+  readonly streaming: boolean;
 }
 
 interface Pausable {
@@ -63,6 +68,10 @@ export class WalStream {
     pause: () => this.#stream?.pause(),
     resume: () => this.#pace?.resume(),
   });
+  /** Null: every transaction comes when it has committed. */
+  readonly #inProgress: TransactionsInProgress | null;
+  /** What was taken from the queue, as whole transactions; null: all of it has been given. */
+  #whole: AsyncGenerator<Gulp> | null = null;
   #pace: ReadPace | null = null;
   #onFailure: (() => void) | null = null;
   #ackedLsn: Lsn;
@@ -73,10 +82,12 @@ export class WalStream {
   private constructor(
     service: LogicalReplicationService,
     socket: Socket,
+    inProgress: TransactionsInProgress | null,
     ackedLsn: Lsn,
     uncount: () => void,
   ) {
     this.#service = service;
+    this.#inProgress = inProgress;
     this.#socket = socket;
     this.#ackedLsn = ackedLsn;
     this.#uncount = uncount;
@@ -100,7 +111,11 @@ export class WalStream {
       { ...config, stream: () => socket },
       { acknowledge: { auto: false, timeoutSeconds: 0 }, flowControl: { enabled: false } },
     );
-    const stream = new WalStream(service, socket, options.ackedLsn, scope.source.registerExternal());
+    const inProgress = options.streaming
+      ? new TransactionsInProgress(scope.spillFolder, () => scope.failpoint('sync.spilled'))
+      : null;
+    const uncount = scope.source.registerExternal();
+    const stream = new WalStream(service, socket, inProgress, options.ackedLsn, uncount);
     try {
       await stream.#start(scope, options, signal, senderTimeoutMs);
       return stream;
@@ -123,15 +138,34 @@ export class WalStream {
 
   /** Whether nothing waits to be taken. */
   get drained(): boolean {
-    return this.#queue.drained;
+    return this.#whole === null && this.#queue.drained;
+  }
+
+  /** What has been sent of transactions that have not ended, and is not given yet; null: they come when they have committed. */
+  get inProgress(): InProgress | null {
+    return this.#inProgress?.figures ?? null;
   }
 
   /**
    * What has arrived, in order; waits for something up to `waitMs` and then returns an empty list.
-   * Throws what broke the connection, `aborted` after close().
+   * Throws what broke the connection, `aborted` after close(); SpillFailed.
    */
-  take(waitMs: number): Promise<readonly Gulp[]> {
-    return this.#queue.take(waitMs);
+  async take(waitMs: number): Promise<readonly Gulp[]> {
+    const { failure } = this.#queue;
+    if (failure) throw failure;
+    if (this.#inProgress === null) return this.#queue.take(waitMs);
+    this.#whole ??= this.#inProgress.whole(await this.#queue.take(waitMs));
+    const gulps: Gulp[] = [];
+    for (let bytes = 0; bytes < TAKE_BYTES; ) {
+      const next = await this.#whole.next();
+      if (next.done === true) {
+        this.#whole = null;
+        break;
+      }
+      gulps.push(next.value);
+      bytes += next.value.buffer.length;
+    }
+    return gulps;
   }
 
   /** A walsender never ends by itself. */
@@ -169,6 +203,7 @@ export class WalStream {
       this.#client?.on('error', () => undefined);
       (this.#client as unknown as { connection?: Client } | null)?.connection?.on('error', () => undefined);
       this.#service.on('error', () => undefined);
+      await this.#inProgress?.close();
       this.#uncount();
     })();
     return this.#closed;
@@ -192,12 +227,12 @@ export class WalStream {
         this.#client = client;
         this.#stream = (client as unknown as { connection: { stream: Pausable } }).connection.stream;
         await client.query(sessionSettings);
-        await client.query(decodingMemory);
+        if (!options.streaming) await client.query(decodingMemory);
         await client.query(`select set_config('wal_sender_timeout', '${senderTimeoutMs}', false)`);
         // On this very connection: behind one address there may be more than one server.
         await verifySystem(client, options.slot, scope);
         const parameters = [
-          `proto_version '1'`,
+          ...(options.streaming ? [`proto_version '2'`, `streaming 'on'`] : [`proto_version '1'`]),
           `publication_names ${literal(ident(options.publication))}`,
           ...(hasLogicalMessages(options.sourceVersion) ? [`messages 'true'`] : []),
           ...(options.binary ? [`binary 'true'`] : []),

@@ -1,6 +1,7 @@
 // Findings of a request that is no task yet, and of tables to be added to one: preflight's, and what planning the schema
 // has to say. Nothing is changed anywhere.
 import { randomBytes, randomUUID } from 'node:crypto';
+import { tmpdir } from 'node:os';
 import { asMigrationError } from '../model/errors.ts';
 import { isBlocked, type Finding } from '../model/finding.ts';
 import { invalidRequest } from '../model/request-faults.ts';
@@ -44,6 +45,7 @@ export async function findingsOfRequest(
       setWaitingFor: ignore,
     },
     hookCommands,
+    spillFolder: tmpdir(), // nothing is streamed
     log,
     signal: controller.signal,
     failpoint: ignore,

@@ -42,6 +42,7 @@ export interface SupervisorOptions {
   readonly vault: SecretVault;
   readonly hub: EventHub;
   readonly hookCommands: HookCommands;
+  readonly spillFolder: string;
   readonly log: Log;
   readonly failpoint: (name: Failpoint) => void;
   readonly maxRunningTasks: number;

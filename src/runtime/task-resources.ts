@@ -17,6 +17,7 @@ export interface TaskResourcesOptions {
   readonly vault: SecretVault;
   readonly hub: EventHub;
   readonly hookCommands: HookCommands;
+  readonly spillFolder: string;
   readonly log: Log;
   readonly failpoint: (name: Failpoint) => void;
   readonly isLive: (taskId: string) => boolean;
@@ -55,6 +56,7 @@ export class TaskResources {
       },
       progress: this.telemetryOf(row.id),
       hookCommands: this.#options.hookCommands,
+      spillFolder: this.#options.spillFolder,
       log: scopedLog(log, row.id),
       signal,
       failpoint,

@@ -4,6 +4,7 @@
 // have now. So neither does the copy hold up the stream, nor must it be known which parts are being read.
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, type Lsn } from '../model/lsn.ts';
+import { beginMessage, commitMessage } from '../postgres/pgoutput-ends.ts';
 import type { OpenTransaction } from './batch.ts';
 
 /** Other tables are set aside, or no longer, than this connection knows: what it has open is read again by another. */
@@ -30,27 +31,6 @@ export interface HeldChunk {
 
 /** A chunk leaves when it is this large. */
 const CHUNK_BYTES = 1024 * 1024;
-
-const BEGIN = 0x42;
-const COMMIT = 0x43;
-
-/** As pgoutput sends it, without a time. */
-function beginMessage({ commit, xid }: OpenTransaction): Buffer {
-  const message = Buffer.alloc(21);
-  message[0] = BEGIN;
-  message.writeBigInt64BE(commit, 1);
-  message.writeUInt32BE(xid, 17);
-  return message;
-}
-
-/** The position behind it lies behind its commit record's beginning, and before the next one's. */
-function commitMessage({ commit }: OpenTransaction): Buffer {
-  const message = Buffer.alloc(26);
-  message[0] = COMMIT;
-  message.writeBigInt64BE(commit, 2);
-  message.writeBigInt64BE(commit + 1n, 10);
-  return message;
-}
 
 interface TableStream {
   /** The transaction that is begun and not ended in what has been gathered or has left. */
@@ -80,7 +60,7 @@ export class HeldChanges {
     // by position: a batch that is sent again has transactions of its own
     if (stream.open?.commit !== transaction.commit) {
       this.#end(stream);
-      this.#push(stream, beginMessage(transaction));
+      this.#push(stream, beginMessage(transaction.commit, transaction.xid));
       stream.open = transaction;
       stream.lastCommit = transaction.commit;
     } else this.#goOn(stream);
@@ -111,13 +91,16 @@ export class HeldChanges {
 
   /** A chunk may be read after the one before it is gone: it begins the transaction that it goes on with once more. */
   #goOn(stream: TableStream): void {
-    if (stream.open !== null && stream.messages.length === 0) this.#push(stream, beginMessage(stream.open));
+    if (stream.open !== null && stream.messages.length === 0)
+      this.#push(stream, beginMessage(stream.open.commit, stream.open.xid));
   }
 
   #end(stream: TableStream): void {
     if (stream.open === null) return;
     this.#goOn(stream);
-    this.#push(stream, commitMessage(stream.open));
+    const { commit } = stream.open;
+    // the position lies behind its commit record's beginning, and before the next one's
+    this.#push(stream, commitMessage(commit, commit + 1n));
     stream.open = null;
   }
 

@@ -85,6 +85,8 @@ export class Replay {
   #gulp: Gulp | null = null;
   #kept = 0;
   #next = 0;
+  /** Something of it is looked at again when it has been read. */
+  #isKept = false;
   #isPastCopies = false;
   /** The batch that the target is carrying out, and how it ended when it failed. */
   #underWay: { readonly batch: Batch; readonly position: Lsn; readonly done: Promise<void> } | null = null;
@@ -202,6 +204,7 @@ export class Replay {
     const { buffer, bounds } = gulp;
     this.#gulp = gulp;
     this.#kept = 0;
+    this.#isKept = false;
     for (let i = 0; i < bounds.length; i += 2) {
       const start = bounds[i] ?? 0;
       const end = bounds[i + 1] ?? 0;
@@ -229,6 +232,7 @@ export class Replay {
     }
     this.#keep(bounds.length);
     this.#gulp = null;
+    if (!this.#isKept) gulp.lease?.release();
     // What only moves the position, or was applied before, is not worth its memory.
     if (!this.#hasWork() && this.#transaction?.applied !== false) this.#batch.log?.splice(0);
   }
@@ -333,8 +337,10 @@ export class Replay {
   /** What was read of the gulp up to `to` belongs to the batch; what follows may be the next one's. */
   #keep(to: number): void {
     const { log, ordered } = this.#batch;
-    if (this.#gulp !== null && to > this.#kept && log !== null && !ordered)
+    if (this.#gulp !== null && to > this.#kept && log !== null && !ordered) {
       log.push({ gulp: this.#gulp, from: this.#kept, to });
+      this.#isKept = true;
+    }
     this.#kept = to;
   }
 
@@ -351,6 +357,7 @@ export class Replay {
     const relation = this.#relationOf(buffer, start, end);
     if (relation?.kind === 'held') {
       this.#applier.hold(relation, buffer.subarray(start, end), transaction);
+      this.#isKept = true;
       this.#count(transaction, end - start);
       return true;
     }

@@ -3,6 +3,7 @@
 import { MigrationError } from '../model/errors.ts';
 import { SLOT_ENDANGERED } from '../model/finding.ts';
 import { compareLsn, lagBytes, type Lsn } from '../model/lsn.ts';
+import type { SyncStatus } from '../model/progress.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import { readSpill, sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { ensurePublication } from '../postgres/publication.ts';
@@ -35,6 +36,8 @@ export interface ReplayView {
   readonly silentMs: () => number;
   readonly applyPid: number;
   readonly feed: 'live' | 'catch-up';
+  /** Null: transactions are sent when they have committed. */
+  readonly inProgress: () => SyncStatus['inProgress'];
   readonly oldSnapshots: OldSnapshots;
   /** Called with every sample. */
   readonly onSample: (lagBytes: number, slot: SlotHealth['slot']) => void;
@@ -69,6 +72,7 @@ class Sampler {
       readonly figures: ReplayFigures;
       readonly limitedBy: 'source' | 'target' | null;
       readonly feed: 'live' | 'catch-up' | null;
+      readonly inProgress: SyncStatus['inProgress'];
     },
   ): Promise<{ readonly lag: number; readonly lagSeconds: number; readonly slot: SlotHealth['slot'] }> {
     const scope = this.#scope;
@@ -114,6 +118,7 @@ class Sampler {
       flushedLagSeconds: secondsBehind(flushedLsn),
       limitedBy: lag > 0 ? rates.limitedBy : null,
       changesPerSecond: rates.changesPerSecond,
+      inProgress: rates.inProgress,
       transactionsApplied: rates.figures.transactionsApplied,
       changesApplied: rates.figures.changesApplied,
       slot: { ...health.slot, ...outlook, spillBytes: this.#spill },
@@ -150,7 +155,7 @@ export async function sampleUntilCopied(
       sampledAt = Date.now();
       await sampler.sample(
         { receivedLsn: appliedLsn, appliedLsn },
-        { changesPerSecond: 0, figures, limitedBy: null, feed: null },
+        { changesPerSecond: 0, figures, limitedBy: null, feed: null, inProgress: null },
       );
     }
     await sleep(COPY_POLL_MS, scope.signal);
@@ -192,7 +197,8 @@ export async function sampleReplay(
     // The applied position first: sampled later it could lie beyond the source's.
     const at = { appliedLsn: view.position(), receivedLsn: view.receivedLsn() };
     const { figures, feed } = view;
-    const sampled = await sampler.sample(at, { changesPerSecond, figures, limitedBy, feed });
+    const inProgress = view.inProgress();
+    const sampled = await sampler.sample(at, { changesPerSecond, figures, limitedBy, feed, inProgress });
     const { lag, lagSeconds } = sampled;
     view.onSample(lag, sampled.slot);
     if (caughtUp === true && now - catalogCheckedAt >= CATALOG_CHECK_MS) {

@@ -22,8 +22,10 @@ import { ensureSlot } from '../postgres/slot.ts';
 import { findSlot, slotOf, type SlotRecord } from '../postgres/slot-record.ts';
 import { releaseSlot } from '../postgres/slot-removal.ts';
 import { SlotFeed } from '../postgres/slot-feed.ts';
+import { SpillFailed } from '../postgres/spill-file.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { taskObjectName } from '../postgres/sql.ts';
+import type { InProgress } from '../postgres/transactions-in-progress.ts';
 import { WalStream, type WalStreamOptions } from '../postgres/wal-stream.ts';
 import { Applier } from './apply.ts';
 import { openApplySession } from './apply-session.ts';
@@ -42,8 +44,11 @@ import { sampleReplay, sampleUntilCopied, type ReplayView } from './sampler.ts';
 import { newPartitionsOf } from './catalog-watch.ts';
 import { followDdl, noteFilenodes } from './source-ddl.ts';
 import { chooseStreamFormat } from './stream-format.ts';
+import { SPILL_REFUSED, spillRefused } from './spill-refused.ts';
 import { wasWidenedBehind, widenedBehind } from './widen-columns.ts';
 
+/** Of `server_version_num`. */
+const STREAMING_SINCE = 140_000;
 const HOLDS_POLL_MS = 250;
 /** Connections in a row that brought no progress before the error goes to the statechart, which waits longer. */
 const MAX_RECONNECTS = 5;
@@ -95,6 +100,8 @@ interface StreamMemory {
   orderedUntil: Lsn | null;
   /** False once the slot functions were refused. */
   mayCatchUp: boolean;
+  /** False once our disk has refused a transaction in progress. */
+  maySpill: boolean;
   /** Up to here they are not for the backlog. */
   unfitUntil: Lsn;
   readonly sizes: CatchUpSizes;
@@ -114,6 +121,7 @@ async function keepStreaming(
     isChecked: true,
     orderedUntil: null,
     mayCatchUp,
+    maySpill: true,
     unfitUntil: ZERO_LSN,
     sizes,
   };
@@ -238,6 +246,7 @@ async function streamOnce(
         ackedLsn: progress.ackedLsn,
         sourceVersion: version,
         binary: format.binary,
+        streaming: memory.maySpill && version >= STREAMING_SINCE,
       },
       memory,
       emit,
@@ -268,6 +277,9 @@ async function streamOnce(
         stored = true;
       },
     });
+    const inProgress = (): InProgress | null => (opened instanceof WalStream ? opened.inProgress : null);
+    // The slot functions would have all of it decoded again.
+    const isGathering = (): boolean => (inProgress()?.transactions ?? 0) > 0;
     const view: ReplayView = {
       receivedLsn: () => opened.receivedLsn,
       position: () => replay.position,
@@ -275,10 +287,12 @@ async function streamOnce(
       silentMs: () => opened.silentMs,
       applyPid: session.pid,
       feed: kind,
+      inProgress,
       oldSnapshots: new OldSnapshots(scope),
       figures,
       onSample: (lag, found) => {
-        const isBehind = !isCatchUp && shouldCatchUp(memory, slot, replay.position, lag / 2, found);
+        const isBehind =
+          !isCatchUp && !isGathering() && shouldCatchUp(memory, slot, replay.position, lag / 2, found);
         const mayBeBinary = passing !== null && lasting.binary && textUntil(replay.position) === null;
         if (isBehind || mayBeBinary) replay.leave();
       },
@@ -299,6 +313,15 @@ async function streamOnce(
   } catch (error) {
     scope.signal.throwIfAborted();
     if (error instanceof ReplayInOrder) throw error;
+    if (error instanceof SpillFailed) {
+      memory.maySpill = false;
+      emit({ type: 'FINDING', code: SPILL_REFUSED, finding: spillRefused(error) });
+      scope.log.warn(
+        { err: error },
+        'a transaction in progress cannot be kept: the source sends them when they commit',
+      );
+      return;
+    }
     const failure = fromPostgres(error);
     if (feed instanceof SlotFeed && isOutOfResources(failure)) {
       memory.mayCatchUp = false;
@@ -393,7 +416,9 @@ async function openFeed(
       scope.log.warn({ err: failure }, 'the slot functions are not to be had: the walsender feeds alone');
     }
   }
-  return WalStream.open(scope, options, signal);
+  const feed = await WalStream.open(scope, options, signal);
+  if (options.streaming) emit({ type: 'FINDING', code: SPILL_REFUSED, finding: null });
+  return feed;
 }
 
 /** Class 53 of the source, insufficient resources: temp_file_limit, a full disk. The walsender needs no temporary file. */

@@ -22,6 +22,7 @@ const sync: SyncStatus = {
   changesPerSecond: 7,
   transactionsApplied: 3,
   changesApplied: 12,
+  inProgress: { transactions: 2, bytes: 9_000, spilledBytes: 5_000 },
   slot: {
     walStatus: 'extended',
     retainedBytes: 4096,
@@ -75,6 +76,9 @@ test('tasks are shown by id and state, lag between named positions, and never a 
     'dts_task_catch_up_seconds{task="orders"} +Inf',
     'dts_task_limited_by{task="orders",side="target"} 1',
     'dts_task_applied_changes_total{task="orders"} 12',
+    'dts_task_transactions_in_progress{task="orders"} 2',
+    'dts_task_transactions_in_progress_bytes{task="orders"} 9000',
+    'dts_task_transactions_in_progress_spilled_bytes{task="orders"} 5000',
     'dts_task_slot_retained_bytes{task="orders"} 4096',
     'dts_task_slot_safe_wal_bytes{task="orders"} +Inf',
     'dts_task_slot_seconds_until_lost{task="orders"} 60',
@@ -82,7 +86,7 @@ test('tasks are shown by id and state, lag between named positions, and never a 
   ])
     expect(samples).toContain(sample);
   // neither what is not known, nor anything of a task that has ended, nor words of others
-  expect(text).not.toMatch(/behind="flushed"|spilled|task="done"|hunter2|a\.example/);
+  expect(text).not.toMatch(/behind="flushed"|slot_spilled|task="done"|hunter2|a\.example/);
 });
 
 test('the slot of a task at rest is shown; a task that is gone leaves nothing', async () => {

@@ -61,6 +61,7 @@ async function feedOptions(scope: TestScope): Promise<WalStreamOptions> {
     ackedLsn: slot.consistentLsn,
     sourceVersion: await sourceVersion(scope),
     binary: false,
+    streaming: false,
   };
 }
 

@@ -1,5 +1,6 @@
 // The stream where it hurts: slow networks, a target that does not take them, a session of ours that
 // commits after its connection broke, a slot whose WAL was removed.
+import { writeFileSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
 import pg from 'pg';
 import { describe, expect, it, onTestFinished } from 'vitest';
@@ -129,6 +130,7 @@ describe('the stream', () => {
         ackedLsn: slot.consistentLsn,
         sourceVersion: await sourceVersion(scope),
         binary: true,
+        streaming: false,
       },
       scope.signal,
       timeoutMs,
@@ -201,6 +203,7 @@ describe('the stream', () => {
       silentMs: () => 0,
       applyPid: rows[0]?.pid ?? 0,
       feed: 'live',
+      inProgress: () => null,
       oldSnapshots: new OldSnapshots(scope, 0),
       onSample: () => undefined,
       figures: newFigures(),
@@ -340,8 +343,10 @@ describe('the guard of the slot', () => {
   it('shows what decoding spills to the disk of the source, and keeps an idle slot moving', async () => {
     const { pair } = await ownSource({ logical_decoding_work_mem: '64kB', shared_buffers: '1MB' }, 'disable');
     const { scope, stream } = await streaming(pair, 'create table public.t (id int primary key, v text)');
+    // our own disk refuses it: it comes when it has committed
+    writeFileSync(scope.spillFolder, '');
     await pair.source.query(
-      'insert into public.t select g, repeat(md5(g::text), 4) from generate_series(1, 20000) g',
+      'insert into public.t select g, repeat(md5(g::text), 20) from generate_series(1, 20000) g',
     );
     await drainStream(scope, pair, stream);
     await waitFor(() => (scope.sync.at(-1)?.slot?.spillBytes ?? 0) > 100_000, 30_000, 'spilled bytes');

@@ -1,5 +1,8 @@
 // A TaskScope without runtime: real connections, checkpoints and progress in memory. For tests of domain steps.
 import { randomUUID } from 'node:crypto';
+import { rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { onTestFinished } from 'vitest';
 import { parseRequest, type TaskRequest } from '../../src/model/request.ts';
 import type { SyncStatus, TableProgress } from '../../src/model/progress.ts';
@@ -44,6 +47,8 @@ export function makeScope(
   const waits: (string | null)[] = [];
   const cleans: boolean[] = [];
   const failpointsHit: string[] = [];
+  const spillFolder = join(tmpdir(), `dts-spill-${randomUUID()}`);
+  onTestFinished(() => rmSync(spillFolder, { recursive: true, force: true }));
   const silent = (): void => undefined;
   const scope = {
     taskId,
@@ -82,6 +87,7 @@ export function makeScope(
       setWaitingFor: (reason: string | null) => void waits.push(reason),
     },
     hookCommands: new HookFolder(null),
+    spillFolder,
     log: { debug: silent, info: silent, warn: silent, error: silent },
     signal: controller.signal,
     failpoint: (name: string) => void failpointsHit.push(name),

@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { MigrationError } from '../../src/model/errors.ts';
 import { bigintToLsn } from '../../src/model/lsn.ts';
-import { decodePgoutput, decodeStreamed } from '../../src/postgres/pgoutput.ts';
+import { decodePgoutput } from '../../src/postgres/pgoutput.ts';
 import { UNCHANGED, type PgoutputMessage } from '../../src/postgres/pgoutput-messages.ts';
 import { u8, encode } from '../support/pgoutput-messages.ts';
 
@@ -153,21 +153,6 @@ describe('decodePgoutput', () => {
     const abort = { tag: 'stream-abort', xid: 7, subXid: 8, abortLsn: '1/2', abortTime: 3n } as const;
     expect(decodePgoutput(encode(abort))).toEqual(abort);
     expect(outcome(encode(abort).subarray(0, 20))).toBe('internal');
-  });
-
-  it('tells the (sub)transaction of every message within a stream', () => {
-    const within = new Set(['relation', 'type', 'insert', 'update', 'delete', 'truncate', 'message']);
-    fc.assert(
-      fc.property(message, oid, (sent, xid) => {
-        const plain = encode(sent);
-        const id = Buffer.alloc(4);
-        id.writeUInt32BE(xid);
-        const streamed = within.has(sent.tag)
-          ? Buffer.concat([plain.subarray(0, 1), id, plain.subarray(1)])
-          : plain;
-        expect(decodeStreamed(streamed)).toEqual({ message: sent, xid: within.has(sent.tag) ? xid : null });
-      }),
-    );
   });
 
   it('answers a message with changed bytes with a message or a typed error', () => {

@@ -1,6 +1,7 @@
 // Our stream as the bench runs it: makes publication, slot and markers of tables that are equal on both sides, says
 // `ready`, waits for a line, and then streams until it is ended. argv: source URL, target URL.
 import { once } from 'node:events';
+import { tmpdir } from 'node:os';
 import { parseRequest } from '../../../src/model/request.ts';
 import { relationKey } from '../../../src/model/relation.ts';
 import type { PlannedTable } from '../../../src/model/schema-plan.ts';
@@ -48,6 +49,7 @@ const scope: TaskScope = {
     setValidationClean: ignore,
   },
   hookCommands: new HookFolder(null),
+  spillFolder: tmpdir(),
   log: { debug: ignore, info: tell, warn: tell, error: tell },
   signal: controller.signal,
   failpoint: ignore,

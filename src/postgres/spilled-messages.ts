@@ -1,0 +1,183 @@
+// The messages of one transaction that is not committed yet, in the order in which they came: in memory, and from its
+// beginning on in a file once transactions-in-progress.ts wants the memory for others. What a sub-transaction brought is cut off
+// again when that is rolled back: sub-transactions nest, so everything behind its first message is its own or its children's.
+//
+// They lie in chunks, each message as a frame: int32 its length, int32 id of its (sub)transaction, the message without it.
+// Of a chunk only is known between which ids those of its sub-transactions lie: an index of all of them would grow with the
+// transaction, and of those that are sent few are rolled back.
+import type { BufferPool } from './buffer-pool.ts';
+import { Lease } from './lease.ts';
+import { SpillFile } from './spill-file.ts';
+import type { Gulp } from './wal-walker.ts';
+
+/** Larger only for one message that is. */
+const CHUNK_BYTES = 1024 * 1024;
+/** Of a transaction that is small yet. */
+const LEAST_CHUNK_BYTES = 64 * 1024;
+const FRAME_BYTES = 8;
+/** Of a message within a stream: the id that follows its tag. */
+const XID_BYTES = 4;
+
+interface Chunk {
+  /** Null: it is in the file. */
+  memory: Buffer | null;
+  bytes: number;
+  /** Where it is in the file. */
+  at: number;
+  messages: number;
+  /** Of its sub-transactions' ids; lowest > highest: it has none. */
+  lowest: number;
+  highest: number;
+}
+
+export class SpilledMessages {
+  readonly #xid: number;
+  readonly #pool: BufferPool;
+  readonly #file: SpillFile;
+  /** Those in the file come first. */
+  #chunks: Chunk[] = [];
+  #bytes = 0;
+  #memoryBytes = 0;
+  #fileBytes = 0;
+
+  /** `xid`: of the top-level transaction. `folder`: for the file. */
+  constructor(xid: number, folder: string, pool: BufferPool) {
+    this.#xid = xid;
+    this.#pool = pool;
+    this.#file = new SpillFile(folder);
+  }
+
+  /** Of its messages. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Taken by those that are not in the file. */
+  get memoryBytes(): number {
+    return this.#memoryBytes;
+  }
+
+  get fileBytes(): number {
+    return this.#fileBytes;
+  }
+
+  /** A message of at least five bytes as it came within a stream. */
+  add(buffer: Buffer, start: number, end: number): void {
+    const length = end - start - XID_BYTES;
+    const chunk = this.#chunkFor(FRAME_BYTES + length);
+    const memory = chunk.memory as Buffer;
+    const at = chunk.bytes;
+    const xid = buffer.readUInt32BE(start + 1);
+    memory.writeInt32BE(length, at);
+    memory.writeUInt32BE(xid, at + 4);
+    memory[at + FRAME_BYTES] = buffer[start] ?? 0;
+    buffer.copy(memory, at + FRAME_BYTES + 1, start + 1 + XID_BYTES, end);
+    chunk.bytes += FRAME_BYTES + length;
+    this.#bytes += FRAME_BYTES + length;
+    this.#count(chunk, xid);
+  }
+
+  /** Forgets what the sub-transaction brought, and what came behind its beginning. Errors: SpillFailed. */
+  async cut(subXid: number): Promise<void> {
+    for (const [n, chunk] of this.#chunks.entries()) {
+      if (subXid < chunk.lowest || subXid > chunk.highest) continue;
+      const memory = chunk.memory ?? (await this.#read(chunk));
+      let at = 0;
+      while (at < chunk.bytes && memory.readUInt32BE(at + 4) !== subXid) at = nextFrame(memory, at);
+      if (at < chunk.bytes) return this.#cutAt(n, memory, at);
+      if (chunk.memory === null) this.#pool.give(memory);
+    }
+  }
+
+  /** Moves all that is in memory to the file. Errors: SpillFailed. */
+  async spill(): Promise<void> {
+    for (const chunk of this.#chunks) {
+      const { memory, bytes } = chunk;
+      if (memory === null) continue;
+      await this.#file.write(memory.subarray(0, bytes), this.#fileBytes);
+      chunk.at = this.#fileBytes;
+      this.#fileBytes += bytes;
+      this.#free(chunk);
+    }
+  }
+
+  /** The messages as they would have come outside of a stream; once. Errors: SpillFailed. */
+  async *gulps(): AsyncGenerator<Gulp> {
+    for (const chunk of this.#chunks) {
+      const buffer = chunk.memory ?? (await this.#read(chunk));
+      const bounds = new Int32Array(2 * chunk.messages);
+      for (let at = 0, n = 0; at < chunk.bytes; ) {
+        bounds[n++] = at + FRAME_BYTES;
+        at = nextFrame(buffer, at);
+        bounds[n++] = at;
+      }
+      if (chunk.memory !== null) this.#memoryBytes -= buffer.length;
+      chunk.memory = null; // the gulp's now
+      yield { buffer, bounds, lease: new Lease(() => this.#pool.give(buffer)) };
+    }
+  }
+
+  /** Idempotent. */
+  async close(): Promise<void> {
+    for (const chunk of this.#chunks) this.#free(chunk);
+    this.#chunks = [];
+    await this.#file.close();
+  }
+
+  #chunkFor(frame: number): Chunk {
+    const last = this.#chunks.at(-1);
+    if (last?.memory && last.bytes + frame <= last.memory.length) return last;
+    const memory = this.#take(
+      Math.max(frame, Math.min(CHUNK_BYTES, Math.max(LEAST_CHUNK_BYTES, this.#bytes))),
+    );
+    const chunk = { memory, bytes: 0, at: 0, messages: 0, lowest: Infinity, highest: -Infinity };
+    this.#memoryBytes += memory.length;
+    this.#chunks.push(chunk);
+    return chunk;
+  }
+
+  #count(chunk: Chunk, xid: number): void {
+    chunk.messages++;
+    if (xid === this.#xid) return; // it is never rolled back alone
+    if (xid < chunk.lowest) chunk.lowest = xid;
+    if (xid > chunk.highest) chunk.highest = xid;
+  }
+
+  async #cutAt(n: number, memory: Buffer, at: number): Promise<void> {
+    const [chunk, ...behind] = this.#chunks.splice(n) as [Chunk, ...Chunk[]];
+    for (const each of [chunk, ...behind]) this.#bytes -= each.bytes;
+    for (const each of behind) this.#free(each);
+    const inFile = chunk.memory === null;
+    if (inFile) this.#memoryBytes += memory.length;
+    const rest: Chunk = { memory, bytes: at, at: 0, messages: 0, lowest: Infinity, highest: -Infinity };
+    for (let frame = 0; frame < at; frame = nextFrame(memory, frame))
+      this.#count(rest, memory.readUInt32BE(frame + 4));
+    this.#bytes += at;
+    if (at > 0) this.#chunks.push(rest);
+    else this.#free(rest);
+    if (!inFile) return;
+    this.#fileBytes = chunk.at;
+    await this.#file.truncate(chunk.at);
+  }
+
+  #take(bytes: number): Buffer {
+    return bytes > CHUNK_BYTES ? Buffer.allocUnsafeSlow(bytes) : this.#pool.take(bytes);
+  }
+
+  #free(chunk: Chunk): void {
+    if (chunk.memory === null) return;
+    this.#memoryBytes -= chunk.memory.length;
+    this.#pool.give(chunk.memory);
+    chunk.memory = null;
+  }
+
+  async #read(chunk: Chunk): Promise<Buffer> {
+    const memory = this.#take(chunk.bytes);
+    await this.#file.read(memory.subarray(0, chunk.bytes), chunk.at);
+    return memory;
+  }
+}
+
+function nextFrame(memory: Buffer, at: number): number {
+  return at + FRAME_BYTES + memory.readInt32BE(at);
+}

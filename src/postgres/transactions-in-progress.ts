@@ -1,0 +1,180 @@
+// Transactions that the walsender sends before they have committed (`streaming 'on'`, from 14 on): what does not fit into its
+// logical_decoding_work_mem comes in parts, between those of others, instead of being written to the source's disk and read
+// again behind the commit. Here each is gathered until its end is known: a commit gives it on as the transaction that it
+// would have been otherwise, Begin, messages and Commit; a rollback forgets it, or what its sub-transaction brought.
+//
+//   S xid first … E    a part: messages with the id of their (sub)transaction     (in spilled-messages.ts)
+//   c xid              it has committed: in order among the other transactions
+//   A xid subXid       rolled back: the sub-transaction, or all of it
+//
+// Positions are those of a stream without parts: of a transaction in progress nothing is acknowledged, and a new connection
+// is sent all of it again. Driven by wal-stream.ts, for each connection anew.
+import { MigrationError } from '../model/errors.ts';
+import { lsnToBigint } from '../model/lsn.ts';
+import { BufferPool } from './buffer-pool.ts';
+import { beginMessage, commitMessage } from './pgoutput-ends.ts';
+import { decodePgoutput } from './pgoutput.ts';
+import type { StreamCommitMessage, StreamStartMessage } from './pgoutput-messages.ts';
+import { SpilledMessages } from './spilled-messages.ts';
+import { KEEPALIVE, type Gulp } from './wal-walker.ts';
+
+/** Taken by all of them; above it the largest is written to its file. */
+const MEMORY_BYTES = 8 * 1024 * 1024;
+
+const START = 0x53; // S
+const STOP = 0x45; // E
+const COMMIT = 0x63; // c
+const ABORT = 0x41; // A
+/** Origin and Type, which nobody asks for. */
+const UNUSED = new Set([0x4f, 0x59]);
+/** Relation, Insert, Update, Delete, Truncate, Message: with an id behind their tag. */
+const CARRIED = new Set([0x52, 0x49, 0x55, 0x44, 0x54, 0x4d]);
+const LEAST_BYTES = 5;
+
+/** What is gathered of transactions that have not ended. */
+export interface InProgress {
+  readonly transactions: number;
+  readonly bytes: number;
+  /** Of these, on our disk. */
+  readonly spilledBytes: number;
+}
+
+export class TransactionsInProgress {
+  readonly #folder: string;
+  readonly #memoryBytes: number;
+  readonly #onSpilled: () => void;
+  readonly #pool: BufferPool;
+  readonly #open = new Map<number, SpilledMessages>();
+  /** The one whose part comes. */
+  #part: SpilledMessages | null = null;
+
+  /** `folder`: for their files. `onSpilled`: one has been written to. */
+  constructor(folder: string, onSpilled: () => void, memoryBytes = MEMORY_BYTES) {
+    this.#folder = folder;
+    this.#onSpilled = onSpilled;
+    this.#memoryBytes = memoryBytes;
+    this.#pool = new BufferPool(memoryBytes);
+  }
+
+  get figures(): InProgress {
+    const figures = { transactions: this.#open.size, bytes: 0, spilledBytes: 0 };
+    for (const { bytes, fileBytes } of this.#open.values()) {
+      figures.bytes += bytes;
+      figures.spilledBytes += fileBytes;
+    }
+    return figures;
+  }
+
+  /**
+   * Whole transactions, and what lies between them, of what the walsender has sent. Errors: SpillFailed; `internal` for what
+   * no walsender sends.
+   */
+  async *whole(gulps: readonly Gulp[]): AsyncGenerator<Gulp> {
+    for (const gulp of gulps) {
+      yield* this.#wholeOf(gulp);
+      await this.#makeRoom();
+    }
+  }
+
+  /** Idempotent. */
+  async close(): Promise<void> {
+    const open = [...this.#open.values()];
+    this.#open.clear();
+    this.#part = null;
+    await Promise.all(open.map((messages) => messages.close()));
+  }
+
+  async *#wholeOf(gulp: Gulp): AsyncGenerator<Gulp> {
+    const { buffer, bounds, lease } = gulp;
+    let from = 0;
+    let isWhole = true;
+    for (let i = 0; i < bounds.length; i += 2) {
+      const start = bounds[i] ?? 0;
+      const end = bounds[i + 1] ?? 0;
+      const tag = buffer[start] ?? 0;
+      if (this.#part === null ? !isOfParts(tag) : tag === KEEPALIVE) continue;
+      isWhole = false;
+      if (i > from) yield partOf(gulp, from, i);
+      from = i + 2;
+      if (this.#part !== null && CARRIED.has(tag) && end - start >= LEAST_BYTES)
+        this.#part.add(buffer, start, end);
+      else if (this.#part === null || !UNUSED.has(tag)) yield* this.#onEdge(buffer.subarray(start, end));
+    }
+    if (isWhole) {
+      yield gulp;
+      return;
+    }
+    if (bounds.length > from) yield partOf(gulp, from, bounds.length);
+    lease?.release();
+  }
+
+  /** Where a part begins or ends, or a transaction does. */
+  async *#onEdge(bytes: Buffer): AsyncGenerator<Gulp> {
+    const message = decodePgoutput(bytes);
+    const isWithin = this.#part !== null;
+    if (message.tag === 'stream-stop' && isWithin) this.#part = null;
+    else if (message.tag === 'stream-start' && !isWithin) this.#part = this.#begin(message);
+    else if (message.tag === 'stream-commit' && !isWithin) yield* this.#commit(message);
+    else if (message.tag === 'stream-abort' && !isWithin) await this.#abort(message.xid, message.subXid);
+    else throw unexpected(`${message.tag} ${isWithin ? 'within' : 'outside of'} a part`);
+  }
+
+  #begin({ xid, first }: StreamStartMessage): SpilledMessages {
+    const known = this.#open.get(xid);
+    if (first === (known !== undefined))
+      throw unexpected(`${first ? 'the first' : 'another'} part of the transaction ${xid}`);
+    const messages = known ?? new SpilledMessages(xid, this.#folder, this.#pool);
+    this.#open.set(xid, messages);
+    return messages;
+  }
+
+  async *#commit({ xid, commitLsn, endLsn }: StreamCommitMessage): AsyncGenerator<Gulp> {
+    const messages = this.#open.get(xid);
+    if (!messages) throw unexpected(`the commit of the transaction ${xid}`);
+    const commit = lsnToBigint(commitLsn);
+    yield single(beginMessage(commit, xid));
+    yield* messages.gulps();
+    yield single(commitMessage(commit, lsnToBigint(endLsn)));
+    this.#open.delete(xid);
+    await messages.close();
+  }
+
+  async #abort(xid: number, subXid: number): Promise<void> {
+    const messages = this.#open.get(xid);
+    if (xid !== subXid) return messages?.cut(subXid);
+    this.#open.delete(xid);
+    await messages?.close();
+  }
+
+  async #makeRoom(): Promise<void> {
+    for (;;) {
+      let all = 0;
+      let largest: SpilledMessages | null = null;
+      for (const messages of this.#open.values()) {
+        all += messages.memoryBytes;
+        if (messages.memoryBytes > (largest?.memoryBytes ?? 0)) largest = messages;
+      }
+      if (all <= this.#memoryBytes || largest === null) return;
+      await largest.spill();
+      this.#onSpilled();
+    }
+  }
+}
+
+function isOfParts(tag: number): boolean {
+  return tag === START || tag === COMMIT || tag === ABORT || tag === STOP;
+}
+
+function partOf({ buffer, bounds, lease }: Gulp, from: number, to: number): Gulp {
+  lease?.hold();
+  const some = bounds.subarray(from, to);
+  return lease ? { buffer, bounds: some, lease } : { buffer, bounds: some };
+}
+
+function single(message: Buffer): Gulp {
+  return { buffer: message, bounds: Int32Array.of(0, message.length) };
+}
+
+function unexpected(what: string): MigrationError {
+  return new MigrationError('internal', `source: it sent ${what}, which is out of place`);
+}
