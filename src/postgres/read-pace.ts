@@ -25,7 +25,11 @@ export class ReadPace {
   readonly #paceMs: number;
   readonly #isHeld: () => boolean;
   #timer: NodeJS.Timeout | null = null;
+  /** TLS gives what one read brought in pieces of its own, a message each: all of them have been taken by then. */
+  #decision: NodeJS.Immediate | null = null;
   #chunkAt = 0;
+  /** Between the last gulp and this one. */
+  #sinceMs = 0;
   #gulped = 0;
   #pauseMs = FIRST_PAUSE_MS;
 
@@ -39,14 +43,19 @@ export class ReadPace {
   /** After every chunk has been taken. */
   chunk(bytes: number): void {
     const now = performance.now();
-    const since = now - this.#chunkAt;
+    if (this.#gulped === 0) this.#sinceMs = now - this.#chunkAt;
     this.#chunkAt = now;
     this.#gulped += bytes;
-    // TLS gives small pieces; those that wait in memory already cost nothing more.
+    this.#decision ??= setImmediate(() => this.#decide());
+  }
+
+  #decide(): void {
+    this.#decision = null;
+    // those that wait in memory already cost nothing more
     if (this.#socket.readableLength > 0 || this.#isHeld()) return;
     const small = this.#gulped < SMALL_CHUNK_BYTES;
     this.#gulped = 0;
-    if (since > 2 * this.#paceMs + 1) this.#pauseMs = FIRST_PAUSE_MS;
+    if (this.#sinceMs > 2 * this.#paceMs + 1) this.#pauseMs = FIRST_PAUSE_MS;
     else if (small && this.#timer === null) this.#pause();
   }
 
@@ -67,6 +76,8 @@ export class ReadPace {
   stop(): void {
     if (this.#timer) clearTimeout(this.#timer);
     this.#timer = null;
+    if (this.#decision) clearImmediate(this.#decision);
+    this.#decision = null;
   }
 }
 
