@@ -6,6 +6,7 @@
 // Of a chunk only is known between which ids those of its sub-transactions lie: an index of all of them would grow with the
 // transaction, and of those that are sent few are rolled back.
 import type { BufferPool } from './buffer-pool.ts';
+import { copySmall, LastView, SMALL_BYTES } from './byte-views.ts';
 import { Lease } from './lease.ts';
 import { SpillFile } from './spill-file.ts';
 import type { Gulp } from './wal-walker.ts';
@@ -36,6 +37,8 @@ export class SpilledMessages {
   readonly #file: SpillFile;
   /** Those in the file come first. */
   #chunks: Chunk[] = [];
+  readonly #from = new LastView();
+  readonly #to = new LastView();
   #bytes = 0;
   #memoryBytes = 0;
   #fileBytes = 0;
@@ -67,11 +70,14 @@ export class SpilledMessages {
     const chunk = this.#chunkFor(FRAME_BYTES + length);
     const memory = chunk.memory as Buffer;
     const at = chunk.bytes;
-    const xid = buffer.readUInt32BE(start + 1);
-    memory.writeInt32BE(length, at);
-    memory.writeUInt32BE(xid, at + 4);
-    memory[at + FRAME_BYTES] = buffer[start] ?? 0;
-    buffer.copy(memory, at + FRAME_BYTES + 1, start + 1 + XID_BYTES, end);
+    const [from, to] = [this.#from.of(buffer), this.#to.of(memory)];
+    const xid = from.getUint32(start + 1);
+    to.setInt32(at, length);
+    to.setUint32(at + 4, xid);
+    to.setUint8(at + FRAME_BYTES, from.getUint8(start));
+    const [body, into] = [start + 1 + XID_BYTES, at + FRAME_BYTES + 1];
+    if (end - body < SMALL_BYTES) copySmall(from, body, to, into, end - body);
+    else buffer.copy(memory, into, body, end);
     chunk.bytes += FRAME_BYTES + length;
     this.#bytes += FRAME_BYTES + length;
     this.#count(chunk, xid);

@@ -4,7 +4,7 @@ import type { Tuple, ColumnValue } from '../postgres/pgoutput-messages.ts';
 import { UNCHANGED } from '../postgres/pgoutput-messages.ts';
 import type { Parameter, Pipeline } from '../postgres/pipeline.ts';
 import type { ChangeContext } from './apply-errors.ts';
-import { LastView } from './byte-views.ts';
+import { LastView } from '../postgres/byte-views.ts';
 import { FEW_ROWS, leavingRows, type LeavingRows } from './leaving-rows.ts';
 import type { StreamedTable } from './relations.ts';
 import { LIST_SIZES, setStatements, type SetStatements } from './set-statements.ts';

@@ -14,7 +14,7 @@
 // taken from the pending state; where there is none its length is UNCHANGED_LENGTH.
 import { BufferPool } from '../postgres/buffer-pool.ts';
 import type { LentRows } from '../postgres/pipeline.ts';
-import { copySmall, LastView, SMALL_BYTES, viewOf } from './byte-views.ts';
+import { copySmall, LastView, SMALL_BYTES, viewOf } from '../postgres/byte-views.ts';
 import { isSparse, KeyMap } from './key-map.ts';
 import { isAscending } from './key-order.ts';
 

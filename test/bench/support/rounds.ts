@@ -28,6 +28,8 @@ export interface Tool {
   verify(): Promise<void>;
   /** CPU seconds so far of what goes on after `run`; 0 of what runs in a server. */
   cpuSeconds?(): number;
+  /** Its largest resident memory so far. */
+  peakBytes?(): number;
 }
 
 /** What these have said last, up to 4,000 characters. */

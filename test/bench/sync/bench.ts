@@ -4,13 +4,14 @@ import { checkOnly, medianTable, say, startReport } from '../support/report.ts';
 import { median, runRounds } from '../support/rounds.ts';
 import { withServers } from '../support/servers.ts';
 import { backlogs } from './backlogs.ts';
+import { live, liveTools } from './live.ts';
 import { runBesidePgcopydb } from './pgcopydb.ts';
 import { costOfSteady, runSteady, steady } from './steady.ts';
-import { DATABASE, hasParallel, syncTools } from './tools.ts';
+import { DATABASE, hasParallel, syncTools, type SyncWork } from './tools.ts';
 
 export async function runSyncBench(options: BenchOptions): Promise<void> {
   const { scale, rounds, only } = options;
-  checkOnly(only, [...backlogs.map(({ name }) => name), steady.name, 'pgcopydb']);
+  checkOnly(only, [...backlogs.map(({ name }) => name), live.name, steady.name, 'pgcopydb']);
   await withServers(options.servers, async (source, target) => {
     const tell = startReport({ source, target }, options);
     for (const backlog of backlogs) {
@@ -22,11 +23,19 @@ export async function runSyncBench(options: BenchOptions): Promise<void> {
         const rate = changes / median(all.map((run) => run.wallSeconds));
         return `${name} ${Math.round(rate).toLocaleString('en')}/s`;
       });
-      const beside = hasParallel(work) ? ', beside streaming = parallel' : '';
       tell(
-        `sync: ${backlog.name}, ${backlog.title}${beside}`,
+        `sync: ${backlog.name}, ${backlog.title}${besideParallel(work)}`,
         `${rounds} rounds, medians, ${changes.toLocaleString('en')} changes: ${rates.join('; ')}. ` +
           `The subscription's own cost is in the target's CPU.\n\n${medianTable(runs)}`,
+      );
+    }
+    if (only.length === 0 || only.includes(live.name)) {
+      const work = { source, target, backlog: live, scale };
+      const runs = await runRounds(liveTools(work), rounds, { source, target }, say);
+      tell(
+        `sync: ${live.title}${besideParallel(work)}`,
+        `${rounds} rounds, medians, ${live.changes(scale).toLocaleString('en')} changes. From the commit on the source to a reader of ` +
+          `the target, and the CPU of that time; the subscription's own is in the target's.\n\n${medianTable(runs)}`,
       );
     }
     if (only.length === 0 || only.includes('pgcopydb')) {
@@ -42,3 +51,5 @@ export async function runSyncBench(options: BenchOptions): Promise<void> {
     );
   });
 }
+
+const besideParallel = (work: SyncWork): string => (hasParallel(work) ? ', beside streaming = parallel' : '');

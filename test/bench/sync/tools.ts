@@ -37,14 +37,14 @@ export async function writeBacklog({ source, backlog, scale }: SyncWork): Promis
   await source.query(DATABASE, ...settings, ...statements, 'checkpoint');
 }
 
-/** Until the target has the mark: on a connection of its own that holds no snapshot between two looks. */
-export async function untilMarked(target: BenchServer): Promise<void> {
+/** Until the target has so many marks: on a connection of its own that holds no snapshot between two looks. */
+export async function untilMarked(target: BenchServer, marks = 1): Promise<void> {
   const client = new pg.Client({ connectionString: target.url(DATABASE) });
   client.on('error', () => undefined); // the next query says it
   await client.connect();
   try {
     for (const deadline = Date.now() + TIMEOUT_MS; ; ) {
-      if ((await client.query('select from mark')).rowCount === 1) return;
+      if ((await client.query('select from mark')).rowCount === marks) return;
       if (Date.now() > deadline) throw new Error('the backlog was not drained in time');
       await sleep(10);
     }
@@ -102,6 +102,7 @@ export function ourTool(work: SyncWork): Tool {
       await expectEqual(work);
     },
     cpuSeconds: () => (child?.pid === undefined ? 0 : cpuSeconds(child.pid)),
+    peakBytes: () => (child?.pid === undefined ? 0 : peakResidentBytes(child.pid)),
   };
 }
 

@@ -1,5 +1,5 @@
 // Numbers and small values read, written and copied through views of buffers: by words, which is twice as fast as byte by
-// byte. Used by table-batch.ts for every change.
+// byte. Used for every change, by table-batch.ts and spilled-messages.ts.
 
 const NOTHING = Buffer.alloc(0);
 /** From here on memmove copies faster; for less, the call costs more than the copy. */
