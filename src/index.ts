@@ -1,11 +1,11 @@
 // The library: `createService(config)` gives what the HTTP facade and the command line are made of.
-import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { openStore } from '../db/open.ts';
 import { TaskNotes } from '../db/notes.ts';
 import type { Config } from './config.ts';
 import { parseConfig } from './config.ts';
 import type { Service } from './model/service.ts';
+import { removeSpilled } from './postgres/spill-file.ts';
 import type { Log } from './postgres/task-scope.ts';
 import { EventHub } from './runtime/event-hub.ts';
 import { makeFailpoint } from './runtime/failpoint.ts';
@@ -55,9 +55,8 @@ export function createService(
 ): Service {
   const log = options.log ?? silent;
   const store = openStore(config.databasePath);
-  // what a service that was killed may have left: a file that it was about to take the name of
   const spillFolder = join(config.dataDir, 'spill');
-  rmSync(spillFolder, { recursive: true, force: true });
+  removeSpilled(spillFolder);
   const key = config.secretKey ?? keyFromFile(config.keyPath, log);
   const vault = new SecretVault(key, new TaskNotes(store));
   const hub = new EventHub();

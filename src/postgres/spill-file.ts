@@ -1,6 +1,7 @@
 // A file of ours for what does not fit into memory. It has no name once it is open: whatever ends the process, nothing of it
 // stays. Rows of customers are in it, so only this user can open it meanwhile. Used by spilled-messages.ts.
 import { randomUUID } from 'node:crypto';
+import { readdirSync, rmSync } from 'node:fs';
 import { mkdir, open, statfs, unlink, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 
@@ -58,10 +59,8 @@ export class SpillFile {
     this.#isClosed = true;
     const opened = this.#opened;
     this.#opened = null;
-    await opened?.then(
-      (handle) => handle.close(),
-      () => undefined, // whoever opened it has heard of it
-    );
+    // whoever opened it has heard of it; what is written is for nobody any more
+    await opened?.then((handle) => handle.close()).catch(() => undefined);
   }
 
   async #with(work: (handle: FileHandle) => Promise<void>): Promise<void> {
@@ -85,5 +84,14 @@ export class SpillFile {
       throw error;
     }
     return handle;
+  }
+}
+
+/** What a process that was killed may have left: a file whose name it was about to take away. It is in nobody's way. */
+export function removeSpilled(folder: string): void {
+  try {
+    for (const name of readdirSync(folder)) rmSync(join(folder, name));
+  } catch {
+    // there is none, or it is somebody's else
   }
 }

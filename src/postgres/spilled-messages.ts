@@ -88,6 +88,7 @@ export class SpilledMessages {
     for (const [n, chunk] of this.#chunks.entries()) {
       if (subXid < chunk.lowest || subXid > chunk.highest) continue;
       const memory = chunk.memory ?? (await this.#read(chunk));
+      if (this.#chunks[n] !== chunk) return; // closed meanwhile
       let at = 0;
       while (at < chunk.bytes && memory.readUInt32BE(at + 4) !== subXid) at = nextFrame(memory, at);
       if (at < chunk.bytes) return this.#cutAt(n, memory, at);
@@ -107,19 +108,27 @@ export class SpilledMessages {
     }
   }
 
-  /** The messages as they would have come outside of a stream; once. Errors: SpillFailed. */
-  async *gulps(): AsyncGenerator<Gulp> {
+  /**
+   * The messages as they would have come outside of a stream, with the ids of the sub-transactions among them; once. Errors:
+   * SpillFailed.
+   */
+  async *given(): AsyncGenerator<{ readonly gulp: Gulp; readonly subXids: ReadonlySet<number> }> {
     for (const chunk of this.#chunks) {
       const buffer = chunk.memory ?? (await this.#read(chunk));
       const bounds = new Int32Array(2 * chunk.messages);
+      const subXids = new Set<number>();
+      let last = this.#xid;
       for (let at = 0, n = 0; at < chunk.bytes; ) {
+        const xid = buffer.readUInt32BE(at + 4);
+        if (xid !== last && xid !== this.#xid) subXids.add(xid);
+        last = xid;
         bounds[n++] = at + FRAME_BYTES;
         at = nextFrame(buffer, at);
         bounds[n++] = at;
       }
       if (chunk.memory !== null) this.#memoryBytes -= buffer.length;
       chunk.memory = null; // the gulp's now
-      yield { buffer, bounds, lease: new Lease(() => this.#pool.give(buffer)) };
+      yield { gulp: { buffer, bounds, lease: new Lease(() => this.#pool.give(buffer)) }, subXids };
     }
   }
 

@@ -5,7 +5,7 @@
 //
 //   S xid first … E    a part: messages with the id of their (sub)transaction     (in spilled-messages.ts)
 //   c xid              it has committed: in order among the other transactions
-//   A xid subXid       rolled back: the sub-transaction, or all of it
+//   A xid subXid       rolled back: the sub-transaction, or all of it; not of all is told (sent-rolled-back.ts)
 //
 // Positions are those of a stream without parts: of a transaction in progress nothing is acknowledged, and a new connection
 // is sent all of it again. Driven by wal-stream.ts, for each connection anew.
@@ -15,6 +15,7 @@ import { BufferPool } from './buffer-pool.ts';
 import { beginMessage, commitMessage } from './pgoutput-ends.ts';
 import { decodePgoutput } from './pgoutput.ts';
 import type { StreamCommitMessage, StreamStartMessage } from './pgoutput-messages.ts';
+import { SentRolledBack } from './sent-rolled-back.ts';
 import { SpilledMessages } from './spilled-messages.ts';
 import { KEEPALIVE, type Gulp } from './wal-walker.ts';
 
@@ -39,21 +40,29 @@ export interface InProgress {
   readonly spilledBytes: number;
 }
 
+export interface GatherOptions {
+  /** For their files. */
+  readonly folder: string;
+  /** Whether one of these sub-transactions, of a transaction that has committed, was rolled back all the same. */
+  readonly wasRolledBack: (xids: readonly number[]) => Promise<boolean>;
+  /** One has been written to its file. */
+  readonly onSpilled?: () => void;
+  readonly memoryBytes?: number;
+}
+
 export class TransactionsInProgress {
-  readonly #folder: string;
+  readonly #options: GatherOptions;
   readonly #memoryBytes: number;
-  readonly #onSpilled: () => void;
   readonly #pool: BufferPool;
   readonly #open = new Map<number, SpilledMessages>();
   /** The one whose part comes. */
   #part: SpilledMessages | null = null;
+  #failure: { readonly error: unknown } | null = null;
 
-  /** `folder`: for their files. `onSpilled`: one has been written to. */
-  constructor(folder: string, onSpilled: () => void, memoryBytes = MEMORY_BYTES) {
-    this.#folder = folder;
-    this.#onSpilled = onSpilled;
-    this.#memoryBytes = memoryBytes;
-    this.#pool = new BufferPool(memoryBytes);
+  constructor(options: GatherOptions) {
+    this.#options = options;
+    this.#memoryBytes = options.memoryBytes ?? MEMORY_BYTES;
+    this.#pool = new BufferPool(this.#memoryBytes);
   }
 
   get figures(): InProgress {
@@ -66,18 +75,25 @@ export class TransactionsInProgress {
   }
 
   /**
-   * Whole transactions, and what lies between them, of what the walsender has sent. Errors: SpillFailed; `internal` for what
-   * no walsender sends.
+   * Whole transactions, and what lies between them, of what the walsender has sent. Errors, from then on for ever:
+   * SpillFailed; SentRolledBack, within a transaction; `internal` for what no walsender sends; `aborted` after `close`.
    */
   async *whole(gulps: readonly Gulp[]): AsyncGenerator<Gulp> {
-    for (const gulp of gulps) {
-      yield* this.#wholeOf(gulp);
-      await this.#makeRoom();
+    try {
+      for (const gulp of gulps) {
+        if (this.#failure !== null) throw this.#failure.error;
+        yield* this.#wholeOf(gulp);
+        await this.#makeRoom();
+      }
+    } catch (error) {
+      this.#failure ??= { error };
+      throw this.#failure.error;
     }
   }
 
   /** Idempotent. */
   async close(): Promise<void> {
+    this.#failure ??= { error: new MigrationError('aborted', 'source: the stream was closed') };
     const open = [...this.#open.values()];
     this.#open.clear();
     this.#part = null;
@@ -91,6 +107,7 @@ export class TransactionsInProgress {
     for (let i = 0; i < bounds.length; i += 2) {
       const start = bounds[i] ?? 0;
       const end = bounds[i + 1] ?? 0;
+      if (this.#failure !== null) throw this.#failure.error; // closed, while what was given was looked at
       const tag = buffer[start] ?? 0;
       if (this.#part === null ? !isOfParts(tag) : tag === KEEPALIVE) continue;
       isWhole = false;
@@ -123,7 +140,7 @@ export class TransactionsInProgress {
     const known = this.#open.get(xid);
     if (first === (known !== undefined))
       throw unexpected(`${first ? 'the first' : 'another'} part of the transaction ${xid}`);
-    const messages = known ?? new SpilledMessages(xid, this.#folder, this.#pool);
+    const messages = known ?? new SpilledMessages(xid, this.#options.folder, this.#pool);
     this.#open.set(xid, messages);
     return messages;
   }
@@ -133,7 +150,11 @@ export class TransactionsInProgress {
     if (!messages) throw unexpected(`the commit of the transaction ${xid}`);
     const commit = lsnToBigint(commitLsn);
     yield single(beginMessage(commit, xid));
-    yield* messages.gulps();
+    for await (const { gulp, subXids } of messages.given()) {
+      if (subXids.size > 0 && (await this.#options.wasRolledBack([...subXids])))
+        throw new SentRolledBack(commitLsn);
+      yield gulp;
+    }
     yield single(commitMessage(commit, lsnToBigint(endLsn)));
     this.#open.delete(xid);
     await messages.close();
@@ -156,7 +177,7 @@ export class TransactionsInProgress {
       }
       if (all <= this.#memoryBytes || largest === null) return;
       await largest.spill();
-      this.#onSpilled();
+      this.#options.onSpilled?.();
     }
   }
 }

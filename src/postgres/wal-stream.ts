@@ -21,6 +21,7 @@ import { mayReadInto } from './read-socket.ts';
 import { decodingMemory, sessionSettings } from './session-settings.ts';
 import { verifySystem } from './source-system.ts';
 import type { SlotRecord } from './slot-record.ts';
+import { wasRolledBack } from './sent-rolled-back.ts';
 import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
 import { TransactionsInProgress, type InProgress } from './transactions-in-progress.ts';
@@ -112,7 +113,11 @@ export class WalStream {
       { acknowledge: { auto: false, timeoutSeconds: 0 }, flowControl: { enabled: false } },
     );
     const inProgress = options.streaming
-      ? new TransactionsInProgress(scope.spillFolder, () => scope.failpoint('sync.spilled'))
+      ? new TransactionsInProgress({
+          folder: scope.spillFolder,
+          wasRolledBack: (xids) => wasRolledBack(scope.source, xids),
+          onSpilled: () => scope.failpoint('sync.spilled'),
+        })
       : null;
     const uncount = scope.source.registerExternal();
     const stream = new WalStream(service, socket, inProgress, options.ackedLsn, uncount);
@@ -148,7 +153,7 @@ export class WalStream {
 
   /**
    * What has arrived, in order; waits for something up to `waitMs` and then returns an empty list.
-   * Throws what broke the connection, `aborted` after close(); SpillFailed.
+   * Throws what broke the connection, `aborted` after close(); SpillFailed, SentRolledBack.
    */
   async take(waitMs: number): Promise<readonly Gulp[]> {
     const { failure } = this.#queue;

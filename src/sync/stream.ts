@@ -22,6 +22,7 @@ import { ensureSlot } from '../postgres/slot.ts';
 import { findSlot, slotOf, type SlotRecord } from '../postgres/slot-record.ts';
 import { releaseSlot } from '../postgres/slot-removal.ts';
 import { SlotFeed } from '../postgres/slot-feed.ts';
+import { SentRolledBack } from '../postgres/sent-rolled-back.ts';
 import { SpillFailed } from '../postgres/spill-file.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { taskObjectName } from '../postgres/sql.ts';
@@ -102,6 +103,8 @@ interface StreamMemory {
   mayCatchUp: boolean;
   /** False once our disk has refused a transaction in progress. */
   maySpill: boolean;
+  /** The transaction that commits here has to come whole. */
+  wholeUntil: Lsn;
   /** Up to here they are not for the backlog. */
   unfitUntil: Lsn;
   readonly sizes: CatchUpSizes;
@@ -122,6 +125,7 @@ async function keepStreaming(
     orderedUntil: null,
     mayCatchUp,
     maySpill: true,
+    wholeUntil: ZERO_LSN,
     unfitUntil: ZERO_LSN,
     sizes,
   };
@@ -234,6 +238,8 @@ async function streamOnce(
     const relations = new RelationMap(scope, tables, marker, { held, isComing });
     const textUntil = (position: Lsn): string | null =>
       wasWidenedBehind(tables, position) ? 'changes may come under a type that was widened since' : null;
+    const mayStream = (position: Lsn): boolean =>
+      memory.maySpill && version >= STREAMING_SINCE && compareLsn(position, memory.wholeUntil) > 0;
     const passing = textUntil(progress.appliedLsn);
     const lasting = await choosing;
     const format = passing === null ? lasting : await chooseStreamFormat(scope, version, passing);
@@ -246,7 +252,7 @@ async function streamOnce(
         ackedLsn: progress.ackedLsn,
         sourceVersion: version,
         binary: format.binary,
-        streaming: memory.maySpill && version >= STREAMING_SINCE,
+        streaming: mayStream(progress.appliedLsn),
       },
       memory,
       emit,
@@ -294,7 +300,8 @@ async function streamOnce(
         const isBehind =
           !isCatchUp && !isGathering() && shouldCatchUp(memory, slot, replay.position, lag / 2, found);
         const mayBeBinary = passing !== null && lasting.binary && textUntil(replay.position) === null;
-        if (isBehind || mayBeBinary) replay.leave();
+        const mayBegin = opened instanceof WalStream && inProgress() === null && mayStream(replay.position);
+        if (isBehind || mayBeBinary || mayBegin) replay.leave();
       },
     };
     const replayed = replay.run();
@@ -313,6 +320,11 @@ async function streamOnce(
   } catch (error) {
     scope.signal.throwIfAborted();
     if (error instanceof ReplayInOrder) throw error;
+    if (error instanceof SentRolledBack) {
+      memory.wholeUntil = error.until;
+      scope.log.warn({ err: error }, 'a transaction is read again, as the source sends it at its commit');
+      return;
+    }
     if (error instanceof SpillFailed) {
       memory.maySpill = false;
       emit({ type: 'FINDING', code: SPILL_REFUSED, finding: spillRefused(error) });

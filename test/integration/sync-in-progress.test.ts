@@ -147,6 +147,46 @@ describe.each(MAJORS)('a large transaction of %i', (major) => {
     await stream.stop();
   });
 
+  it.each([
+    [
+      'its own',
+      `delete from public.t where id <= 50; insert into public.t values (1000, repeat('x', 9000000))`,
+    ],
+    [
+      'what was released into it',
+      `savepoint c; insert into public.t values (1000, repeat('x', 9000000)); release c; delete from public.t where id <= 50`,
+    ],
+  ])(
+    'comes without what a sub-transaction wrote whose rollback the source does not tell (%s)',
+    async (_, statements) => {
+      // read back from the source's disk in the middle of a value, and sent: see sent-rolled-back.ts
+      const { pair, scope, stream } = await streaming(
+        major,
+        `${ddl}; alter table public.t alter v set storage external`,
+      );
+      const warnings: string[] = [];
+      const warn = (_fields: object, message: string): void => void warnings.push(message);
+      Object.assign(scope, { log: { ...scope.log, warn } });
+      await pair.source.query(rows(1, 100));
+      const writer = await begin(pair, `insert into public.t values (0, 'top')`, 'savepoint s', statements);
+      await pair.source.query(`select pg_logical_emit_message(true, 'other', 'what is written is flushed')`);
+      await untilGathered(scope, 9_000_000);
+      await writer.query(`rollback to s; update public.t set v = 'end' where id = 99`);
+      await writer.query('commit');
+      await drainStream(scope, pair, stream);
+      expect(await expectEqual(scope, pair)).toBe(101);
+      expect(warnings).toEqual(['a transaction is read again, as the source sends it at its commit']);
+      // and the next ones are sent while they are written again
+      await waitFor(() => (scope.sync.at(-1)?.inProgress ?? null) !== null, 30_000, 'a stream of parts');
+      const next = await begin(pair, rows(2_001, 4_000));
+      await untilGathered(scope, MEGABYTE / 2);
+      await next.query('commit');
+      await drainStream(scope, pair, stream);
+      expect(await expectEqual(scope, pair)).toBe(2_101);
+      await stream.stop();
+    },
+  );
+
   it('is sent again to a stream that begins while it runs, or after it', async () => {
     const { pair, scope, stream } = await streaming(major);
     const first = await begin(pair, rows(1, 3_000));

@@ -8,6 +8,7 @@ import { describe, expect, it, onTestFinished } from 'vitest';
 import { bigintToLsn } from '../../src/model/lsn.ts';
 import { Lease } from '../../src/postgres/lease.ts';
 import type { PgoutputMessage } from '../../src/postgres/pgoutput-messages.ts';
+import { SentRolledBack } from '../../src/postgres/sent-rolled-back.ts';
 import { SpillFailed, SpillFile } from '../../src/postgres/spill-file.ts';
 import { TransactionsInProgress } from '../../src/postgres/transactions-in-progress.ts';
 import type { Gulp } from '../../src/postgres/wal-walker.ts';
@@ -22,7 +23,11 @@ function makeFolder(): string {
 }
 
 function gather(memoryBytes?: number, folder = makeFolder()): TransactionsInProgress {
-  const made = new TransactionsInProgress(folder, () => undefined, memoryBytes);
+  const made = new TransactionsInProgress({
+    folder,
+    wasRolledBack: () => Promise.resolve(false),
+    ...(memoryBytes === undefined ? {} : { memoryBytes }),
+  });
   onTestFinished(() => made.close());
   return made;
 }
@@ -282,7 +287,12 @@ describe('transactions in progress', () => {
   it('give disk and memory back that a sub-transaction took which is rolled back', async () => {
     const folder = makeFolder();
     let spilled = 0;
-    const gatherer = new TransactionsInProgress(folder, () => void spilled++, 3_000 * KILOBYTE);
+    const gatherer = new TransactionsInProgress({
+      folder,
+      wasRolledBack: () => Promise.resolve(false),
+      onSpilled: () => void spilled++,
+      memoryBytes: 3_000 * KILOBYTE,
+    });
     onTestFinished(() => gatherer.close());
     const row = (xid: number): Buffer => encodeStreamed(insert('a'.repeat(900 * KILOBYTE)), xid);
     await given(gatherer, [gulpOf(part(7, true, row(7), row(7)))]);
@@ -352,6 +362,47 @@ describe('transactions in progress', () => {
       });
     // of what was never sent nothing is to be forgotten
     expect(await given(gather(), [gulpOf([abort(7, 7), abort(8, 9)])])).toEqual([]);
+  });
+
+  it('are not given on when one of their sub-transactions was rolled back without a word', async () => {
+    const asked: (readonly number[])[] = [];
+    let rolledBack = 0;
+    const gatherer = new TransactionsInProgress({
+      folder: makeFolder(),
+      wasRolledBack: (xids) => {
+        asked.push(xids);
+        return Promise.resolve(xids.includes(rolledBack));
+      },
+    });
+    onTestFinished(() => gatherer.close());
+    const row = (xid: number, bytes = 3): Buffer => encodeStreamed(insert('x'.repeat(bytes)), xid);
+    await given(gatherer, [gulpOf([...part(5, true, row(5)), commit(5, 16n)])]);
+    expect(asked).toEqual([]); // it had none
+    const sent = [row(7), row(8), row(8), row(7), row(9), row(8), row(7, 70 * KILOBYTE), row(10), row(7)];
+    await given(gatherer, [gulpOf([...part(7, true, ...sent), commit(7, 64n)])]);
+    expect(asked).toEqual([[8, 9], [10]]);
+    rolledBack = 12;
+    const failing = given(gatherer, [gulpOf([...part(11, true, row(11), row(12)), commit(11, 0x80n)])]);
+    await expect(failing).rejects.toMatchObject({ until: '0/80' });
+    await expect(failing).rejects.toBeInstanceOf(SentRolledBack);
+  });
+
+  it('are given no further once something is wrong, or nobody wants them', async () => {
+    const row = encodeStreamed(insert('row'), 7);
+    const failed = gather();
+    await expect(given(failed, [gulpOf([stop])])).rejects.toThrow(/out of place/);
+    await expect(given(failed, [gulpOf(whole(3, 64n))])).rejects.toThrow(/out of place/);
+    const folder = makeFolder();
+    const closed = gather(0, folder);
+    await given(closed, [gulpOf([start(7, true), row])]);
+    const going = closed.whole([
+      gulpOf([row, keepaliveMessage('0/50', false), row, stop, ...part(8, true, row)]),
+    ]);
+    expect((await going.next()).done).toBe(false);
+    await closed.close();
+    await expect(going.next()).rejects.toMatchObject({ code: 'aborted' });
+    await expect(given(closed, [gulpOf(part(9, true, row))])).rejects.toMatchObject({ code: 'aborted' });
+    expect(openFiles(folder)).toEqual([]);
   });
 
   it('say which folder refuses them', async () => {
