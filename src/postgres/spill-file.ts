@@ -92,6 +92,6 @@ export function removeSpilled(folder: string): void {
   try {
     for (const name of readdirSync(folder)) rmSync(join(folder, name));
   } catch {
-    // there is none, or it is somebody's else
+    // there is none, or it is somebody else's
   }
 }
