@@ -147,6 +147,23 @@ describe.each(MAJORS)('a large transaction of %i', (major) => {
     await stream.stop();
   });
 
+  it('changes a table again that it first changed within what was rolled back: that is described again', async () => {
+    const { pair, scope, stream } = await streaming(
+      major,
+      `${ddl}; create table public.u (id int primary key, v text)`,
+    );
+    const others = (from: number, to: number): string => rows(from, to).replace('public.t', 'public.u');
+    const writer = await begin(pair, rows(1, 10), 'savepoint a', others(1, 3_000));
+    await untilGathered(scope, MEGABYTE);
+    await writer.query('rollback to a; release a');
+    await writer.query(others(2_001, 6_000));
+    await writer.query('commit');
+    await drainStream(scope, pair, stream);
+    expect(await expectEqual(scope, pair)).toBe(4_010);
+    expect(stream.failure()).toBeNull();
+    await stream.stop();
+  });
+
   it.each([
     [
       'its own',
