@@ -1,21 +1,23 @@
-// A server that sends transactions in progress does not tell of every rollback. Of a sub-transaction that had been written
-// to its disk (memory ran out in the middle of a large value or of an INSERT … ON CONFLICT) and was then sent, no Stream
-// Abort follows when it had more than 4,096 changes: its last ones were read from the disk, and only a sub-transaction with
-// changes in memory is noted as sent (14 to 18, RBTXN_IS_STREAMED in reorderbuffer.c). What it wrote would be applied.
+// A server that sends transactions in progress cannot be trusted once it has sent a sub-transaction that is rolled back (14 to 18,
+// reorderbuffer.c):
 //
-// pg_xact knows better. A sub-transaction is marked there as rolled back before the commit record of its transaction is
-// written, and never otherwise: whoever has been sent that record may ask. Asked by transactions-in-progress.ts.
-import type { Lsn } from '../model/lsn.ts';
+//   1 Where it notices the rollback in the middle of decoding, it throws away what it had queued of the whole transaction, the
+//     catalog changes of others among it. What the transaction writes from then on it decodes with the catalog of before: rows
+//     without a column, none of a table that was published meanwhile, `could not map filenumber` for one that was rewritten.
+//   2 Not of all it tells: of a sub-transaction that had been written to its disk (memory ran out in the middle of a large value
+//     or of an INSERT … ON CONFLICT, or it lies before where the stream begins) and had more than 4,096 changes, no Stream Abort
+//     follows. Its last ones were read from the disk, and only one with changes in memory is noted as sent (RBTXN_IS_STREAMED).
+//
+// What was sent of the transaction is then forgotten, and read again as it is sent at its commit (stream.ts): rolled-back
+// sub-transactions are known then, and left out. Both by transactions-in-progress.ts: what the server tells ends the stream
+// before anything behind it is looked at; for what it does not tell, pg_xact is asked. A sub-transaction is marked there as
+// rolled back before the commit record of its transaction is written: whoever has been sent that record may ask.
 import type { Side } from './connections.ts';
 
-/** The transaction that commits at `until` has to be sent whole: where it is spilled, the server leaves out what was rolled back. */
+/** A transaction of which parts were sent has to be sent at its commit. */
 export class SentRolledBack extends Error {
-  /** Start of its commit record. */
-  readonly until: Lsn;
-
-  constructor(until: Lsn) {
-    super(`source: it sent rolled-back changes of the transaction that commits at ${until}`);
-    this.until = until;
+  constructor(xid: number) {
+    super(`source: it sent changes of the transaction ${xid} that were rolled back`);
   }
 }
 
@@ -24,11 +26,13 @@ export class SentRolledBack extends Error {
  * transactions whose end has been sent.
  */
 export async function wasRolledBack(source: Side, xids: readonly number[]): Promise<boolean> {
+  // Ids on both sides of the snapshot's end: the commit record is sent before its transaction has left the snapshots.
   const { rows } = await source.query<{ found: boolean }>(
-    `select exists (
+    `select pg_is_in_recovery() or exists (
        select from unnest($1::int8[]) as u(xid),
-         (select pg_snapshot_xmax(pg_current_snapshot())::text::int8 as next) n
-       where coalesce(pg_xact_status((next - ((next - xid) & 4294967295))::text::xid8), 'aborted') = 'aborted') as found`,
+         (select pg_snapshot_xmax(pg_current_snapshot())::text::int8 as near) n
+       where coalesce(pg_xact_status(
+           (near - (((near - xid + 2147483648) & 4294967295) - 2147483648))::text::xid8), 'aborted') = 'aborted') as found`,
     [xids],
   );
   return rows[0]?.found !== false;

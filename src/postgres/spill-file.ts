@@ -49,11 +49,6 @@ export class SpillFile {
     });
   }
 
-  /** Gives back what lies behind. */
-  truncate(length: number): Promise<void> {
-    return this.#with((handle) => handle.truncate(length));
-  }
-
   /** Idempotent; waits for what is under way. */
   async close(): Promise<void> {
     this.#isClosed = true;

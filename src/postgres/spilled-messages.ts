@@ -1,10 +1,7 @@
 // The messages of one transaction that is not committed yet, in the order in which they came: in memory, and from its
-// beginning on in a file once transactions-in-progress.ts wants the memory for others. What a sub-transaction brought is cut off
-// again when that is rolled back: sub-transactions nest, so everything behind its first message is its own or its children's.
+// beginning on in a file once transactions-in-progress.ts wants the memory for others.
 //
 // They lie in chunks, each message as a frame: int32 its length, int32 id of its (sub)transaction, the message without it.
-// Of a chunk only is known between which ids those of its sub-transactions lie: an index of all of them would grow with the
-// transaction, and of those that are sent few are rolled back.
 import type { BufferPool } from './buffer-pool.ts';
 import { copySmall, LastView, SMALL_BYTES } from './byte-views.ts';
 import { Lease } from './lease.ts';
@@ -26,9 +23,6 @@ interface Chunk {
   /** Where it is in the file. */
   at: number;
   messages: number;
-  /** Of its sub-transactions' ids; lowest > highest: it has none. */
-  lowest: number;
-  highest: number;
 }
 
 export class SpilledMessages {
@@ -71,29 +65,15 @@ export class SpilledMessages {
     const memory = chunk.memory as Buffer;
     const at = chunk.bytes;
     const [from, to] = [this.#from.of(buffer), this.#to.of(memory)];
-    const xid = from.getUint32(start + 1);
     to.setInt32(at, length);
-    to.setUint32(at + 4, xid);
+    to.setUint32(at + 4, from.getUint32(start + 1));
     to.setUint8(at + FRAME_BYTES, from.getUint8(start));
     const [body, into] = [start + 1 + XID_BYTES, at + FRAME_BYTES + 1];
     if (end - body < SMALL_BYTES) copySmall(from, body, to, into, end - body);
     else buffer.copy(memory, into, body, end);
     chunk.bytes += FRAME_BYTES + length;
     this.#bytes += FRAME_BYTES + length;
-    this.#count(chunk, xid);
-  }
-
-  /** Forgets what the sub-transaction brought, and what came behind its beginning. Errors: SpillFailed. */
-  async cut(subXid: number): Promise<void> {
-    for (const [n, chunk] of this.#chunks.entries()) {
-      if (subXid < chunk.lowest || subXid > chunk.highest) continue;
-      const memory = chunk.memory ?? (await this.#read(chunk));
-      if (this.#chunks[n] !== chunk) return; // closed meanwhile
-      let at = 0;
-      while (at < chunk.bytes && memory.readUInt32BE(at + 4) !== subXid) at = nextFrame(memory, at);
-      if (at < chunk.bytes) return this.#cutAt(n, memory, at);
-      if (chunk.memory === null) this.#pool.give(memory);
-    }
+    chunk.messages++;
   }
 
   /** Moves all that is in memory to the file. Errors: SpillFailed. */
@@ -145,34 +125,10 @@ export class SpilledMessages {
     const memory = this.#take(
       Math.max(frame, Math.min(CHUNK_BYTES, Math.max(LEAST_CHUNK_BYTES, this.#bytes))),
     );
-    const chunk = { memory, bytes: 0, at: 0, messages: 0, lowest: Infinity, highest: -Infinity };
+    const chunk = { memory, bytes: 0, at: 0, messages: 0 };
     this.#memoryBytes += memory.length;
     this.#chunks.push(chunk);
     return chunk;
-  }
-
-  #count(chunk: Chunk, xid: number): void {
-    chunk.messages++;
-    if (xid === this.#xid) return; // it is never rolled back alone
-    if (xid < chunk.lowest) chunk.lowest = xid;
-    if (xid > chunk.highest) chunk.highest = xid;
-  }
-
-  async #cutAt(n: number, memory: Buffer, at: number): Promise<void> {
-    const [chunk, ...behind] = this.#chunks.splice(n) as [Chunk, ...Chunk[]];
-    for (const each of [chunk, ...behind]) this.#bytes -= each.bytes;
-    for (const each of behind) this.#free(each);
-    const inFile = chunk.memory === null;
-    if (inFile) this.#memoryBytes += memory.length;
-    const rest: Chunk = { memory, bytes: at, at: 0, messages: 0, lowest: Infinity, highest: -Infinity };
-    for (let frame = 0; frame < at; frame = nextFrame(memory, frame))
-      this.#count(rest, memory.readUInt32BE(frame + 4));
-    this.#bytes += at;
-    if (at > 0) this.#chunks.push(rest);
-    else this.#free(rest);
-    if (!inFile) return;
-    this.#fileBytes = chunk.at;
-    await this.#file.truncate(chunk.at);
   }
 
   #take(bytes: number): Buffer {

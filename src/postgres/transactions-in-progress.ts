@@ -1,11 +1,11 @@
 // Transactions that the walsender sends before they have committed (`streaming 'on'`, from 14 on): what does not fit into its
 // logical_decoding_work_mem comes in parts, between those of others, instead of being written to the source's disk and read
 // again behind the commit. Here each is gathered until its end is known: a commit gives it on as the transaction that it
-// would have been otherwise, Begin, messages and Commit; a rollback forgets it, or what its sub-transaction brought.
+// would have been otherwise, Begin, messages and Commit; a rollback forgets it.
 //
 //   S xid first … E    a part: messages with the id of their (sub)transaction     (in spilled-messages.ts)
 //   c xid              it has committed: in order among the other transactions
-//   A xid subXid       rolled back: the sub-transaction, or all of it; not of all is told (sent-rolled-back.ts)
+//   A xid subXid       rolled back: all of it, or only the sub-transaction, which ends the stream (sent-rolled-back.ts)
 //
 // Positions are those of a stream without parts: of a transaction in progress nothing is acknowledged, and a new connection
 // is sent all of it again. Driven by wal-stream.ts, for each connection anew.
@@ -14,7 +14,7 @@ import { lsnToBigint } from '../model/lsn.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { beginMessage, commitMessage } from './pgoutput-ends.ts';
 import { decodePgoutput } from './pgoutput.ts';
-import type { StreamCommitMessage, StreamStartMessage } from './pgoutput-messages.ts';
+import type { StreamAbortMessage, StreamCommitMessage, StreamStartMessage } from './pgoutput-messages.ts';
 import { SentRolledBack } from './sent-rolled-back.ts';
 import { SpilledMessages } from './spilled-messages.ts';
 import { KEEPALIVE, type Gulp } from './wal-walker.ts';
@@ -31,6 +31,8 @@ const UNUSED = new Set([0x4f, 0x59]);
 /** Relation, Insert, Update, Delete, Truncate, Message: with an id behind their tag. */
 const CARRIED = new Set([0x52, 0x49, 0x55, 0x44, 0x54, 0x4d]);
 const LEAST_BYTES = 5;
+/** What is given of a gulp is copied when it is at most this share: it may be kept for long, and the gulp with it. */
+const COPIED_SHARE = 1 / 4;
 
 /** What is gathered of transactions that have not ended. */
 export interface InProgress {
@@ -76,7 +78,7 @@ export class TransactionsInProgress {
 
   /**
    * Whole transactions, and what lies between them, of what the walsender has sent. Errors, from then on for ever:
-   * SpillFailed; SentRolledBack, within a transaction; `internal` for what no walsender sends; `aborted` after `close`.
+   * SpillFailed; SentRolledBack, which may come within a transaction; `internal` for what no walsender sends; `aborted` after `close`.
    */
   async *whole(gulps: readonly Gulp[]): AsyncGenerator<Gulp> {
     try {
@@ -132,7 +134,7 @@ export class TransactionsInProgress {
     if (message.tag === 'stream-stop' && isWithin) this.#part = null;
     else if (message.tag === 'stream-start' && !isWithin) this.#part = this.#begin(message);
     else if (message.tag === 'stream-commit' && !isWithin) yield* this.#commit(message);
-    else if (message.tag === 'stream-abort' && !isWithin) await this.#abort(message.xid, message.subXid);
+    else if (message.tag === 'stream-abort' && !isWithin) await this.#abort(message);
     else throw unexpected(`${message.tag} ${isWithin ? 'within' : 'outside of'} a part`);
   }
 
@@ -150,9 +152,11 @@ export class TransactionsInProgress {
     if (!messages) throw unexpected(`the commit of the transaction ${xid}`);
     const commit = lsnToBigint(commitLsn);
     yield single(beginMessage(commit, xid));
+    let known: ReadonlySet<number> = new Set();
     for await (const { gulp, subXids } of messages.given()) {
-      if (subXids.size > 0 && (await this.#options.wasRolledBack([...subXids])))
-        throw new SentRolledBack(commitLsn);
+      const asked = [...subXids].filter((subXid) => !known.has(subXid));
+      if (asked.length > 0 && (await this.#options.wasRolledBack(asked))) throw new SentRolledBack(xid);
+      known = subXids; // of all of them, they could be as many as there are changes
       yield gulp;
     }
     yield single(commitMessage(commit, lsnToBigint(endLsn)));
@@ -160,9 +164,9 @@ export class TransactionsInProgress {
     await messages.close();
   }
 
-  async #abort(xid: number, subXid: number): Promise<void> {
+  async #abort({ xid, subXid }: StreamAbortMessage): Promise<void> {
+    if (xid !== subXid) throw new SentRolledBack(xid);
     const messages = this.#open.get(xid);
-    if (xid !== subXid) return messages?.cut(subXid);
     this.#open.delete(xid);
     await messages?.close();
   }
@@ -187,8 +191,11 @@ function isOfParts(tag: number): boolean {
 }
 
 function partOf({ buffer, bounds, lease }: Gulp, from: number, to: number): Gulp {
-  lease?.hold();
   const some = bounds.subarray(from, to);
+  const [start, end] = [some[0] ?? 0, some.at(-1) ?? 0];
+  if (end - start <= buffer.length * COPIED_SHARE)
+    return { buffer: Buffer.from(buffer.subarray(start, end)), bounds: some.map((at) => at - start) };
+  lease?.hold();
   return lease ? { buffer, bounds: some, lease } : { buffer, bounds: some };
 }
 

@@ -101,10 +101,8 @@ interface StreamMemory {
   orderedUntil: Lsn | null;
   /** False once the slot functions were refused. */
   mayCatchUp: boolean;
-  /** False once our disk has refused a transaction in progress. */
-  maySpill: boolean;
-  /** The transaction that commits here has to come whole. */
-  wholeUntil: Lsn;
+  /** False once transactions in progress cannot be kept here, or the source cannot be trusted with them. */
+  mayGather: boolean;
   /** Up to here they are not for the backlog. */
   unfitUntil: Lsn;
   readonly sizes: CatchUpSizes;
@@ -124,8 +122,7 @@ async function keepStreaming(
     isChecked: true,
     orderedUntil: null,
     mayCatchUp,
-    maySpill: true,
-    wholeUntil: ZERO_LSN,
+    mayGather: true,
     unfitUntil: ZERO_LSN,
     sizes,
   };
@@ -238,8 +235,6 @@ async function streamOnce(
     const relations = new RelationMap(scope, tables, marker, { held, isComing });
     const textUntil = (position: Lsn): string | null =>
       wasWidenedBehind(tables, position) ? 'changes may come under a type that was widened since' : null;
-    const mayStream = (position: Lsn): boolean =>
-      memory.maySpill && version >= STREAMING_SINCE && compareLsn(position, memory.wholeUntil) > 0;
     const passing = textUntil(progress.appliedLsn);
     const lasting = await choosing;
     const format = passing === null ? lasting : await chooseStreamFormat(scope, version, passing);
@@ -252,7 +247,7 @@ async function streamOnce(
         ackedLsn: progress.ackedLsn,
         sourceVersion: version,
         binary: format.binary,
-        streaming: mayStream(progress.appliedLsn),
+        streaming: memory.mayGather && version >= STREAMING_SINCE,
       },
       memory,
       emit,
@@ -300,8 +295,7 @@ async function streamOnce(
         const isBehind =
           !isCatchUp && !isGathering() && shouldCatchUp(memory, slot, replay.position, lag / 2, found);
         const mayBeBinary = passing !== null && lasting.binary && textUntil(replay.position) === null;
-        const mayBegin = opened instanceof WalStream && inProgress() === null && mayStream(replay.position);
-        if (isBehind || mayBeBinary || mayBegin) replay.leave();
+        if (isBehind || mayBeBinary) replay.leave();
       },
     };
     const replayed = replay.run();
@@ -320,21 +314,17 @@ async function streamOnce(
   } catch (error) {
     scope.signal.throwIfAborted();
     if (error instanceof ReplayInOrder) throw error;
-    if (error instanceof SentRolledBack) {
-      memory.wholeUntil = error.until;
-      scope.log.warn({ err: error }, 'a transaction is read again, as the source sends it at its commit');
-      return;
-    }
-    if (error instanceof SpillFailed) {
-      memory.maySpill = false;
-      emit({ type: 'FINDING', code: SPILL_REFUSED, finding: spillRefused(error) });
+    const failure = fromPostgres(error);
+    if (feed instanceof WalStream && feed.inProgress !== null && isOfParts(error, failure)) {
+      memory.mayGather = false;
+      if (error instanceof SpillFailed)
+        emit({ type: 'FINDING', code: SPILL_REFUSED, finding: spillRefused(error) });
       scope.log.warn(
         { err: error },
-        'a transaction in progress cannot be kept: the source sends them when they commit',
+        'transactions are not read in parts any more, but when they have committed',
       );
       return;
     }
-    const failure = fromPostgres(error);
     if (feed instanceof SlotFeed && isOutOfResources(failure)) {
       memory.mayCatchUp = false;
       emit({ type: 'FINDING', code: CATCH_UP_REFUSED, finding: catchUpRefused(failure) });
@@ -431,6 +421,12 @@ async function openFeed(
   const feed = await WalStream.open(scope, options, signal);
   if (options.streaming) emit({ type: 'FINDING', code: SPILL_REFUSED, finding: null });
   return feed;
+}
+
+/** Without parts it would not have happened, or may not have: then it happens again. */
+function isOfParts(error: unknown, { kind, details }: MigrationError): boolean {
+  if (error instanceof SpillFailed || error instanceof SentRolledBack) return true;
+  return kind !== 'transient' && details?.['role'] === 'source' && details['sqlstate'] !== undefined;
 }
 
 /** Class 53 of the source, insufficient resources: temp_file_limit, a full disk. The walsender needs no temporary file. */
