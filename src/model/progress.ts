@@ -70,7 +70,7 @@ export interface SyncStatus {
   readonly changesApplied: number;
   /**
    * Large transactions that the source has sent and not committed, their size, and how much of it is on our disk; null
-   * where they come when they have committed (PostgreSQL 13, `catch-up`, no disk, a sub-transaction was rolled back).
+   * where they come when they have committed (PostgreSQL 13, `catch-up`, no disk, a sub-transaction of one was rolled back).
    */
   readonly inProgress: {
     readonly transactions: number;

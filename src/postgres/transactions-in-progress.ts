@@ -5,7 +5,7 @@
 //
 //   S xid first … E    a part: messages with the id of their (sub)transaction     (in spilled-messages.ts)
 //   c xid              it has committed: in order among the other transactions
-//   A xid subXid       rolled back: all of it, or only the sub-transaction, which ends the stream (sent-rolled-back.ts)
+//   A xid subXid       rolled back: all of it, or a sub-transaction; what comes of it then cannot be trusted (sent-rolled-back.ts)
 //
 // Positions are those of a stream without parts: of a transaction in progress nothing is acknowledged, and a new connection
 // is sent all of it again. Driven by wal-stream.ts, for each connection anew.
@@ -57,6 +57,8 @@ export class TransactionsInProgress {
   readonly #memoryBytes: number;
   readonly #pool: BufferPool;
   readonly #open = new Map<number, SpilledMessages>();
+  /** Of these a sub-transaction was rolled back, and maybe the rest of them is going to be. */
+  readonly #doubtful = new Set<number>();
   /** The one whose part comes. */
   #part: SpilledMessages | null = null;
   #failure: { readonly error: unknown } | null = null;
@@ -98,6 +100,7 @@ export class TransactionsInProgress {
     this.#failure ??= { error: new MigrationError('aborted', 'source: the stream was closed') };
     const open = [...this.#open.values()];
     this.#open.clear();
+    this.#doubtful.clear();
     this.#part = null;
     await Promise.all(open.map((messages) => messages.close()));
   }
@@ -139,6 +142,7 @@ export class TransactionsInProgress {
   }
 
   #begin({ xid, first }: StreamStartMessage): SpilledMessages {
+    if (this.#doubtful.has(xid)) throw new SentRolledBack(xid);
     const known = this.#open.get(xid);
     if (first === (known !== undefined))
       throw unexpected(`${first ? 'the first' : 'another'} part of the transaction ${xid}`);
@@ -150,6 +154,7 @@ export class TransactionsInProgress {
   async *#commit({ xid, commitLsn, endLsn }: StreamCommitMessage): AsyncGenerator<Gulp> {
     const messages = this.#open.get(xid);
     if (!messages) throw unexpected(`the commit of the transaction ${xid}`);
+    if (this.#doubtful.has(xid)) throw new SentRolledBack(xid);
     const commit = lsnToBigint(commitLsn);
     yield single(beginMessage(commit, xid));
     let known: ReadonlySet<number> = new Set();
@@ -164,11 +169,17 @@ export class TransactionsInProgress {
     await messages.close();
   }
 
+  /** Of a transaction that is rolled back as a whole its sub-transactions come first; 18 also tells of some that it has not sent. */
   async #abort({ xid, subXid }: StreamAbortMessage): Promise<void> {
-    if (xid !== subXid) throw new SentRolledBack(xid);
     const messages = this.#open.get(xid);
+    if (messages === undefined) return;
+    if (xid !== subXid) {
+      this.#doubtful.add(xid);
+      return;
+    }
     this.#open.delete(xid);
-    await messages?.close();
+    this.#doubtful.delete(xid);
+    await messages.close();
   }
 
   async #makeRoom(): Promise<void> {

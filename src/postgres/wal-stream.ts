@@ -75,6 +75,7 @@ export class WalStream {
   #whole: AsyncGenerator<Gulp> | null = null;
   #pace: ReadPace | null = null;
   #onFailure: (() => void) | null = null;
+  #brokenBy: unknown = null;
   #ackedLsn: Lsn;
   #receivedLsn: Lsn = ZERO_LSN;
   #statusTimer: NodeJS.Timeout | null = null;
@@ -156,21 +157,17 @@ export class WalStream {
    * Throws what broke the connection, `aborted` after close(); SpillFailed, SentRolledBack.
    */
   async take(waitMs: number): Promise<readonly Gulp[]> {
-    const { failure } = this.#queue;
-    if (failure) throw failure;
-    if (this.#inProgress === null) return this.#queue.take(waitMs);
-    this.#whole ??= this.#inProgress.whole(await this.#queue.take(waitMs));
-    const gulps: Gulp[] = [];
-    for (let bytes = 0; bytes < TAKE_BYTES; ) {
-      const next = await this.#whole.next();
-      if (next.done === true) {
-        this.#whole = null;
-        break;
-      }
-      gulps.push(next.value);
-      bytes += next.value.buffer.length;
+    try {
+      return await this.#take(waitMs);
+    } catch (error) {
+      this.#brokenBy = error;
+      throw error;
     }
-    return gulps;
+  }
+
+  /** What `take` has thrown; null: nothing. */
+  get brokenBy(): unknown {
+    return this.#brokenBy;
   }
 
   /** A walsender never ends by itself. */
@@ -212,6 +209,24 @@ export class WalStream {
       this.#uncount();
     })();
     return this.#closed;
+  }
+
+  async #take(waitMs: number): Promise<readonly Gulp[]> {
+    const { failure } = this.#queue;
+    if (failure) throw failure;
+    if (this.#inProgress === null) return this.#queue.take(waitMs);
+    this.#whole ??= this.#inProgress.whole(await this.#queue.take(waitMs));
+    const gulps: Gulp[] = [];
+    for (let bytes = 0; bytes < TAKE_BYTES; ) {
+      const next = await this.#whole.next();
+      if (next.done === true) {
+        this.#whole = null;
+        break;
+      }
+      gulps.push(next.value);
+      bytes += next.value.buffer.length;
+    }
+    return gulps;
   }
 
   async #start(

@@ -315,7 +315,7 @@ async function streamOnce(
     scope.signal.throwIfAborted();
     if (error instanceof ReplayInOrder) throw error;
     const failure = fromPostgres(error);
-    if (feed instanceof WalStream && feed.inProgress !== null && isOfParts(error, failure)) {
+    if (feed instanceof WalStream && feed.inProgress !== null && isOfParts(feed, error, failure)) {
       memory.mayGather = false;
       if (error instanceof SpillFailed)
         emit({ type: 'FINDING', code: SPILL_REFUSED, finding: spillRefused(error) });
@@ -423,10 +423,12 @@ async function openFeed(
   return feed;
 }
 
-/** Without parts it would not have happened, or may not have: then it happens again. */
-function isOfParts(error: unknown, { kind, details }: MigrationError): boolean {
+/** Without parts it does not happen, or may not: else it happens again. Not for a disk of the source that is full: it gets more then. */
+function isOfParts({ brokenBy }: WalStream, error: unknown, failure: MigrationError): boolean {
   if (error instanceof SpillFailed || error instanceof SentRolledBack) return true;
-  return kind !== 'transient' && details?.['role'] === 'source' && details['sqlstate'] !== undefined;
+  const { kind, details } = failure;
+  const isRefused = kind !== 'transient' && details?.['sqlstate'] !== undefined;
+  return error === brokenBy && isRefused && !isOutOfResources(failure);
 }
 
 /** Class 53 of the source, insufficient resources: temp_file_limit, a full disk. The walsender needs no temporary file. */

@@ -260,13 +260,16 @@ describe('transactions in progress', () => {
     expect(openFiles(folder)).toEqual([]);
   });
 
-  it('end with the first rollback of a sub-transaction: nothing that was decoded behind it is given', async () => {
+  it.each([
+    ['part', (row: Buffer) => [...part(7, false, row), ...whole(4, 64n), commit(7, 0x200n)]],
+    ['commit', () => [commit(7, 0x200n)]],
+  ])('end with the next %s of one whose sub-transaction was rolled back', async (_, next) => {
     const gatherer = gather();
     const small = (xid: number): Buffer[] => whole(xid, BigInt(16 * xid), insert(`small ${xid}`));
     const row = encodeStreamed(insert('row'), 8);
     const gulps = gatherer.whole([
       gulpOf([...part(7, true, row), ...small(2)]),
-      gulpOf([...small(3), abort(7, 8), ...small(9), ...part(7, false, row), commit(7, 0x200n)]),
+      gulpOf([abort(7, 8), ...small(3), ...next(row), ...small(9)]),
     ]);
     const seen: string[] = [];
     const looking = (async () => {
@@ -277,6 +280,16 @@ describe('transactions in progress', () => {
     await expect(looking).rejects.toBeInstanceOf(SentRolledBack);
     expect(seen).toEqual(textOf([...small(2), ...small(3)]));
     await expect(given(gatherer, [gulpOf(small(10))])).rejects.toBeInstanceOf(SentRolledBack);
+  });
+
+  it('are forgotten when they are rolled back, sub-transactions first; their id may come again', async () => {
+    const gatherer = gather();
+    const row = insert('row');
+    await given(gatherer, [gulpOf([...part(7, true, encodeStreamed(row, 8)), abort(7, 8), abort(7, 7)])]);
+    expect(gatherer.figures).toEqual({ transactions: 0, bytes: 0, spilledBytes: 0 });
+    expect(
+      await given(gatherer, [gulpOf([...part(7, true, encodeStreamed(row, 7)), commit(7, 64n)])]),
+    ).toEqual(textOf(whole(7, 64n, row)));
   });
 
   it('leave no gulp in memory for the little that lies between them', async () => {
@@ -343,7 +356,7 @@ describe('transactions in progress', () => {
         message: expect.stringMatching(words) as string,
       });
     // of what was never sent nothing is to be forgotten
-    expect(await given(gather(), [gulpOf([abort(7, 7)])])).toEqual([]);
+    expect(await given(gather(), [gulpOf([abort(7, 7), abort(8, 9)])])).toEqual([]);
   });
 
   it('are not given on when one of their sub-transactions was rolled back without a word', async () => {
