@@ -35,6 +35,14 @@ export interface TableProgress {
   readonly indexProgress?: IndexProgress | null;
 }
 
+/** Large transactions that the source has sent and not committed, and their size. */
+export interface InProgress {
+  readonly transactions: number;
+  readonly bytes: number;
+  /** Of these, on our disk. */
+  readonly spilledBytes: number;
+}
+
 /** The stream's position. Every lag is between two named positions. */
 export interface SyncStatus {
   /** `live`: the walsender; `catch-up`: the slot functions, while far behind; null while nothing is streamed. */
@@ -69,14 +77,10 @@ export interface SyncStatus {
   readonly transactionsApplied: number;
   readonly changesApplied: number;
   /**
-   * Large transactions that the source has sent and not committed, their size, and how much of it is on our disk; null
-   * where they come when they have committed (PostgreSQL 13, `catch-up`, no disk, a sub-transaction of one was rolled back).
+   * Null where large transactions come when they have committed (PostgreSQL 13, `catch-up`, no disk, a sub-transaction of
+   * one was rolled back).
    */
-  readonly inProgress: {
-    readonly transactions: number;
-    readonly bytes: number;
-    readonly spilledBytes: number;
-  } | null;
+  readonly inProgress: InProgress | null;
   readonly slot: {
     readonly walStatus: string | null;
     readonly retainedBytes: number;

@@ -116,6 +116,9 @@ export class SlotFeed {
     return this.#queue.drained;
   }
 
+  /** Every transaction comes when it has committed. */
+  readonly inProgress = null;
+
   /** Nothing more will come: the rest is the walsender's. */
   get ended(): boolean {
     return this.#queue.ended;

@@ -29,6 +29,8 @@ export class SpilledMessages {
   readonly #xid: number;
   readonly #pool: BufferPool;
   readonly #file: SpillFile;
+  /** A sub-transaction of it was rolled back, and maybe the rest of it is going to be: see sent-rolled-back.ts. */
+  isDoubtful = false;
   /** Those in the file come first. */
   #chunks: Chunk[] = [];
   readonly #from = new LastView();

@@ -11,6 +11,7 @@
 // is sent all of it again. Driven by wal-stream.ts, for each connection anew.
 import { MigrationError } from '../model/errors.ts';
 import { lsnToBigint } from '../model/lsn.ts';
+import type { InProgress } from '../model/progress.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { beginMessage, commitMessage } from './pgoutput-ends.ts';
 import { decodePgoutput } from './pgoutput.ts';
@@ -34,14 +35,6 @@ const LEAST_BYTES = 5;
 /** What is given of a gulp is copied when it is at most this share: it may be kept for long, and the gulp with it. */
 const COPIED_SHARE = 1 / 4;
 
-/** What is gathered of transactions that have not ended. */
-export interface InProgress {
-  readonly transactions: number;
-  readonly bytes: number;
-  /** Of these, on our disk. */
-  readonly spilledBytes: number;
-}
-
 export interface GatherOptions {
   /** For their files. */
   readonly folder: string;
@@ -57,8 +50,6 @@ export class TransactionsInProgress {
   readonly #memoryBytes: number;
   readonly #pool: BufferPool;
   readonly #open = new Map<number, SpilledMessages>();
-  /** Of these a sub-transaction was rolled back, and maybe the rest of them is going to be. */
-  readonly #doubtful = new Set<number>();
   /** The one whose part comes. */
   #part: SpilledMessages | null = null;
   #failure: { readonly error: unknown } | null = null;
@@ -69,6 +60,7 @@ export class TransactionsInProgress {
     this.#pool = new BufferPool(this.#memoryBytes);
   }
 
+  /** What is gathered of transactions that have not ended. */
   get figures(): InProgress {
     const figures = { transactions: this.#open.size, bytes: 0, spilledBytes: 0 };
     for (const { bytes, fileBytes } of this.#open.values()) {
@@ -100,7 +92,6 @@ export class TransactionsInProgress {
     this.#failure ??= { error: new MigrationError('aborted', 'source: the stream was closed') };
     const open = [...this.#open.values()];
     this.#open.clear();
-    this.#doubtful.clear();
     this.#part = null;
     await Promise.all(open.map((messages) => messages.close()));
   }
@@ -142,8 +133,8 @@ export class TransactionsInProgress {
   }
 
   #begin({ xid, first }: StreamStartMessage): SpilledMessages {
-    if (this.#doubtful.has(xid)) throw new SentRolledBack(xid);
     const known = this.#open.get(xid);
+    if (known?.isDoubtful) throw new SentRolledBack(xid);
     if (first === (known !== undefined))
       throw unexpected(`${first ? 'the first' : 'another'} part of the transaction ${xid}`);
     const messages = known ?? new SpilledMessages(xid, this.#options.folder, this.#pool);
@@ -154,7 +145,7 @@ export class TransactionsInProgress {
   async *#commit({ xid, commitLsn, endLsn }: StreamCommitMessage): AsyncGenerator<Gulp> {
     const messages = this.#open.get(xid);
     if (!messages) throw unexpected(`the commit of the transaction ${xid}`);
-    if (this.#doubtful.has(xid)) throw new SentRolledBack(xid);
+    if (messages.isDoubtful) throw new SentRolledBack(xid);
     const commit = lsnToBigint(commitLsn);
     yield single(beginMessage(commit, xid));
     let known: ReadonlySet<number> = new Set();
@@ -174,11 +165,10 @@ export class TransactionsInProgress {
     const messages = this.#open.get(xid);
     if (messages === undefined) return;
     if (xid !== subXid) {
-      this.#doubtful.add(xid);
+      messages.isDoubtful = true;
       return;
     }
     this.#open.delete(xid);
-    this.#doubtful.delete(xid);
     await messages.close();
   }
 

@@ -11,6 +11,7 @@ import type { Client } from 'pg';
 import { LogicalReplicationService } from 'pg-logical-replication';
 import { MigrationError } from '../model/errors.ts';
 import { bigintToLsn, compareLsn, lsnToBigint, ZERO_LSN, type Lsn } from '../model/lsn.ts';
+import type { InProgress } from '../model/progress.ts';
 import { BufferPool } from './buffer-pool.ts';
 import { fromPostgres } from './errors.ts';
 import { GulpQueue } from './gulp-queue.ts';
@@ -24,7 +25,7 @@ import type { SlotRecord } from './slot-record.ts';
 import { wasRolledBack } from './sent-rolled-back.ts';
 import { ident, literal } from './sql.ts';
 import type { TaskScope } from './task-scope.ts';
-import { TransactionsInProgress, type InProgress } from './transactions-in-progress.ts';
+import { TransactionsInProgress } from './transactions-in-progress.ts';
 import { KEEPALIVE, WalWalker, type Gulp } from './wal-walker.ts';
 
 /** What comes alone is read at once; a steady load is read so often, and leaves for the target less often still (replay.ts, GATHER_MS). */

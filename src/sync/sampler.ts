@@ -3,7 +3,7 @@
 import { MigrationError } from '../model/errors.ts';
 import { SLOT_ENDANGERED } from '../model/finding.ts';
 import { compareLsn, lagBytes, type Lsn } from '../model/lsn.ts';
-import type { SyncStatus } from '../model/progress.ts';
+import type { InProgress } from '../model/progress.ts';
 import type { StreamEvent } from '../model/stream.ts';
 import { readSpill, sampleSlot, type SlotHealth } from '../postgres/lag.ts';
 import { ensurePublication } from '../postgres/publication.ts';
@@ -37,7 +37,7 @@ export interface ReplayView {
   readonly applyPid: number;
   readonly feed: 'live' | 'catch-up';
   /** Null: transactions are sent when they have committed. */
-  readonly inProgress: () => SyncStatus['inProgress'];
+  readonly inProgress: () => InProgress | null;
   readonly oldSnapshots: OldSnapshots;
   /** Called with every sample. */
   readonly onSample: (lagBytes: number, slot: SlotHealth['slot']) => void;
@@ -72,7 +72,7 @@ class Sampler {
       readonly figures: ReplayFigures;
       readonly limitedBy: 'source' | 'target' | null;
       readonly feed: 'live' | 'catch-up' | null;
-      readonly inProgress: SyncStatus['inProgress'];
+      readonly inProgress: InProgress | null;
     },
   ): Promise<{ readonly lag: number; readonly lagSeconds: number; readonly slot: SlotHealth['slot'] }> {
     const scope = this.#scope;

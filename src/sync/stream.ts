@@ -26,7 +26,6 @@ import { SentRolledBack } from '../postgres/sent-rolled-back.ts';
 import { SpillFailed } from '../postgres/spill-file.ts';
 import { schemaPlanOf, sleep, type TaskScope } from '../postgres/task-scope.ts';
 import { taskObjectName } from '../postgres/sql.ts';
-import type { InProgress } from '../postgres/transactions-in-progress.ts';
 import { WalStream, type WalStreamOptions } from '../postgres/wal-stream.ts';
 import { Applier } from './apply.ts';
 import { openApplySession } from './apply-session.ts';
@@ -278,9 +277,8 @@ async function streamOnce(
         stored = true;
       },
     });
-    const inProgress = (): InProgress | null => (opened instanceof WalStream ? opened.inProgress : null);
     // The slot functions would have all of it decoded again.
-    const isGathering = (): boolean => (inProgress()?.transactions ?? 0) > 0;
+    const isGathering = (): boolean => (opened.inProgress?.transactions ?? 0) > 0;
     const view: ReplayView = {
       receivedLsn: () => opened.receivedLsn,
       position: () => replay.position,
@@ -288,7 +286,7 @@ async function streamOnce(
       silentMs: () => opened.silentMs,
       applyPid: session.pid,
       feed: kind,
-      inProgress,
+      inProgress: () => opened.inProgress,
       oldSnapshots: new OldSnapshots(scope),
       figures,
       onSample: (lag, found) => {

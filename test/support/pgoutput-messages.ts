@@ -150,13 +150,13 @@ export function encode(message: PgoutputMessage): Buffer {
   }
 }
 
-/** Messages as a feed gives them, in one buffer. */
 /** As it comes between Stream Start and Stop, with the id of its (sub)transaction behind its tag. */
 export function encodeStreamed(message: PgoutputMessage, xid: number): Buffer {
   const plain = encode(message);
   return Buffer.concat([plain.subarray(0, 1), u32(xid), plain.subarray(1)]);
 }
 
+/** Messages as a feed gives them, in one buffer. */
 export function gulpOf(messages: readonly Buffer[]): Gulp {
   const bounds: number[] = [];
   let at = 0;
